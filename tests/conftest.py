@@ -1,0 +1,21 @@
+"""Shared fixtures: fixed seeds, few threads, and where real data lies (if anywhere)."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Root of the real data and weights; tests that use it are marked `data` and skip without it."""
+    root = os.environ.get("ANOMALY_LIB_DATA")
+    if not root or not Path(root).is_dir():
+        pytest.skip("set $ANOMALY_LIB_DATA to a folder of real data and weights")
+    return Path(root)
