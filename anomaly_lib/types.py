@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 Sample = dict[str, Any]
-"""One example: ``image|video|audio|sensors|graph...``, ``label`` (0 normal, 1 anomalous), ``mask``, ``class_name``, ``path``."""
+"""One example: ``image|video|audio|graph...``, ``label`` (0 normal, 1 anomalous), ``mask``, ``path``..."""
 
 
 @dataclass

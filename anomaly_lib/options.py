@@ -1,0 +1,102 @@
+"""Groups of options that several systems share, so that the same thing has the same name everywhere.
+
+A system's Args inherits the groups it needs and changes a default with `config.override`.
+"""
+
+from dataclasses import dataclass
+from typing import Optional
+
+from anomaly_lib.config import Switch, arg
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@dataclass
+class RunArgs:
+    """The run: where results go, seeds, devices."""
+
+    output_dir: Optional[str] = arg(
+        None, "run folder; None = runs/SYSTEM/NAME-HASH, one per set of options", type=str, aliases=["output"]
+    )
+    save_path: Optional[str] = arg(None, "also write the finished checkpoint to this file", type=str)
+    resume: Optional[str] = arg(
+        None, "continue from PATH, 'best' or 'latest' instead of the run folder's own state", type=str
+    )
+    fresh: Switch = arg(False, "start over even if the run folder holds an unfinished or finished run")
+    save_every: int = arg(1, "epochs between checkpoints", at_least=1)
+    seed: int = arg(0, "seed of every random number", at_least=0)
+    device: str = arg("auto", "auto, cpu, cuda or cuda:N")
+    precision: str = arg("fp32", "number format of matrix work; bf16 and fp16 run under autocast", choices=PRECISIONS)
+    num_workers: int = arg(0, "processes that load data", at_least=0, aliases=["workers"])
+
+
+@dataclass
+class TrackArgs:
+    """Trackers (optional, never needed)."""
+
+    tensorboard: Switch = arg(False, "also log to TensorBoard in the run folder")
+    wandb: Switch = arg(False, "also log to Weights & Biases (offline without a login)")
+    wandb_project: str = arg("anomaly_lib", "project name at Weights & Biases")
+    wandb_name: Optional[str] = arg(None, "run name at Weights & Biases; None = the run folder's name", type=str)
+
+
+@dataclass
+class DataArgs:
+    """The data."""
+
+    dataset: str = arg("demo", "layout of the data at --data-path; 'demo' is built in")
+    data_path: Optional[str] = arg(None, "folder of the data set; None = the built-in demo data", type=str)
+    on_error: str = arg(
+        "fail", "a damaged file stops the run, or is skipped and listed in run.json", choices=["fail", "skip"]
+    )
+
+
+@dataclass
+class OptimArgs:
+    """Optimisation."""
+
+    epochs: int = arg(100, "passes over the training data", at_least=0, aliases=["epoch", "num-epochs"])
+    batch_size: int = arg(8, "examples per step", at_least=1)
+    learning_rate: float = arg(1e-3, "peak learning rate", at_least=0, aliases=["lr"])
+    weight_decay: float = arg(0.0, "decoupled weight decay (none on biases and norms)", at_least=0, aliases=["wd"])
+    grad_clip: float = arg(
+        0.0, "clip the gradient norm to this; 0 = off", at_least=0, aliases=["gradient-clip", "clip-grad"]
+    )
+
+
+@dataclass
+class BackboneArgs:
+    """The frozen backbone."""
+
+    backbone: str = arg("demo-clip", "name of the frozen encoder; see python -m anomaly_lib list")
+    weights: Optional[str] = arg(
+        None, "weight file, folder or name; 'random' = untrained, marked in every result", type=str
+    )
+    download: Switch = arg(False, "allow the encoder's library to download its weights")
+
+
+@dataclass
+class CacheArgs:
+    """The feature cache."""
+
+    cache: str = arg("auto", "where encoded features live", choices=["auto", "ram", "disk", "off"])
+    cache_dir: Optional[str] = arg(
+        None, "folder of the disk cache; None = $ANOMALY_LIB_CACHE or ~/.cache/anomaly_lib", type=str
+    )
+
+
+@dataclass
+class EvalArgs:
+    """Evaluation."""
+
+    protocol: str = arg(
+        "clean",
+        "clean = the correct reading; paper = all quirks of the original switched on",
+        choices=["clean", "paper"],
+    )
+    select: str = arg(
+        "last",
+        "which epoch is kept; best-on-test is labelled oracle wherever it is printed",
+        choices=["last", "val", "best-on-test"],
+    )
+    figures: Switch = arg(True, "draw figures at the end of the run")
