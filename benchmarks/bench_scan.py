@@ -1,0 +1,103 @@
+"""How fast is the plain-PyTorch selective scan on this machine, forward + backward, against what else runs without CUDA?
+
+Peers, timed in the same run and interleaved: transformers' MambaMixer (its slow path) and a log-space parallel scan.
+    python benchmarks/bench_scan.py [--repeats 5] [--output scan.json]
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from anomaly_lib.models.mamba import Mamba
+from anomaly_lib.ops.selective_scan import RecomputeScan
+
+SIZES = ((8, 128), (32, 128), (32, 256), (8, 1024))  # batch, length; d_model 128, d_state 16
+TRANSFORMERS_LIMIT = 32 * 256  # batch * length beyond which its slow path takes minutes
+
+
+def log_space_scan(drive: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """h_t = sum_s exp(S_t - S_s) x_s by a parallel log-sum-exp of positive and negative parts; S = cumsum(delta A)."""
+    total = (delta.unsqueeze(2) * A).cumsum(0)  # [L, B, N, E]
+    terms = B.unsqueeze(3) * drive.unsqueeze(2)
+    positive = torch.logcumsumexp(terms.clamp_min(1e-30).log() - total, dim=0) + total
+    negative = torch.logcumsumexp((-terms).clamp_min(1e-30).log() - total, dim=0) + total
+    return torch.einsum("lbne,lbn->lbe", positive.exp() - negative.exp(), C)
+
+
+def timed(work: Callable[[], Tensor]) -> float:
+    start = time.perf_counter()
+    work().sum().backward()
+    return time.perf_counter() - start
+
+
+def mixer_peer(batch: int, length: int) -> Callable[[], Tensor]:
+    from transformers import MambaConfig
+    from transformers.models.mamba.modeling_mamba import MambaMixer
+
+    mixer = MambaMixer(MambaConfig(hidden_size=128, state_size=16, conv_kernel=4, expand=2), layer_idx=0)
+    tokens = torch.randn(batch, length, 128)
+    return lambda: mixer(tokens)
+
+
+def scan_inputs(batch: int, length: int) -> list[Tensor]:
+    shapes = ((length, batch, 256), (length, batch, 256), (16, 256), (length, batch, 16), (length, batch, 16))
+    tensors = [torch.randn(shape) for shape in shapes]
+    tensors[1], tensors[2] = tensors[1].abs() * 0.1, -tensors[2].abs() - 0.5
+    return [t.requires_grad_() for t in tensors]
+
+
+def measure(batch: int, length: int, repeats: int) -> dict[str, object]:
+    mamba, tokens, tensors = (
+        Mamba(d_model=128, backend="torch"),
+        torch.randn(batch, length, 128),
+        scan_inputs(batch, length),
+    )
+    works: dict[str, Callable[[], Tensor]] = {
+        "mamba_block_ours": lambda: mamba(tokens),
+        "scan_ours": lambda: RecomputeScan.apply(*tensors),
+        "scan_log_space": lambda: log_space_scan(*tensors),
+    }
+    if batch * length <= TRANSFORMERS_LIMIT:
+        works["mamba_block_transformers"] = mixer_peer(batch, length)
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    timed(works["mamba_block_ours"])
+    for turn in range(repeats):
+        for name, work in works.items():
+            if name == "mamba_block_transformers" and turn >= max(1, repeats // 3):
+                continue  # seconds a call: fewer turns
+            seconds[name].append(timed(work))
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    row: dict[str, object] = {"batch": batch, "length": length, "seconds": median}
+    row["log_space_over_ours"] = median["scan_log_space"] / median["scan_ours"]
+    if "mamba_block_transformers" in median:
+        row["transformers_over_ours"] = median["mamba_block_transformers"] / median["mamba_block_ours"]
+    return row
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    rows = []
+    for batch, length in SIZES:
+        rows.append(measure(batch, length, args.repeats))
+        print(json.dumps(rows[-1]))
+    report = {"torch": torch.__version__, "machine": platform.processor(), "threads": args.threads, "rows": rows}
+    if args.output:
+        args.output.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
