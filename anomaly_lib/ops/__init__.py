@@ -1,0 +1,38 @@
+"""Pure tensor functions: no state, no files, no flags."""
+
+from anomaly_lib.ops.coreset import coreset_of_chunks, greedy_coreset, projection_size, sparse_projection
+from anomaly_lib.ops.distance import (
+    exact_distances,
+    half_squared_norms,
+    mahalanobis,
+    nearest_neighbours,
+    squared_distances,
+)
+from anomaly_lib.ops.patches import grid_to_rows, neighbourhood_mean, stack_layers, unfold_patches
+from anomaly_lib.ops.perlin import perlin_noise, random_perlin
+from anomaly_lib.ops.smooth import gaussian_blur, gaussian_kernel, upsample_and_smooth, upsample_maps
+from anomaly_lib.ops.windows import window_partition, window_reverse
+
+__all__ = [
+    "coreset_of_chunks",
+    "exact_distances",
+    "gaussian_blur",
+    "gaussian_kernel",
+    "greedy_coreset",
+    "grid_to_rows",
+    "half_squared_norms",
+    "mahalanobis",
+    "nearest_neighbours",
+    "neighbourhood_mean",
+    "perlin_noise",
+    "projection_size",
+    "random_perlin",
+    "sparse_projection",
+    "squared_distances",
+    "stack_layers",
+    "unfold_patches",
+    "upsample_and_smooth",
+    "upsample_maps",
+    "window_partition",
+    "window_reverse",
+]

@@ -1,0 +1,88 @@
+"""Distances between many vectors in bounded memory: nearest neighbours and Mahalanobis."""
+
+import torch
+from torch import Tensor
+
+QUERY_TILE = 1024
+BANK_TILE = 8192
+
+
+def half_squared_norms(rows: Tensor) -> Tensor:
+    """|y|^2 / 2 of every row: what a search needs to know of a bank beforehand."""
+    return rows.float().square().sum(1) / 2
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """[N, M] squared Euclidean distances from one product; clamped at 0, good to about 1e-6 (|a|^2 + |b|^2)."""
+    norms = half_squared_norms(b)
+    scores = torch.addmm(-norms, a.float(), b.float().T)
+    return (a.float().square().sum(1, keepdim=True) - 2 * scores).clamp_(min=0)
+
+
+def exact_distances(queries: Tensor, bank: Tensor, indices: Tensor) -> Tensor:
+    """|query - bank[index]| in difference form (0 to itself): [N, D], [M, D], [N, k] -> [N, k]."""
+    difference = bank[indices].float() - queries.float().unsqueeze(1)  # [N, k, D]
+    return difference.square_().sum(2).sqrt_()
+
+
+def nearest_neighbours(
+    queries: Tensor,
+    bank: Tensor,
+    k: int = 1,
+    *,
+    half_norms: Tensor | None = None,
+    query_tile: int = QUERY_TILE,
+    bank_tile: int = BANK_TILE,
+) -> tuple[Tensor, Tensor]:
+    """Euclidean distances [N, k], nearest first, and their bank rows [N, k].
+
+    The smallest |x - y| has the largest x.y - |y|^2 / 2, which one fused product gives; tiles over queries and bank keep
+    a running top-k, and only the winners' distances are worked out (in difference form). Memory: query_tile x bank_tile.
+    """
+    if k < 1 or k > len(bank):
+        raise ValueError(f"k must lie in 1..{len(bank)} (the number of bank rows), got {k}")
+    if half_norms is None:
+        half_norms = half_squared_norms(bank)
+    distances = torch.empty(len(queries), k, device=queries.device)
+    indices = torch.empty(len(queries), k, dtype=torch.long, device=queries.device)
+    for start in range(0, len(queries), query_tile):
+        rows = slice(start, start + query_tile)
+        tile = queries[rows].float()
+        winners = _running_top(tile, bank, k, half_norms, bank_tile)
+        found = exact_distances(tile, bank, winners)
+        if k > 1:  # equal to rounding in the product, different in the distance: put into true order
+            found, order = found.sort(dim=1, stable=True)
+            winners = winners.gather(1, order)
+        distances[rows], indices[rows] = found, winners
+    return distances, indices
+
+
+def _running_top(queries: Tensor, bank: Tensor, k: int, half_norms: Tensor, bank_tile: int) -> Tensor:
+    """Indices [N, k] of the largest x.y - |y|^2 / 2, bank read in tiles."""
+    best: Tensor | None = None
+    winners = torch.zeros(len(queries), k, dtype=torch.long, device=queries.device)
+    for start in range(0, len(bank), bank_tile):
+        stop = min(start + bank_tile, len(bank))
+        scores = torch.addmm(-half_norms[start:stop], queries, bank[start:stop].to(queries.dtype).T)  # [N, tile]
+        if k == 1:
+            values, places = scores.max(dim=1, keepdim=True)
+        else:
+            values, places = scores.topk(min(k, stop - start), dim=1)
+        places = places + start
+        if best is None:
+            best, winners = values, places
+            continue
+        merged = torch.cat([best, values], dim=1)
+        best, chosen = merged.topk(min(k, merged.shape[1]), dim=1)
+        winners = torch.cat([winners, places], dim=1).gather(1, chosen)
+    return winners
+
+
+def mahalanobis(rows: Tensor, mean: Tensor, cholesky: Tensor) -> Tensor:
+    """sqrt((x - mean)^T S^-1 (x - mean)) with S = L L^T and one Gaussian a position.
+
+    rows [B, P, D], mean [P, D], cholesky L [P, D, D] -> [B, P]: |L^-1 (x - mean)|, no inverse formed.
+    """
+    centred = (rows - mean).permute(1, 2, 0)  # [P, D, B]
+    whitened = torch.linalg.solve_triangular(cholesky, centred, upper=False)
+    return whitened.square().sum(1).sqrt().T
