@@ -1,0 +1,36 @@
+"""Devices and number formats: one place decides what `--device` and `--precision` mean."""
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from anomaly_lib.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` is this process's GPU when there is one (torchrun: the local rank's), else the CPU."""
+    from anomaly_lib.engine.distributed import local_rank
+
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", local_rank() % torch.cuda.device_count())
+    if name == "auto":
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; try --device cpu")
+    return device
+
+
+def autocast_for(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """Autocast to bf16 or fp16; with fp32 a context that changes nothing."""
+    return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")  # type: ignore[return-value]
+
+
+def make_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
+    """Loss scaling, needed by fp16 only; disabled it is a pass-through, so loops need no branch."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")

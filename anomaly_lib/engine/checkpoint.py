@@ -1,0 +1,94 @@
+"""Checkpoints: plain tensors and plain Python types, written whole or not at all, opened without unpickling code."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from anomaly_lib.engine.seed import rng_state, set_rng_state
+from anomaly_lib.errors import UserError
+from anomaly_lib.files import atomic_file
+
+FORMAT = 1
+
+
+class Stateful(Protocol):
+    def state_dict(self) -> Mapping[str, Any]: ...
+    def load_state_dict(self, state_dict: Any) -> Any: ...
+
+
+@dataclass
+class TrainState:
+    """Everything a run needs to go on as if it had never stopped. `model` holds what is trained, not frozen towers."""
+
+    model: Stateful
+    optimizer: Stateful | None = None
+    scheduler: Stateful | None = None
+    scaler: Stateful | None = None
+    ema: Stateful | None = None
+    early_stop: Stateful | None = None
+    best: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)  # a system's own plain payload, e.g. its support list
+
+    PARTS = ("model", "optimizer", "scheduler", "scaler", "ema", "early_stop")
+
+    def to_dict(self) -> dict[str, Any]:
+        parts = {name: getattr(self, name) for name in self.PARTS}
+        states = {name: None if part is None else dict(part.state_dict()) for name, part in parts.items()}
+        return {**states, "best": self.best, "history": self.history, "extra": self.extra, "rng": rng_state()}
+
+    def load_dict(self, saved: Mapping[str, Any], *, rng: bool = True) -> None:
+        for name in self.PARTS:
+            part, state = getattr(self, name), saved.get(name)
+            if part is not None and state is not None:
+                part.load_state_dict(state)
+        self.best, self.history, self.extra = dict(saved["best"]), list(saved["history"]), dict(saved["extra"])
+        if rng:
+            set_rng_state(saved["rng"])
+
+
+def plain(value: Any, where: str = "checkpoint") -> Any:
+    """`value` with paths, NumPy scalars and arrays made plain; anything else foreign is refused by its place."""
+    if value is None or isinstance(value, (bool, int, float, str, torch.Tensor)):
+        return value
+    if isinstance(value, Mapping):
+        return {key: plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "dtype") and hasattr(value, "tolist"):  # NumPy, without importing it
+        return value.tolist() if not getattr(value, "shape", ()) else torch.as_tensor(value)
+    raise TypeError(f"{where}: a {type(value).__name__} does not belong into a checkpoint")
+
+
+def save_checkpoint(path: Path | str, payload: Mapping[str, Any], *, system: str) -> Path:
+    """Write `payload` atomically under `path`."""
+    content = {"format": FORMAT, "system": system, **plain(payload)}
+    with atomic_file(path) as stream:
+        torch.save(content, stream)
+    return Path(path)
+
+
+def load_checkpoint(path: Path | str, *, system: str | None = None) -> dict[str, Any]:
+    """Tensors and plain types of a checkpoint, on the CPU. A foreign, damaged or newer file gets one line."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001  (torch raises many kinds; all mean the file cannot be used)
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
+    if not isinstance(content, dict) or "system" not in content or "format" not in content:
+        raise UserError(
+            f"{path}: not a checkpoint of this library (see scripts/convert_weights.py for foreign weights)"
+        )
+    if content["format"] > FORMAT:
+        raise UserError(f"{path}: written by a newer anomaly_lib (format {content['format']}); upgrade to read it")
+    if system is not None and content["system"] != system:
+        raise UserError(f"{path}: a checkpoint of {content['system']!r}, but {system!r} was expected")
+    return content

@@ -1,0 +1,254 @@
+"""The run folder: what was asked for, how far it got, what came out. One folder, one set of options, one process.
+
+    with Run.open("promptad", args, name="demo-bottle-k1") as run:
+        if run.finished:
+            return run.result()
+        state = TrainState(model=..., optimizer=...)
+        for epoch in range(run.restore(state), args.epochs):
+            for batch in ...:
+                run.stop.check()
+                ...
+            run.end_epoch(state, epoch, {"loss": ...})
+        return run.finish(state, {"image_auroc": ...})
+
+Killing the process at any moment and running the same command again ends with the same weights, bit for bit (CPU).
+"""
+
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from anomaly_lib.config import to_plain
+from anomaly_lib.engine import distributed
+from anomaly_lib.engine.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from anomaly_lib.engine.interrupt import StopSignals, stop_signals
+from anomaly_lib.engine.log import Log, Trackers
+from anomaly_lib.engine.seed import seed_everything
+from anomaly_lib.errors import UserError
+from anomaly_lib.files import atomic_file, read_json, write_json, write_text
+from anomaly_lib.types import RunResult
+
+CHECKPOINT = "checkpoint.pt"
+# Options that change how or where a run happens, not what comes out of it.
+NOT_PART_OF_THE_RESULT = frozenset(
+    "output_dir save_path resume fresh save_every device num_workers tensorboard wandb wandb_project wandb_name "
+    "figures cache cache_dir download".split()
+)
+
+
+def result_options(args: Any) -> dict[str, Any]:
+    return {name: value for name, value in to_plain(args).items() if name not in NOT_PART_OF_THE_RESULT}
+
+
+def options_hash(args: Any) -> str:
+    return hashlib.sha256(json.dumps(result_options(args), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def default_folder(system: str, args: Any, name: str) -> Path:
+    """--output-dir, else beside --save-path, else runs/SYSTEM/NAME-HASH."""
+    if args.output_dir:
+        return Path(args.output_dir)
+    if args.save_path:
+        return Path(args.save_path).with_suffix("")
+    return Path("runs") / system / f"{name}-{options_hash(args)}"
+
+
+def machine_facts() -> dict[str, Any]:
+    """What a reader needs to judge or repeat a result."""
+    from anomaly_lib import __version__
+
+    try:
+        here = Path(__file__).parent
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "anomaly_lib": __version__, "torch": str(torch.__version__), "python": platform.python_version(), "git_commit": commit,
+        "machine": platform.machine(), "threads": torch.get_num_threads(), "gpu": gpu,
+    }  # fmt: skip
+
+
+class Run:
+    """Open with `Run.open`; use as a context manager so that locks are freed and the status tells the truth."""
+
+    def __init__(self, system: str, args: Any, folder: Path) -> None:
+        self.system, self.args, self.dir = system, args, folder
+        self.log = Log(folder)
+        self.stop = StopSignals()
+        self.record: dict[str, Any] = {}
+        self.trackers: Trackers | None = None
+        self._stack = ExitStack()
+        self._started = time.monotonic()
+
+    @classmethod
+    def open(cls, system: str, args: Any, *, name: str) -> "Run":
+        return cls(system, args, default_folder(system, args, name))
+
+    # -- life cycle ---------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> "Run":
+        self.dir.mkdir(parents=True, exist_ok=True)
+        if distributed.is_main():
+            self._lock()
+        earlier = read_json(self.dir / "run.json") if (self.dir / "run.json").is_file() else None
+        if self.args.fresh:
+            earlier = None
+        if earlier is not None:
+            self._refuse_other_options(earlier)
+        distributed.barrier()
+        if self.args.fresh and distributed.is_main():
+            for leftover in [CHECKPOINT, "metrics.jsonl", "log.txt", "run.json"]:
+                (self.dir / leftover).unlink(missing_ok=True)
+        distributed.barrier()
+        self.record = earlier or {
+            "system": self.system, "status": "new", "args": to_plain(self.args), "seed": self.args.seed,
+            "seconds": 0.0, "metrics": {}, "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        }  # fmt: skip
+        self.stop = self._stack.enter_context(stop_signals())
+        if not self.finished:
+            self.record |= {"status": "running", **machine_facts(), "argv": sys.argv[1:]}
+            self._write_record()
+            seed_everything(self.args.seed + 7919 * distributed.rank())
+        self._started = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and not self.finished:
+            interrupted = issubclass(kind, KeyboardInterrupt)
+            reason = str(error).splitlines()[0] if str(error) else kind.__name__
+            self.note(status="interrupted" if interrupted else "failed", error=None if interrupted else reason)
+        if self.trackers is not None:
+            self.trackers.close()
+        self._stack.close()
+
+    def _lock(self) -> None:
+        """Two processes must not write one folder. The lock dies with its process, kill -9 included."""
+        try:
+            import fcntl
+        except ImportError:  # Windows: no lock, no harm for a single user
+            return
+        handle = self._stack.enter_context((self.dir / ".lock").open("w"))
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._stack.close()
+            raise UserError(
+                f"{self.dir}: another process is writing this run; wait for it or choose another --output-dir"
+            ) from None
+
+    def _refuse_other_options(self, earlier: dict[str, Any]) -> None:
+        if earlier.get("system") != self.system:
+            raise UserError(f"{self.dir}: holds a run of {earlier.get('system')!r}; choose another --output-dir")
+        if self.args.resume:
+            return  # asked for in so many words: go on with the options given now
+        old, new = earlier["args"], result_options(self.args)
+        changed = [f"--{k.replace('_', '-')} {old.get(k)} -> {v}" for k, v in new.items() if old.get(k) != v]
+        if changed:
+            raise UserError(
+                f"{self.dir}: holds a run with other options ({'; '.join(changed[:3])}): use --fresh, another --output-dir, or --resume latest"
+            )
+
+    # -- state --------------------------------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        return self.record.get("status") == "finished" and not self.args.resume
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.dir / CHECKPOINT
+
+    def resume_path(self, best_name: str = "best_model.pt") -> Path | None:
+        """The checkpoint to go on from: what --resume names, else this folder's own unfinished one."""
+        if self.args.resume in (None, "latest", "last"):
+            if self.args.resume and not self.checkpoint.is_file():
+                raise UserError(f"--resume {self.args.resume}: there is no {self.checkpoint}")
+            return self.checkpoint if self.checkpoint.is_file() else None
+        path = self.dir / best_name if self.args.resume == "best" else Path(self.args.resume)
+        if not path.is_file():
+            raise UserError(f"--resume {self.args.resume}: there is no {path}")
+        return path
+
+    def restore(self, state: TrainState, *, best_name: str = "best_model.pt") -> int:
+        """Load the state to continue from, if any; returns the first epoch still to do."""
+        path = self.resume_path(best_name)
+        saved = None if path is None else load_checkpoint(path, system=self.system)
+        self.trackers = Trackers(self.dir, self.args, self.log, wandb_run_id=(saved or {}).get("wandb_run_id"))
+        if saved is None:
+            return 0
+        state.load_dict(saved, rng=distributed.rank() == 0)
+        if distributed.is_main():
+            write_text(self.dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in state.history))
+        self.log.line(f"continuing {path} after epoch {saved['epoch']}")
+        return int(saved["epoch"])
+
+    def save(self, state: TrainState, epochs_done: int, name: str = CHECKPOINT) -> Path:
+        """Write a checkpoint into the run folder (main rank only)."""
+        path = self.dir / name
+        if distributed.is_main():
+            run_id = self.trackers.wandb_run_id if self.trackers else None
+            payload = {"args": to_plain(self.args), "epoch": epochs_done, "wandb_run_id": run_id, **state.to_dict()}
+            save_checkpoint(path, payload, system=self.system)
+        return path
+
+    def end_epoch(self, state: TrainState, epoch: int, values: dict[str, float]) -> None:
+        """Log this epoch's figures and, every --save-every epochs and at the end, write the checkpoint."""
+        row = {"epoch": epoch, **{name: float(value) for name, value in values.items()}}
+        state.history.append(row)
+        if distributed.is_main():
+            with (self.dir / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+        if self.trackers is not None:
+            self.trackers.log(epoch, {k: v for k, v in row.items() if k != "epoch"})
+        if (epoch + 1) % self.args.save_every == 0 or epoch + 1 >= getattr(self.args, "epochs", 0):
+            self.save(state, epoch + 1)
+
+    # -- record -------------------------------------------------------------------------------------------------
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to run.json (data fingerprint, support list, skipped files, ...)."""
+        now = time.monotonic()
+        self.record["seconds"] = round(self.record.get("seconds", 0.0) + now - self._started, 3)
+        self._started = now
+        self.record |= facts
+        self._write_record()
+
+    def _write_record(self) -> None:
+        if distributed.is_main():
+            write_json(self.dir / "run.json", self.record)
+
+    def finish(self, state: TrainState | None, metrics: dict[str, float], *, final: Path | None = None) -> RunResult:
+        """Mark the run done. The final checkpoint (`final`, default: the last one) is copied to --save-path."""
+        epochs_done = len(state.history) if state is not None else 0
+        if state is not None:
+            self.save(state, epochs_done)
+        source = final or self.checkpoint
+        if self.args.save_path and source.is_file() and distributed.is_main():
+            with atomic_file(self.args.save_path) as target, source.open("rb") as stream:
+                shutil.copyfileobj(stream, target)
+        self.note(
+            status="finished", metrics={k: float(v) for k, v in metrics.items()}, checkpoint=str(source), error=None
+        )
+        return self.result()
+
+    def result(self) -> RunResult:
+        """What the record says, for a run that is done (now or earlier)."""
+        checkpoint = (
+            Path(self.args.save_path) if self.args.save_path else Path(self.record.get("checkpoint", self.checkpoint))
+        )
+        return RunResult(self.dir, checkpoint if checkpoint.is_file() else None, dict(self.record["metrics"]))
