@@ -1,0 +1,55 @@
+"""Pre-norm transformer blocks of open_clip, run by hand so that one pass can feed several readers."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, L, C] -> [B, heads, L, C / heads]."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """[B, heads, L, d] -> [B, L, heads * d]."""
+    return x.transpose(1, 2).flatten(-2)
+
+
+def project_qkv(attn: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of ``x`` [B, L, C], each [B, heads, L, d], from one matrix product."""
+    q, k, v = F.linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
+    return split_heads(q, attn.num_heads), split_heads(k, attn.num_heads), split_heads(v, attn.num_heads)
+
+
+def attend(attn: nn.MultiheadAttention, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, heads merged, through the block's output projection -> [B, L, C]."""
+    return attn.out_proj(merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=causal)))
+
+
+def feed_forward(block: Any, x: Tensor) -> Tensor:
+    """The second half of a block: x + MLP(LN(x))."""
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
+
+
+def run_block(block: Any, x: Tensor, *, causal: bool = False) -> Tensor:
+    """One pre-norm block on ``x`` [B, L, C]."""
+    q, k, v = project_qkv(block.attn, block.ln_1(x))
+    return feed_forward(block, x + block.ls_1(attend(block.attn, q, k, v, causal=causal)))
+
+
+def run_block_shared(block: Any, prefix: Tensor, suffix: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """A causal block on sequences that begin alike: ``suffix`` row i continues ``prefix`` row ``group[i]``.
+
+    prefix [G, P, C], suffix [N, S, C], group [N]. Causality makes the states of a shared beginning independent of what
+    follows, so they are computed once for each of the G prefixes and only read by the N suffixes.
+    """
+    attn = block.attn
+    q_p, k_p, v_p = project_qkv(attn, block.ln_1(prefix))
+    q_s, k_s, v_s = project_qkv(attn, block.ln_1(suffix))
+    prefix = feed_forward(block, prefix + block.ls_1(attend(attn, q_p, k_p, v_p, causal=True)))
+    keys, values = torch.cat([k_p[group], k_s], dim=2), torch.cat([v_p[group], v_s], dim=2)  # [N, h, P + S, d]
+    seen = torch.ones(q_s.shape[2], keys.shape[2], dtype=torch.bool, device=keys.device).tril(k_p.shape[2])
+    mixed = attn.out_proj(merge_heads(F.scaled_dot_product_attention(q_s, keys, values, attn_mask=seen)))
+    return prefix, feed_forward(block, suffix + block.ls_1(mixed))

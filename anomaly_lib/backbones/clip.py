@@ -1,0 +1,244 @@
+"""CLIP image towers through open_clip: every tap, the pooled feature and PromptAD's value-value path in one pass."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anomaly_lib.backbones.attention import attend, feed_forward, project_qkv
+from anomaly_lib.backbones.base import FrozenBackbone, Layer, last_block, output_names
+from anomaly_lib.backbones.clip_text import ClipText
+from anomaly_lib.backbones.sources import WeightSource, resolve_weights
+from anomaly_lib.backbones.tokenizer import ClipTokenizer, Tokenizer, WordTokenizer
+from anomaly_lib.backbones.weights import file_sha256, is_torchscript, load_into, read_state_dict, strip_prefix
+from anomaly_lib.errors import UserError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+ALIASES = {
+    "ViT-L/14@336px": "ViT-L-14-336:openai",
+    "ViT-L/14": "ViT-L-14:openai",
+    "ViT-B/16": "ViT-B-16:openai",
+    "ViT-B/32": "ViT-B-32:openai",
+}
+# The published weights meant when only the architecture is named.
+DEFAULT_TAGS = {
+    "ViT-B-16-plus-240": "laion400m_e32",
+    "ViT-B-16": "laion400m_e32",
+    "ViT-L-14-336": "openai",
+    "ViT-L-14": "openai",
+    "ViT-B-32": "openai",
+}
+DEMO = "demo-clip"
+DEMO_FILE = Path(__file__).with_name("demo_clip.json")
+NAMED_OUTPUTS = ("pooled", "patch_tokens", "vv_tokens", "next_attn.*")
+_FINAL = ("pooled", "patch_tokens", "vv_tokens")
+# A few thousand parameters with every part of the real thing; only ever with random weights.
+TINY: dict[str, Any] = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 64, "layers": 4, "head_width": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+class ClipBackbone(FrozenBackbone):
+    """A frozen CLIP: ``encode(images)`` for the image tower, ``text`` for the text tower.
+
+    Outputs: ``layer.N`` patch rows after block N; ``next_attn.N`` the same rows after the attention of block N + 1 but
+    before its MLP (what the original PromptAD ends up keeping in its memory); ``pooled`` the image feature;
+    ``patch_tokens`` normed and projected patch rows; ``vv_tokens`` those of the value-value path. Nothing is
+    L2-normalised.
+    """
+
+    def __init__(
+        self,
+        clip: Any,
+        tokenizer: Tokenizer,
+        *,
+        name: str,
+        outputs: Sequence[str],
+        weights_id: str,
+        config: Mapping[str, Any],
+    ) -> None:
+        visual = clip.visual
+        super().__init__(
+            name=name,
+            outputs=outputs,
+            weights_id=weights_id,
+            image_size=tuple(visual.image_size),
+            embed_dim=int(visual.output_dim),
+            width=int(visual.conv1.out_channels),
+            patch_size=int(visual.patch_size[0]),
+            mean=tuple(config.get("mean", CLIP_MEAN)),
+            std=tuple(config.get("std", CLIP_STD)),
+        )
+        self.clip: Any = clip
+        self.text = ClipText(clip, tokenizer, pool=config["text_cfg"].get("pool_type", "argmax"))
+        self._last = last_block(outputs, depth=self.depth, final=_FINAL)
+        self.freeze()
+
+    @property
+    def depth(self) -> int:
+        """Blocks of the image tower."""
+        return len(self.clip.visual.transformer.resblocks)
+
+    @property
+    def projection(self) -> Tensor:
+        """The frozen matrix [width, embed_dim] that carries image tokens into the joint space."""
+        return self.clip.visual.proj
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The stored log temperature (scores are multiplied by its exponential, or, in PromptAD, by itself)."""
+        return self.clip.logit_scale
+
+    def attention(self, index: int) -> nn.MultiheadAttention:
+        """The frozen attention of image block ``index``, for adapters that read its projections."""
+        return self.clip.visual.transformer.resblocks[index].attn
+
+    def _encode(self, batch: Tensor) -> dict[str, Tensor]:
+        if tuple(batch.shape[-2:]) != self.image_size:
+            raise UserError(
+                f"{self.name} takes images of {self.image_size}, got {tuple(batch.shape[-2:])}; set --image-size"
+            )
+        visual = self.clip.visual
+        wants_vv = "vv_tokens" in self.outputs
+        x = visual._embeds(batch)  # [B, 1 + P, C]
+        summed = x  # the value-value stream only ever adds up attention results read off the ordinary stream
+        out: dict[str, Tensor] = {}
+        for index, block in enumerate(visual.transformer.resblocks[: self._last + 1]):
+            q, k, v = project_qkv(block.attn, block.ln_1(x))
+            x = x + block.ls_1(attend(block.attn, q, k, v))
+            if wants_vv:
+                summed = summed + block.ls_1(attend(block.attn, v, v, v))
+            out[f"next_attn.{index - 1}"] = x[:, 1:]
+            x = feed_forward(block, x)
+            out[f"layer.{index}"] = x[:, 1:]
+        # After the last block there is no next attention: the tap keeps the block's own output, as the original does.
+        out[f"next_attn.{self.depth - 1}"] = x[:, 1:]
+        if "pooled" in self.outputs:
+            out["pooled"] = visual._pool(x)[0] @ visual.proj
+        if "patch_tokens" in self.outputs:
+            out["patch_tokens"] = visual.ln_post(x[:, 1:]) @ visual.proj
+        if wants_vv:
+            out["vv_tokens"] = visual.ln_post(summed[:, 1:]) @ visual.proj
+        return out
+
+
+def create_clip(
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    layers: Sequence[Layer] | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    download: bool = False,
+) -> ClipBackbone:
+    """A frozen CLIP by open_clip name (``"ViT-L-14-336:openai"``), open_clip style config file, or ``"demo-clip"``.
+
+    ``NAME:TAG`` picks one of open_clip's published weights; OpenAI's run with QuickGELU. An ``image_size`` other than
+    the trained one interpolates the position table.
+    """
+    name = ALIASES.get(name, name)
+    config, sources = _described(name)
+    path = resolve_weights(name, weights, sources, download=download)
+    if path and is_torchscript(path):
+        config["quick_gelu"] = True  # only OpenAI ships archives, and all of theirs use it
+    if image_size is not None:
+        config["vision_cfg"] = {**config["vision_cfg"], "image_size": image_size}
+    clip = _build(config, name=name, meta=path is not None)
+    if path:
+        _load(clip, path)
+    depth = len(clip.visual.transformer.resblocks)
+    outputs = output_names(layers, depth=depth, named=NAMED_OUTPUTS, default=("pooled", "patch_tokens"), owner=name)
+    weights_id = file_sha256(path) if path else "random"
+    return ClipBackbone(clip, _tokenizer(config), name=name, outputs=outputs, weights_id=weights_id, config=config)
+
+
+def _described(name: str) -> tuple[dict[str, Any], list[WeightSource]]:
+    """The open_clip style config of ``name`` (a copy) and where its weights are published."""
+    if name == "tiny-clip":
+        return json.loads(json.dumps(TINY)), []
+    if name == DEMO or name.endswith(".json"):
+        file = DEMO_FILE if name == DEMO else Path(name)
+        if not file.is_file():
+            raise UserError(f"backbone {name}: {file} not found; give an open_clip style config file")
+        config = json.loads(file.read_text(encoding="utf-8"))
+        return {**config, **config.pop("model_cfg", {})}, [WeightSource(file=file.with_suffix(".safetensors"))]
+    import open_clip
+
+    architecture, _, tag = name.partition(":")
+    config = open_clip.get_model_config(architecture)
+    if config is None:
+        known = ", ".join(model for model in open_clip.list_models() if model.startswith("ViT"))
+        raise UserError(f"no backbone called {name!r}; CLIPs: {DEMO}, tiny-clip, {known}")
+    tag = tag or DEFAULT_TAGS.get(architecture, "")
+    published = open_clip.get_pretrained_cfg(architecture, tag) if tag else {}
+    if tag and not published:
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
+        raise UserError(f"{architecture} has no published weights {tag!r}; known: {known}")
+    config["quick_gelu"] = bool(config.get("quick_gelu") or published.get("quick_gelu"))
+    config.update({key: published[key] for key in ("mean", "std") if key in published})
+    return config, _published(published, tag)
+
+
+def _published(entry: Mapping[str, Any], tag: str) -> list[WeightSource]:
+    """Web address first; the hub copy only where its name carries the same tag (open_clip's table has a slip)."""
+    sources = [WeightSource(url=entry["url"])] if entry.get("url") else []
+    hub = str(entry.get("hf_hub", "")).rstrip("/")
+    if hub and (not sources or hub.endswith(tag)):
+        sources += [
+            WeightSource(hub=hub, filename=file)
+            for file in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+        ]
+    return sources
+
+
+def _build(config: dict[str, Any], *, name: str, meta: bool) -> Any:
+    """The open_clip module of ``config``: empty on the meta device, or with reproducible random weights."""
+    from open_clip.model import CLIP, CustomTextCLIP
+
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    if (
+        vision.get("timm_model_name")
+        or isinstance(vision["layers"], list)
+        or vision.get("attentional_pool")
+        or "multimodal_cfg" in config
+    ):
+        raise UserError(f"{name}: only CLIPs with a plain ViT image tower have taps; choose another architecture")
+    if text.get("hf_model_name"):
+        raise UserError(f"{name}: text towers from Hugging Face are not supported; choose another architecture")
+    wanted = {
+        key: config[key]
+        for key in ("embed_dim", "vision_cfg", "quick_gelu", "init_logit_scale", "init_logit_bias")
+        if key in config
+    }
+    known = {key: value for key, value in text.items() if key not in ("words", "tokenizer_kwargs")}
+    make = CustomTextCLIP if config.get("custom_text") else CLIP
+    if meta:
+        with torch.device("meta"):
+            return make(**wanted, text_cfg=known)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # "random" names one network, so that features cached from it stay valid
+        return make(**wanted, text_cfg=known)
+
+
+def _load(clip: Any, path: Path) -> None:
+    from open_clip.model import resize_pos_embed
+
+    tensors = strip_prefix(read_state_dict(path), clip.state_dict().keys())
+    table = tensors.get("visual.positional_embedding")
+    if table is not None:
+        tensors["visual.positional_embedding"] = table.float()  # half precision cannot be interpolated on a CPU
+        resize_pos_embed(tensors, clip)
+    load_into(clip, tensors, source=str(path), optional=("logit_bias",))
+    tower = clip.text if hasattr(clip, "text") else clip
+    if tower.attn_mask is not None:  # not part of the file; open_clip's own encode_text reads it
+        tower.attn_mask = torch.full(tower.attn_mask.shape, float("-inf")).triu_(1)
+
+
+def _tokenizer(config: Mapping[str, Any]) -> Tokenizer:
+    words = config["text_cfg"].get("words")
+    return WordTokenizer(words) if words else ClipTokenizer()

@@ -1,0 +1,111 @@
+"""CLIP's text tower: differentiable in its input embeddings, so that learned contexts can be trained through it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anomaly_lib.backbones.attention import run_block, run_block_shared
+from anomaly_lib.backbones.tokenizer import Tokenizer
+from anomaly_lib.errors import UserError
+
+
+class ClipText:
+    """Frozen causal text transformer over ``embeddings`` [N, L, C].
+
+    The feature is read at the end-of-text token and attention is causal, so positions behind the last end of text in
+    the batch cannot matter: they are never computed. Prompts of 10 tokens cost 10 positions, not 77.
+    """
+
+    def __init__(self, clip: Any, tokenizer: Tokenizer, *, pool: str = "argmax") -> None:
+        # No module of its own: it reads the parts that belong to `clip`, wherever that has been moved to.
+        self.tower = clip.text if hasattr(clip, "text") else clip
+        self.context_length = int(self.tower.context_length)
+        self.tokenizer = tokenizer
+        self.pool = pool
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return int(self.tower.positional_embedding.shape[-1])
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.tower.transformer.resblocks)
+
+    def tokenize(self, texts: Sequence[str], *, truncate: bool = False) -> Tensor:
+        """Token ids [N, context_length]; a text that does not fit is an error unless ``truncate``."""
+        return self.tokenizer(texts, context_length=self.context_length, truncate=truncate).to(
+            self.tower.token_embedding.weight.device
+        )
+
+    def end_of_text(self, ids: Tensor) -> Tensor:
+        """Position of the end-of-text token in each row of ``ids`` [N, L] -> [N]."""
+        if self.pool == "argmax":
+            return ids.argmax(dim=-1)
+        return (ids == self.tokenizer.end).int().argmax(dim=-1)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings, positions not yet added: [N, L] -> [N, L, C]."""
+        return self.tower.token_embedding(ids)
+
+    def encode(self, embeddings: Tensor, end: Tensor) -> Tensor:
+        """Text features [N, D] of ``embeddings`` [N, L, C] read at ``end`` [N]; gradients flow to the embeddings."""
+        return self.encode_layers(embeddings, end, layers=())[0]
+
+    def encode_layers(self, embeddings: Tensor, end: Tensor, *, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """`encode`, and the tokens [N, T, C] after each block in ``layers`` (T: the last end of text plus one)."""
+        wanted = [layer % self.depth for layer in layers]
+        x = self._positioned(embeddings[:, : int(end.max()) + 1])  # [N, T, C]
+        taps: dict[int, Tensor] = {}
+        for index, block in enumerate(self.tower.transformer.resblocks):
+            x = run_block(block, x, causal=True)
+            if index in wanted:
+                taps[index] = x
+        return self._read(x, end), [taps[index] for index in wanted]
+
+    def encode_shared(self, prefix: Tensor, suffix: Tensor, group: Tensor, end: Tensor) -> Tensor:
+        """`encode` for prompts that begin alike, the common beginnings computed once.
+
+        Prompt i is ``prefix[group[i]]`` ([G, P, C]) followed by ``suffix[i]`` ([N, S, C]); ``end`` [N] counts positions
+        of the whole prompt and lies in the suffix. Equal to encoding the concatenation.
+        """
+        start = prefix.shape[1]
+        length = int(end.max()) + 1
+        head = self._positioned(prefix)
+        tail = self._positioned(suffix[:, : length - start], start=start)
+        for block in self.tower.transformer.resblocks:
+            head, tail = run_block_shared(block, head, tail, group)
+        return self._read(tail, end - start)
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Features [N, D] of plain texts, each distinct text encoded once."""
+        distinct = list(dict.fromkeys(texts))
+        ids = self.tokenize(distinct)
+        features = self.encode(self.embed(ids), self.end_of_text(ids))
+        position = {text: row for row, text in enumerate(distinct)}
+        return features[[position[text] for text in texts]]
+
+    def _positioned(self, embeddings: Tensor, *, start: int = 0) -> Tensor:
+        stop = start + embeddings.shape[1]
+        if stop > self.context_length:
+            raise UserError(
+                f"a prompt of {stop} tokens does not fit the text tower's {self.context_length}; shorten it"
+            )
+        return embeddings + self.tower.positional_embedding[start:stop].to(embeddings.dtype)
+
+    def _read(self, x: Tensor, end: Tensor) -> Tensor:
+        pooled = self.tower.ln_final(x[torch.arange(len(x), device=x.device), end])  # [N, C]
+        projection = self.tower.text_projection
+        if projection is None:
+            return pooled
+        return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+
+
+def replace_tokens(embeddings: Tensor, context: Tensor, *, start: int) -> Tensor:
+    """Put ``context`` [N, K, C] (or [K, C] for all rows) in the place of K token embeddings from ``start`` on."""
+    rows = context.expand(len(embeddings), -1, -1).to(embeddings.dtype)
+    return torch.cat([embeddings[:, :start], rows, embeddings[:, start + rows.shape[1] :]], dim=1)
