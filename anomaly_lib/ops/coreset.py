@@ -68,7 +68,7 @@ class _Front:
             self.distance.scatter_reduce_(0, target, exact, "amin")
 
     def block(self, size: int) -> tuple[Tensor, float, int]:
-        """The `size` farthest points (ties: lowest index), index-ascending; largest value left outside, its first index."""
+        """The `size` farthest points (ties: lowest index) in index order; the largest value outside and its index."""
         size = min(size, len(self.distance))
         if size == len(self.distance):
             return torch.arange(size, device=self.distance.device), -math.inf, 0
@@ -109,9 +109,8 @@ def greedy_coreset(
     never picked again, so with fewer distinct rows than `count` the remaining picks are duplicates in index order.
 
     Exactly the plain loop's answer, in blocks: distances only shrink, so a stale one is an upper bound. While the
-    farthest point of a block is no nearer than every (stale) distance outside, it is the farthest of all; hundreds of picks are
-    made inside a block of a few hundred rows before all n rows are brought up to date with one matrix product. That
-    product only names candidates: whatever lies within its rounding error is recomputed in difference form, so rounding
+    farthest point of a block is no nearer than every (stale) distance outside, it is the farthest of all; hundreds of
+    picks are made inside a block before all n rows are brought up to date with one matrix product. That product only names candidates: whatever lies within its rounding error is recomputed in difference form, so rounding
     and ties decide as in the plain loop. Memory O(n).
     """
     if not 0 < count <= len(points):

@@ -36,8 +36,9 @@ def nearest_neighbours(
 ) -> tuple[Tensor, Tensor]:
     """Euclidean distances [N, k], nearest first, and their bank rows [N, k].
 
-    The smallest |x - y| has the largest x.y - |y|^2 / 2, which one fused product gives; tiles over queries and bank keep
-    a running top-k, and only the winners' distances are worked out (in difference form). Memory: query_tile x bank_tile.
+    The smallest |x - y| has the largest x.y - |y|^2 / 2, which one fused product gives; tiles over queries and bank
+    keep a running top-k, and only the winners' distances are worked out (in difference form).
+    Memory: query_tile x bank_tile.
     """
     if k < 1 or k > len(bank):
         raise ValueError(f"k must lie in 1..{len(bank)} (the number of bank rows), got {k}")

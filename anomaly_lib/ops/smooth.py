@@ -25,7 +25,7 @@ def gaussian_kernel(sigma: float, radius: int | None = None, *, dtype: torch.dty
 
 
 def border_index(size: int, radius: int, border: Border) -> Tensor:
-    """Source row of each row of a padded axis, [size + 2 radius]; -1 where zeros belong. Any radius, beyond size too."""
+    """Source row of each row of a padded axis, [size + 2 radius]; -1 where zeros belong. Any radius."""
     position = torch.arange(-radius, size + radius)
     if border == "replicate":
         return position.clamp(0, size - 1)
