@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ class Log:
 
 def progress(items: Iterable[T], title: str, *, total: int | None = None) -> Iterator[T]:
     """tqdm on a terminal; elsewhere a plain line now and then, so that logs stay readable."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     if not is_main():
         yield from items

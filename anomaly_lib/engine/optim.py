@@ -45,7 +45,8 @@ class NonFiniteGuard:
         self.in_a_row += 1
         if self.in_a_row >= self.limit:
             raise TrainingFailure(
-                f"{what} was not finite {self.in_a_row} steps in a row: lower --learning-rate, set --grad-clip, or use --precision fp32"
+                f"{what} was not finite {self.in_a_row} steps in a row: "
+                "lower --learning-rate, set --grad-clip, or use --precision fp32"
             )
 
     def stepped(self) -> None:

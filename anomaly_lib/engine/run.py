@@ -41,8 +41,8 @@ from anomaly_lib.types import RunResult
 CHECKPOINT = "checkpoint.pt"
 # Options that change how or where a run happens, not what comes out of it.
 NOT_PART_OF_THE_RESULT = frozenset(
-    "output_dir save_path resume fresh save_every device num_workers tensorboard wandb wandb_project wandb_name "
-    "figures cache cache_dir download".split()
+    {"output_dir", "save_path", "resume", "fresh", "save_every", "device", "num_workers", "figures"}
+    | {"tensorboard", "wandb", "wandb_project", "wandb_name", "cache", "cache_dir", "download"}
 )
 
 
@@ -76,9 +76,14 @@ def machine_facts() -> dict[str, Any]:
         commit = None
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "anomaly_lib": __version__, "torch": str(torch.__version__), "python": platform.python_version(), "git_commit": commit,
-        "machine": platform.machine(), "threads": torch.get_num_threads(), "gpu": gpu,
-    }  # fmt: skip
+        "anomaly_lib": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "git_commit": commit,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
 
 
 class Run:
@@ -160,7 +165,8 @@ class Run:
         changed = [f"--{k.replace('_', '-')} {old.get(k)} -> {v}" for k, v in new.items() if old.get(k) != v]
         if changed:
             raise UserError(
-                f"{self.dir}: holds a run with other options ({'; '.join(changed[:3])}): use --fresh, another --output-dir, or --resume latest"
+                f"{self.dir}: holds a run with other options ({'; '.join(changed[:3])}): "
+                "use --fresh, another --output-dir, or --resume latest"
             )
 
     # -- state --------------------------------------------------------------------------------------------------
@@ -238,17 +244,23 @@ class Run:
         if state is not None:
             self.save(state, epochs_done)
         source = final or self.checkpoint
-        if self.args.save_path and source.is_file() and distributed.is_main():
-            with atomic_file(self.args.save_path) as target, source.open("rb") as stream:
-                shutil.copyfileobj(stream, target)
-        self.note(
-            status="finished", metrics={k: float(v) for k, v in metrics.items()}, checkpoint=str(source), error=None
-        )
+        if self.args.save_path and distributed.is_main() and source.is_file():
+            self._publish(source, Path(self.args.save_path))
+        plain_metrics = {name: float(value) for name, value in metrics.items()}
+        self.note(status="finished", metrics=plain_metrics, checkpoint=str(source), error=None)
         return self.result()
 
     def result(self) -> RunResult:
         """What the record says, for a run that is done (now or earlier)."""
-        checkpoint = (
-            Path(self.args.save_path) if self.args.save_path else Path(self.record.get("checkpoint", self.checkpoint))
-        )
+        checkpoint = Path(self.record.get("checkpoint", self.checkpoint))
+        if self.args.save_path and checkpoint.is_file():
+            published = Path(self.args.save_path)
+            if distributed.is_main() and not published.is_file():
+                self._publish(checkpoint, published)
+            checkpoint = published
         return RunResult(self.dir, checkpoint if checkpoint.is_file() else None, dict(self.record["metrics"]))
+
+    @staticmethod
+    def _publish(source: Path, target: Path) -> None:
+        with atomic_file(target) as stream, source.open("rb") as content:
+            shutil.copyfileobj(content, stream)
