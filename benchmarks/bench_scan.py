@@ -1,4 +1,4 @@
-"""How fast is the plain-PyTorch selective scan on this machine, forward + backward, against what else runs without CUDA?
+"""How fast is the plain-PyTorch selective scan here, forward + backward, against what else runs without CUDA?
 
 Peers, timed in the same run and interleaved: transformers' MambaMixer (its slow path) and a log-space parallel scan.
     python benchmarks/bench_scan.py [--repeats 5] [--output scan.json]

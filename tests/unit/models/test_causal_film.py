@@ -1,0 +1,233 @@
+"""Causal-FiLM: golden sizes, golden numbers, identity at step 0, missing modalities, every option trains."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from anomaly_lib.models.causal_film import (
+    BRANCH_PRESETS,
+    CausalFiLM,
+    CausalFiLMConfig,
+    model_config,
+    parse_branches,
+)
+from anomaly_lib.models.causal_film_loss import CausalFiLMLoss, anomaly_score, collapse_monitor, loss_config
+from anomaly_lib.models.causal_film_parts import AntiGenDecoder, GeM, RobustResultEncoder, SensorModulator
+
+SMALL = {"video_dim": 12, "audio_dim": 10, "image_dim": 16, "d_model": 16, "sensor_hidden": 8, "process_heads": 2}
+SMALL_BRANCHES = "2.mean,2.gem,3.mean"
+
+
+def size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def small_batch(batch: int = 4, views: int = 3, branches: int = 3) -> dict:
+    return {
+        "video": torch.randn(batch, 6, 12),
+        "audio": torch.randn(batch, 5, 10),
+        "sensors": torch.randn(batch, 20, 6),
+        "images": [torch.randn(batch, views, 4, 16) for _ in range(branches)],
+        "present": torch.ones(batch, 4, dtype=torch.bool),
+        "views": torch.ones(batch, views, dtype=torch.bool),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "golden"),
+    [
+        ({"branches": "L21+L32"}, 13_508_864),
+        ({"branches": "doc"}, 13_508_866),
+        ({}, 18_264_385),
+        ({"branches": "L21+L32", "d_model": 384, "sensor_hidden": 96}, 10_170_208),
+    ],
+)
+def test_golden_parameter_counts(changes: dict, golden: int) -> None:
+    with torch.device("meta"):
+        assert size(CausalFiLM(model_config("best", **changes))) == golden
+
+
+def test_golden_sizes_of_the_parts() -> None:
+    with torch.device("meta"):
+        model = CausalFiLM(model_config("best", branches="L21+L32"))
+        decoder = AntiGenDecoder()
+    sizes = [size(m) for m in (model.modulator, model.video_projector, model.audio_projector, model.process, decoder)]
+    assert sizes == [366_720, 788_480, 657_408, 6_309_888, 526_336]
+    assert size(model.result) == 4_860_032
+
+
+@pytest.mark.parity
+def test_golden_total_with_the_frozen_backbones() -> None:
+    """1,266,817,664: what the original prints. It includes a dead Linear(1280, 768) behind its frozen image encoder."""
+    transformers = pytest.importorskip("transformers")
+    with torch.device("meta"):
+        video = transformers.VJEPA2Model(transformers.VJEPA2Config(hidden_size=1024, num_hidden_layers=24))
+        audio = transformers.ASTModel(transformers.ASTConfig(frequency_stride=14, time_stride=14))
+        image = transformers.DINOv3ViTModel(
+            transformers.DINOv3ViTConfig(
+                hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20,
+                num_register_tokens=4, use_gated_mlp=True, hidden_act="silu", key_bias=False, patch_size=16,
+            )
+        )  # fmt: skip
+        model = CausalFiLM(model_config("best", branches="L21+L32"))
+        dead = nn.Linear(1280, 768)
+    assert size(audio) == 85_761_024
+    assert size(video) == 325_971_328
+    assert size(image) == 840_592_640
+    assert sum(map(size, (video, audio, image, dead, model))) == 1_266_817_664
+
+
+def test_gem_golden_values_and_limits() -> None:
+    tokens = torch.tensor([[1.0], [2.0], [3.0], [-4.0]])
+    for p, golden in ((1.0, 1.5), (3.0, 2.0800838), (6.0, 2.4152384)):
+        assert GeM(p=p)(tokens).item() == pytest.approx(golden, abs=1e-6)
+    positive = torch.rand(5, 7, 3) + 0.1
+    torch.testing.assert_close(GeM(p=1.0)(positive), positive.mean(-2))
+    torch.testing.assert_close(GeM(p=200.0)(positive), positive.amax(-2), rtol=0.02, atol=0)
+    assert GeM(p=1.0, mode="signed")(tokens).item() == pytest.approx(0.5, abs=1e-6)
+    gem = GeM(p=0.2)
+    torch.testing.assert_close(gem(positive), positive.mean(-2))  # p never falls below 1
+
+
+def test_golden_loss_and_score() -> None:
+    f, g = torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.ones(1, 4)
+    assert anomaly_score(f, g).item() == pytest.approx(25.0871291, abs=1e-5)
+    assert anomaly_score(f, g, kind="cosine").item() == pytest.approx(0.0871291, abs=1e-6)
+    assert anomaly_score(f, g, kind="mean_abs").item() == pytest.approx(1.5)
+    terms = CausalFiLMLoss(loss_config("doc"), d_model=4)(f, g)
+    assert terms["gram"].item() == pytest.approx(2.796875)
+    assert terms["loss"].item() == pytest.approx(0.0871291 + 10 * 1.5 + 2.796875, abs=1e-5)
+    frobenius = CausalFiLMLoss(loss_config("doc", gram_norm="fro"), d_model=4)(f, g)["gram"]
+    assert frobenius.item() == pytest.approx(6.6895442, abs=1e-5)
+
+
+def test_the_text_term_trains_its_own_head() -> None:
+    text = torch.randn(32)
+    loss = CausalFiLMLoss(loss_config("doc"), d_model=8, text=text).eval()
+    z = torch.randn(3, 8)
+    terms = loss(z, z)
+    head = nn.functional.normalize(loss.text_head(z), dim=-1)
+    expected = 1 - (head @ nn.functional.normalize(text, dim=0)).mean()
+    assert terms["text"].item() == pytest.approx(expected.item(), abs=1e-6)
+    assert terms["loss"].item() == pytest.approx(0.1 * expected.item(), abs=1e-5)
+    terms["loss"].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.parameters())
+    assert CausalFiLMLoss(loss_config("best"), d_model=8)(z, z)["text"] == 0  # works without CLIP
+
+
+@pytest.mark.parametrize("kind", ["mamba", "gru", "transformer", "none"])
+def test_modulator_is_the_identity_at_step_0(kind: str) -> None:
+    gamma, beta = SensorModulator(hidden=8, d_model=5, kind=kind)(torch.randn(3, 11, 6))
+    assert torch.equal(gamma, torch.ones(3, 1, 5))
+    assert torch.equal(beta, torch.zeros(3, 1, 5))
+
+
+def test_modulator_sees_the_whole_series_and_ignores_absent_sensors() -> None:
+    modulator = SensorModulator(hidden=8, d_model=5)
+    nn.init.normal_(modulator.head.weight)
+    early = torch.randn(2, 64, 6)
+    late = early.clone()
+    early[:, 0] += 3  # the very first step still reaches the last token
+    assert not torch.allclose(modulator(early)[0], modulator(late)[0], atol=1e-7)
+    gamma, beta = modulator(early, torch.tensor([True, False]))
+    assert torch.equal(gamma[1], torch.ones(1, 5))
+    assert torch.equal(beta[1], torch.zeros(1, 5))
+    assert not torch.equal(gamma[0], torch.ones(1, 5))
+
+
+def test_film_reaches_the_tokens_as_the_formula_says() -> None:
+    model = CausalFiLM(CausalFiLMConfig(**SMALL, branches=SMALL_BRANCHES, split_film=True)).eval()
+    nn.init.normal_(model.modulator.head.bias)
+    batch = small_batch()
+    seen: list[torch.Tensor] = []
+    model.process.register_forward_pre_hook(lambda _, args: seen.extend(args[:2]))
+    out = model(batch)
+    for i, (tokens, net) in enumerate([("video", model.video_projector), ("audio", model.audio_projector)]):
+        torch.testing.assert_close(seen[i], net(batch[tokens]) * out.gamma[:, i : i + 1] + out.beta[:, i : i + 1])
+    assert not torch.equal(out.gamma[:, 0], out.gamma[:, 1])
+
+
+def test_absent_modalities_do_not_leak_and_never_make_nan() -> None:
+    model = CausalFiLM(CausalFiLMConfig(**SMALL, branches=SMALL_BRANCHES)).eval()
+    batch = small_batch()
+    batch["present"][0, 2] = False  # no audio
+    batch["present"][1, 0] = False  # no video
+    batch["present"][2] = torch.tensor([False, True, False, False])
+    first = model(batch)
+    assert all(t.isfinite().all() for t in (first.z_process, first.z_pred, first.z_result))
+    batch["audio"][0], batch["video"][1], batch["sensors"][2] = 99.0, 99.0, 99.0
+    second = model(batch)
+    torch.testing.assert_close(first.z_process, second.z_process)
+    batch["audio"][3] += 1
+    assert not torch.allclose(model(batch).z_process[3], first.z_process[3])
+
+
+def test_view_pooling_takes_the_strongest_real_view() -> None:
+    encoder = RobustResultEncoder(branches=parse_branches("1.mean"), image_dim=8, d_model=6).eval()
+    layers = [torch.randn(2, 3, 4, 8)]
+    alone = torch.stack([encoder([layers[0][:, i : i + 1]]) for i in range(3)], 1)
+    torch.testing.assert_close(encoder(layers), alone.amax(1))
+    views = torch.tensor([[True, False, True], [False, False, False]])
+    pooled = encoder(layers, views)
+    torch.testing.assert_close(pooled[0], alone[0, [0, 2]].amax(0))
+    assert torch.equal(pooled[1], torch.zeros(6))
+    encoder.view_pool = "mean"
+    torch.testing.assert_close(encoder(layers, views)[0], alone[0, [0, 2]].mean(0))
+
+
+VARIANTS = [
+    {},
+    {"branches": "1.max,2.cls"},
+    {"branches": "2.gem", "gem_mode": "softplus", "gate": False},
+    {"branches": "2.gem", "gem_mode": "signed", "reduce": 8, "view_pool": "mean"},
+    {"modulator": "gru", "decoder": "bottleneck", "decoder_activation": "silu"},
+    {"modulator": "transformer", "decoder": "linear_attention"},
+    {"split_film": True, "gate_activation": "relu", "decoder_dropout_position": "input"},
+    {"feature_noise": 0.1, "encoder_dropout": 0.2, "projector_dropout": 0.1},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_every_variant_trains_every_parameter(changes: dict) -> None:
+    model = CausalFiLM(CausalFiLMConfig(**{**SMALL, "branches": SMALL_BRANCHES, **changes}))
+    if model.config.modulator != "none":
+        nn.init.normal_(model.modulator.head.weight, std=0.1)  # zero at step 0: nothing below it would learn yet
+    out = model(small_batch(branches=len(model.branches)))
+    CausalFiLMLoss(loss_config(), d_model=16)(out.z_result, out.z_pred)["loss"].backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        # A key's bias shifts a whole softmax row; the cross attention of the last layer still must learn.
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_masking_acts_in_training_only_and_on_process_features_only() -> None:
+    model = CausalFiLM(CausalFiLMConfig(**SMALL, branches=SMALL_BRANCHES, feature_mask_ratio=0.3))
+    tokens = torch.ones(1, 200, 12)
+    model.train()
+    masked = model._corrupt(tokens)
+    assert (masked == 0).float().mean().item() == pytest.approx(0.3, abs=0.05)
+    torch.testing.assert_close(masked.max(), torch.tensor(1 / 0.7))
+    model.eval()
+    assert torch.equal(model._corrupt(tokens), tokens)
+    batch = small_batch()
+    model.train()
+    torch.testing.assert_close(model.encode_result(batch), model.encode_result(batch))
+
+
+def test_presets_and_bad_names() -> None:
+    assert [b.name for b in parse_branches("best")] == ["L21.mean", "L21.gem", "L32.mean"]
+    assert [b.name for b in parse_branches("doc")] == ["L10.gem", "L21.gem"]
+    assert all(parse_branches(name) for name in BRANCH_PRESETS)
+    assert model_config("stage1").d_model == 256
+    assert loss_config("doc").lambda_l1 == 10.0
+    with pytest.raises(ValueError, match="mean, max, gem, cls"):
+        parse_branches("21.median")
+    with pytest.raises(ValueError, match="best, doc, stage1"):
+        model_config("bset")
+
+
+def test_collapse_monitor_tells_a_constant_encoder() -> None:
+    assert collapse_monitor(torch.ones(8, 4)) == 0
+    assert collapse_monitor(torch.randn(500, 64)) == pytest.approx(math.sqrt(math.pi / 2), rel=0.05)
