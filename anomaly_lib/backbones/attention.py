@@ -23,9 +23,11 @@ def project_qkv(attn: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, Tensor,
     return split_heads(q, attn.num_heads), split_heads(k, attn.num_heads), split_heads(v, attn.num_heads)
 
 
-def attend(attn: nn.MultiheadAttention, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, heads merged, through the block's output projection -> [B, L, C]."""
-    return attn.out_proj(merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=causal)))
+def attend(
+    attn: nn.MultiheadAttention, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, seen: Tensor | None = None
+) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, heads merged, through the output projection -> [B, L, C]. ``seen`` masks keys."""
+    return attn.out_proj(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)))
 
 
 def feed_forward(block: Any, x: Tensor) -> Tensor:
@@ -33,10 +35,10 @@ def feed_forward(block: Any, x: Tensor) -> Tensor:
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
-def run_block(block: Any, x: Tensor, *, causal: bool = False) -> Tensor:
+def run_block(block: Any, x: Tensor, *, causal: bool = False, seen: Tensor | None = None) -> Tensor:
     """One pre-norm block on ``x`` [B, L, C]."""
     q, k, v = project_qkv(block.attn, block.ln_1(x))
-    return feed_forward(block, x + block.ls_1(attend(block.attn, q, k, v, causal=causal)))
+    return feed_forward(block, x + block.ls_1(attend(block.attn, q, k, v, causal=causal, seen=seen)))
 
 
 def run_block_shared(block: Any, prefix: Tensor, suffix: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,5 +53,5 @@ def run_block_shared(block: Any, prefix: Tensor, suffix: Tensor, group: Tensor) 
     prefix = feed_forward(block, prefix + block.ls_1(attend(attn, q_p, k_p, v_p, causal=True)))
     keys, values = torch.cat([k_p[group], k_s], dim=2), torch.cat([v_p[group], v_s], dim=2)  # [N, h, P + S, d]
     seen = torch.ones(q_s.shape[2], keys.shape[2], dtype=torch.bool, device=keys.device).tril(k_p.shape[2])
-    mixed = attn.out_proj(merge_heads(F.scaled_dot_product_attention(q_s, keys, values, attn_mask=seen)))
+    mixed = attend(attn, q_s, keys, values, seen=seen)
     return prefix, feed_forward(block, suffix + block.ls_1(mixed))

@@ -80,6 +80,17 @@ class ClipText:
             head, tail = run_block_shared(block, head, tail, group)
         return self._read(tail, end - start)
 
+    def encode_tree(self, embeddings: Tensor, positions: Tensor, seen: Tensor, ends: Tensor) -> Tensor:
+        """`encode` for prompts merged into a tree of tokens: features [N, D] read at the nodes ``ends`` [N].
+
+        ``embeddings`` [T, C] and ``positions`` [T] belong to the T nodes; node i reads node j where ``seen`` [T, T]: j is i
+        itself or one of its ancestors. Causality makes this equal to encoding every prompt by itself.
+        """
+        x = (embeddings + self.tower.positional_embedding[positions].to(embeddings.dtype)).unsqueeze(0)  # [1, T, C]
+        for block in self.tower.transformer.resblocks:
+            x = run_block(block, x, seen=seen)
+        return self._read(x.expand(len(ends), -1, -1), ends)
+
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Features [N, D] of plain texts, each distinct text encoded once."""
