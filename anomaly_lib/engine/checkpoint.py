@@ -52,7 +52,7 @@ class TrainState:
 
 def plain(value: Any, where: str = "checkpoint") -> Any:
     """`value` with paths, NumPy scalars and arrays made plain; anything else foreign is refused by its place."""
-    if value is None or isinstance(value, (bool, int, float, str, torch.Tensor)):
+    if value is None or type(value) in (bool, int, float, str) or isinstance(value, torch.Tensor):
         return value
     if isinstance(value, Mapping):
         return {key: plain(item, f"{where}[{key!r}]") for key, item in value.items()}
@@ -60,6 +60,8 @@ def plain(value: Any, where: str = "checkpoint") -> Any:
         items = [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
         return tuple(items) if isinstance(value, tuple) else items
     if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, str):  # str subclasses such as torch's version string
         return str(value)
     if hasattr(value, "dtype") and hasattr(value, "tolist"):  # NumPy, without importing it
         return value.tolist() if not getattr(value, "shape", ()) else torch.as_tensor(value)

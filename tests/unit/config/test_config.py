@@ -157,7 +157,9 @@ def test_declaration_traps_are_named() -> None:
         arg(None, "x")
 
 
-WORDS = st.sampled_from(["--fusion_mode", "--fusion-mode=max", "harmonic", "--no_amp", "--amp", "False", "--layers", "2,3", "4", "--gain", "-1.5", "a_b", "--unknown_x"])  # fmt: skip
+WORDS = st.sampled_from(
+    "--fusion_mode --fusion-mode=max harmonic --no_amp --amp False --layers 2,3 4 --gain -1.5 a_b --unknown_x".split()
+)
 
 
 @given(st.lists(WORDS, max_size=8))
