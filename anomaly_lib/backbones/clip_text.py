@@ -83,8 +83,8 @@ class ClipText:
     def encode_tree(self, embeddings: Tensor, positions: Tensor, seen: Tensor, ends: Tensor) -> Tensor:
         """`encode` for prompts merged into a tree of tokens: features [N, D] read at the nodes ``ends`` [N].
 
-        ``embeddings`` [T, C] and ``positions`` [T] belong to the T nodes; node i reads node j where ``seen`` [T, T]: j is i
-        itself or one of its ancestors. Causality makes this equal to encoding every prompt by itself.
+        ``embeddings`` [T, C] and ``positions`` [T] belong to the T nodes; node i reads node j where ``seen`` [T, T]
+        (j is i or an ancestor of it). Causality makes this equal to encoding every prompt by itself.
         """
         x = (embeddings + self.tower.positional_embedding[positions].to(embeddings.dtype)).unsqueeze(0)  # [1, T, C]
         for block in self.tower.transformer.resblocks:
