@@ -2,8 +2,7 @@
 
 AUROC, average precision, F1-max and the per-region overlap change only at scores that some positive holds; between
 two such scores nothing but false positives arrives. So the curve keeps one row per distinct positive score with the
-number of
-negatives above and at it: a few per cent of the pixels, exact whatever the rest looks like.
+number of negatives above and at it: a few per cent of the pixels, exact whatever the rest looks like.
 """
 
 from collections.abc import Callable

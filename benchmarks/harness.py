@@ -1,0 +1,105 @@
+"""What every benchmark shares: medians, peak memory, a JSON file that names the machine and the versions."""
+
+import argparse
+import ctypes
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Measure(NamedTuple):
+    seconds: float  # median
+    peak_mib: float  # resident memory above what was held before; nan where the kernel does not tell
+    value: Any
+
+
+def measure(work: Callable[[], Any], *, repeats: int = 5, warmup: int = 1) -> Measure:
+    """Run `work`, give the median time, the peak memory of the last run and its result."""
+    for _ in range(warmup):
+        work()
+    seconds, value, held = [], None, float("nan")
+    for _ in range(repeats):
+        held = _reset_peak()
+        start = time.perf_counter()
+        value = work()
+        seconds.append(time.perf_counter() - start)
+    return Measure(statistics.median(seconds), _status_mib("VmHWM") - held, value)
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """Where and with what the numbers were measured."""
+    head = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    return {
+        "commit": head.stdout.strip(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in ("torch", "numpy", *packages)},
+    }
+
+
+def finish(report: dict[str, Any], output: Path | None) -> None:
+    """Write the report if a file was asked for."""
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        print(f"written to {output}")
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The flags every benchmark has."""
+    flags = argparse.ArgumentParser(description=description)
+    flags.add_argument("--repeats", type=int, default=5)
+    flags.add_argument("--output", type=Path, help="JSON file for the numbers")
+    return flags
+
+
+def _status_mib(field: str) -> float:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return float("nan")
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(field)), float("nan"))
+
+
+def _reset_peak() -> float:
+    """Give freed memory back and let the kernel forget the highest resident size so far; MiB held now."""
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    except OSError:
+        return float("nan")
+    return _status_mib("VmRSS")
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
