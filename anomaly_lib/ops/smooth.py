@@ -87,5 +87,26 @@ def upsample_and_smooth(
     align_corners: bool = False,
     border: Border = "reflect",
 ) -> Tensor:
-    """Patch scores [B, h, w] -> smoothed anomaly maps at image size (resize first: the order changes the maximum)."""
-    return gaussian_blur(upsample_maps(maps, size, mode=mode, align_corners=align_corners), sigma, border=border)
+    """Patch scores [B, h, w] -> smoothed anomaly maps at image size (resize first: the order changes the maximum).
+
+    Both steps are linear and separable, so one narrow matrix per axis does both: rows [H, h] @ map @ columns [w, W].
+    """
+    if mode == "nearest" or sigma <= 0 or not maps.is_floating_point():
+        return gaussian_blur(upsample_maps(maps, size, mode=mode, align_corners=align_corners), sigma, border=border)
+    axes = zip(maps.shape[-2:], size, strict=True)
+    rows, columns = (_resize_and_blur_matrix(small, large, mode, align_corners, sigma, border) for small, large in axes)
+    return rows.to(maps) @ maps @ columns.to(maps).mT
+
+
+def _resize_and_blur_matrix(
+    small: int, large: int, mode: str, align_corners: bool, sigma: float, border: Border
+) -> Tensor:
+    """[large, small] in float64: resize one axis, then blur it."""
+    if small == large:
+        return blur_matrix(large, sigma, border=border)
+    # Resizing the identity along one axis of a 2-D map reads the axis' weights off the library's own kernel.
+    basis = torch.eye(small, dtype=torch.float64)[None, :, :, None].expand(1, small, small, 2)
+    resized = F.interpolate(basis, size=(large, 2), mode=mode, align_corners=align_corners)[
+        0, :, :, 0
+    ]  # [small, large]
+    return blur_matrix(large, sigma, border=border) @ resized.T
