@@ -1,6 +1,6 @@
 """How several signals become one: score fusion, calibration, FiLM, cross-attention, middle fusion."""
 
-from anomaly_lib.fusion.attention import CrossAttention
+from anomaly_lib.fusion.attention import CrossAttention, multi_head_attention
 from anomaly_lib.fusion.calibration import (
     CALIBRATIONS,
     QuantileCalibration,
@@ -9,8 +9,10 @@ from anomaly_lib.fusion.calibration import (
     quantile_calibration,
     z_score_calibration,
 )
+from anomaly_lib.fusion.cross_modal import CrossModalAttention, FineGrainedAttention
 from anomaly_lib.fusion.film import FiLM, film
-from anomaly_lib.fusion.middle import GatedMiddleFusion
+from anomaly_lib.fusion.late import LATE_FUSIONS, late_fusion_by_name
+from anomaly_lib.fusion.middle import GatedMiddleFusion, ImprovedMiddleFusion
 from anomaly_lib.fusion.score import (
     FUSIONS,
     REFERENCE_MODES,
@@ -31,10 +33,14 @@ from anomaly_lib.fusion.score import (
 __all__ = [
     "CALIBRATIONS",
     "FUSIONS",
+    "LATE_FUSIONS",
     "REFERENCE_MODES",
     "CrossAttention",
+    "CrossModalAttention",
     "FiLM",
+    "FineGrainedAttention",
     "GatedMiddleFusion",
+    "ImprovedMiddleFusion",
     "QuantileCalibration",
     "ZScoreCalibration",
     "calibrate",
@@ -43,9 +49,11 @@ __all__ = [
     "fusion_by_name",
     "harmonic",
     "harmonic_mean",
+    "late_fusion_by_name",
     "maximum",
     "mean",
     "minimum",
+    "multi_head_attention",
     "noisy_or",
     "product",
     "quantile_calibration",
