@@ -4,4 +4,14 @@ Importing this package is cheap: nothing heavy is loaded and no work is done. Ta
 ``from anomaly_lib.metrics import aupro`` or ``detector = anomaly_lib.load("runs/.../checkpoint.pt")``.
 """
 
+from typing import Any
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def load(path: Any) -> Any:
+    """The trained detector stored in a checkpoint: ``load(path).predict(image)`` -> score, map, decision."""
+    from anomaly_lib.recipes import load_detector
+
+    return load_detector(path)
