@@ -5,12 +5,20 @@ from functools import partial
 from pathlib import Path
 
 from anomaly_lib.data.base import Item
+from anomaly_lib.data.demo import demo_items
 from anomaly_lib.data.readers import read_mvtec
 from anomaly_lib.errors import UserError
+
+
+def open_demo(root: Path | str | None, *, classes: Iterable[str] | None = None) -> list[Item]:
+    """The built-in data in memory; with a root, the files that `python -m anomaly_lib demo DIR` wrote there."""
+    return demo_items(categories=classes) if not root else read_mvtec(root, classes=classes)
+
 
 DATASETS: dict[str, Callable[..., list[Item]]] = {
     "mvtec": read_mvtec,
     "btad": read_mvtec,
+    "demo": open_demo,
     "hdmap": partial(read_mvtec, by_domain=True),
 }
 
