@@ -78,8 +78,8 @@ def show_info(_: InfoArgs) -> None:
 
 def check(args: CheckArgs) -> int:
     """Train every recipe's tiny() configuration and read its checkpoint back; the exit code counts."""
-    from anomaly_lib import load
-    from anomaly_lib.recipes import RECIPES, recipe_of
+
+    from anomaly_lib.recipes import RECIPES, load_detector, recipe_of
 
     systems = sorted(set(RECIPES)) if args.system == "all" else [args.system]
     failed = 0
@@ -90,7 +90,7 @@ def check(args: CheckArgs) -> int:
             try:
                 tiny = replace(recipe.tiny(), output_dir=str(Path(folder) / system))
                 result = recipe.train(tiny)
-                load(result.checkpoint)
+                load_detector(result.checkpoint)
             except Exception as error:  # noqa: BLE001  (one broken system must not hide the others)
                 failed += 1
                 print(f"{system:>14}: FAILED ({type(error).__name__}: {error})")

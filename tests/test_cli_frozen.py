@@ -1,0 +1,83 @@
+"""The option set of every Args class is frozen in tests/golden/cli.json, so that a mandated spelling cannot vanish.
+
+After a wanted change: python tests/test_cli_frozen.py --write
+"""
+
+import ast
+import dataclasses
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "anomaly_lib"
+GOLDEN = ROOT / "tests" / "golden" / "cli.json"
+
+
+def args_classes() -> dict[str, type]:
+    """Every dataclass of options in recipes/ and __main__, by module and name."""
+    found = {}
+    for path in [*sorted((PACKAGE / "recipes").glob("*.py")), PACKAGE / "__main__.py"]:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        module = importlib.import_module(name.removesuffix(".__init__"))
+        for key, value in vars(module).items():
+            if isinstance(value, type) and dataclasses.is_dataclass(value) and value.__module__ == module.__name__:
+                fields = dataclasses.fields(value)
+                if fields and all("raw_help" in f.metadata for f in fields):
+                    found[f"{path.stem}.{key}"] = value
+    return found
+
+
+def current() -> dict[str, list[str]]:
+    from anomaly_lib.config import option_strings
+
+    return {name: sorted(option_strings(cls)) for name, cls in sorted(args_classes().items())}
+
+
+def test_options_are_the_frozen_ones() -> None:
+    assert current() == json.loads(GOLDEN.read_text()), "run: python tests/test_cli_frozen.py --write (and say why)"
+
+
+def test_every_declaration_parses() -> None:
+    from anomaly_lib.config import parse
+
+    for name, cls in args_classes().items():
+        assert dataclasses.asdict(parse(cls, [])) == dataclasses.asdict(cls()), name
+
+
+def test_no_option_that_nobody_reads() -> None:
+    read = set()
+    for path in [*PACKAGE.rglob("*.py"), *ROOT.glob("*.py"), *(ROOT / "scripts").rglob("*.py")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        read |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
+        read |= {
+            n.args[1].value
+            for n in ast.walk(tree)
+            if isinstance(n, ast.Call)
+            and getattr(n.func, "id", "") == "getattr"
+            and len(n.args) > 1
+            and isinstance(n.args[1], ast.Constant)
+        }
+    unread = {f"{name}.{f.name}" for name, cls in args_classes().items() for f in dataclasses.fields(cls)} - {
+        f"{name}.{field}" for name in args_classes() for field in read
+    }
+    assert not unread
+
+
+@pytest.mark.parametrize("name", sorted(args_classes()))
+def test_one_thing_has_one_name(name: str) -> None:
+    """Shared options keep their shared names: no second spelling as a field of its own."""
+    foreign = {"lr", "epoch", "num_epochs", "shot_count", "root_dir", "data_dir", "output", "class_name", "workers"}
+    if name.startswith("__main__"):
+        return
+    assert not foreign & {f.name for f in dataclasses.fields(args_classes()[name])}
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    if "--write" in sys.argv:
+        GOLDEN.parent.mkdir(exist_ok=True)
+        GOLDEN.write_text(json.dumps(current(), indent=1) + "\n")
