@@ -1,0 +1,150 @@
+"""The Intel robotic welding layout: a manifest of runs, each with a video, a sound, a sensor table and five photos.
+
+<root>/manifest.csv   CATEGORY, SUBDIRS, SPLIT, ...      <root>/<SUBDIRS>/{*.avi, *.flac, *.csv, images/*.jpg}
+"""
+
+import csv
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from anomaly_lib.errors import UserError
+
+CLASSES = (
+    "good", "excessive_convexity", "undercut", "lack_of_fusion", "porosity_w_excessive_penetration", "porosity",
+    "spatter", "burnthrough", "excessive_penetration", "crater_cracks", "warping", "overlap",
+)  # fmt: skip
+SYNONYMS = {"good_weld": "good", "burn_through": "burnthrough", "crater_crack": "crater_cracks"}
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class RawRun:
+    """One weld as recorded; None or empty where a modality is missing."""
+
+    video: np.ndarray | None = None  # [T, H, W] uint8 grey
+    audio: np.ndarray | None = None  # [samples] float32 at 16 kHz
+    sensors: np.ndarray | None = None  # [T, C] float32
+    photos: tuple[np.ndarray, ...] = ()  # [H, W, 3] uint8 each
+    masks: tuple[np.ndarray, ...] = ()  # [H, W] bool each, demo data only
+
+
+@dataclass(frozen=True, eq=False)
+class WeldRun:
+    """One row of the manifest. `render` makes demo runs without files."""
+
+    run_id: str
+    class_name: str
+    split: str
+    folder: Path
+    group: str = ""  # the configuration: plate, joint, date
+    facts: dict[str, str] = field(default_factory=dict)
+    render: Callable[[], RawRun] | None = None
+
+    @property
+    def class_label(self) -> int:
+        return CLASSES.index(self.class_name)
+
+    @property
+    def label(self) -> int:
+        return int(self.class_label != 0)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when a file of the run does: the key of cached features."""
+        if self.render is not None:
+            return f"demo {self.run_id} {self.facts.get('seed', '')}"
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        return f"{self.run_id} {stats}"
+
+
+def class_of(text: str) -> str:
+    """``Porosity_w_Excessive_Penetration`` or ``porosity_w-excessive penetration`` -> the name in CLASSES."""
+    name = text.strip().lower().replace("-", "_").replace(" ", "_")
+    return SYNONYMS.get(name, name)
+
+
+def read_manifest(root: Path | str, *, seed: int = 42) -> list[WeldRun]:
+    """The runs of `root` whose folders exist, sorted by id.
+
+    Needs manifest.csv (CATEGORY, SUBDIRS, SPLIT) or runs.csv (run_id, label, optional split and configuration); without
+    either nothing is guessed from folder names. Runs without a split get one by `assign_splits`, whole configurations
+    at a time.
+    """
+    root = Path(root)
+    table = next((root / name for name in ("manifest.csv", "runs.csv") if (root / name).is_file()), None)
+    if table is None:
+        raise UserError(
+            f"{root}: no manifest.csv here; write one (python -m anomaly_lib demo --system weld DIR shows how)"
+        )
+    with table.open(newline="", encoding="utf-8-sig") as stream:
+        rows = [
+            {(k or "").strip().lower(): (v or "").strip() for k, v in row.items()} for row in csv.DictReader(stream)
+        ]
+    runs = [_run_of(row, root, table, line) for line, row in enumerate(rows, start=2)]
+    present = [run for run in runs if run.folder.is_dir()]
+    if not present:
+        raise UserError(f"{table}: none of its {len(runs)} run folders exists under {root}")
+    if any(not run.split for run in present):
+        present = assign_splits(present, seed=seed)
+    return sorted(present, key=lambda run: run.run_id)
+
+
+def _run_of(row: dict[str, str], root: Path, table: Path, line: int) -> WeldRun:
+    category = class_of(row.get("category") or row.get("label") or "")
+    where = row.get("subdirs") or row.get("run_id") or ""
+    if category not in CLASSES:
+        raise UserError(f"{table}:{line}: unknown category {category!r}; known are {', '.join(CLASSES)}")
+    if not where:
+        raise UserError(f"{table}:{line}: neither SUBDIRS nor run_id is given")
+    folder = root / where
+    if not folder.is_dir() and (root / "runs" / where).is_dir():
+        folder = root / "runs" / where
+    split = row.get("split", "").lower()
+    if split and split not in SPLITS:
+        raise UserError(f"{table}:{line}: SPLIT must be TRAIN, VAL or TEST, got {split!r}")
+    group = row.get("directory") or row.get("configuration") or str(Path(where).parent)
+    return WeldRun(Path(where).name, category, split, folder, group, row)
+
+
+def assign_splits(
+    runs: Sequence[WeldRun], *, seed: int = 42, train_ratio: float = 0.6, supervised: bool = False
+) -> list[WeldRun]:
+    """New splits, whole configurations together; the rest is halved into VAL and TEST per class.
+
+    Unsupervised: only good welds train. Supervised: every class does, in proportion. Runs of one configuration differ
+    less than configurations do, so splitting inside one would leak.
+    """
+    out: list[WeldRun] = []
+    for name in sorted({run.class_name for run in runs}):
+        groups = defaultdict(list)
+        for run in runs:
+            if run.class_name == name:
+                groups[run.group or run.run_id].append(run)
+        keys = sorted(groups)
+        random.Random(f"{seed} {name}").shuffle(keys)
+        total = sum(map(len, groups.values()))
+        wanted = train_ratio * total if supervised or name == "good" else 0.0
+        counts: Counter[str] = Counter()
+        for key in keys:
+            size = len(groups[key])
+            if counts["train"] + size / 2 <= wanted:
+                split = "train"
+            else:
+                split = "val" if counts["val"] <= counts["test"] else "test"
+            counts[split] += size
+            out += [replace(run, split=split) for run in groups[key]]
+    return sorted(out, key=lambda run: run.run_id)
+
+
+def select_runs(runs: Sequence[WeldRun], split: str, *, normal_only: bool = False) -> list[WeldRun]:
+    chosen = [run for run in runs if run.split == split and (run.label == 0 or not normal_only)]
+    if not chosen:
+        kind = "normal runs" if normal_only else "runs"
+        raise UserError(f"no {kind} in the {split} split: check the SPLIT and CATEGORY columns of manifest.csv")
+    return chosen

@@ -1,0 +1,171 @@
+"""Weld signals to tensors: sensor CSV files and microphone recordings.
+
+Mel spectra are computed with torch: they equal librosa's (`db`) and the AST feature extractor's Kaldi bank (`ast`).
+"""
+
+import csv
+import functools
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anomaly_lib.errors import UserError
+
+SAMPLE_RATE = 16_000
+AST_MEAN, AST_STD = -4.2677393, 4.5689974
+DB_FLOOR = -80.0
+
+
+# -- sensors ------------------------------------------------------------------------------------------------------
+
+
+def read_sensor_csv(path: Path) -> np.ndarray:
+    """The numeric columns [T, C] float32 with NaN for gaps; all-empty and non-numeric columns (dates, ids) are dropped.
+
+    Rows of the public files are one field shorter than their header (`Remarks ` stays empty).
+    """
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as stream:
+            header, *rows = [row for row in csv.reader(stream) if row]
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path}: unreadable sensor file ({error or 'it is empty'})") from None
+    columns = []
+    for i in range(len(header)):
+        texts = [row[i].strip() if i < len(row) else "" for row in rows]
+        values = np.array([_number(text) for text in texts], dtype=np.float32)
+        written = sum(bool(text) for text in texts)
+        if np.isfinite(values).sum() >= max(1, written / 2):
+            columns.append(values)
+    if not columns:
+        raise UserError(f"{path}: no numeric column in this sensor file")
+    return np.stack(columns, axis=1)
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan
+
+
+def resample_series(series: np.ndarray, steps: int, channels: int = 6) -> Tensor:
+    """[T, C] -> [steps, channels]: gaps and new time points by linear interpolation, missing channels are zero."""
+    out = np.zeros((steps, channels), dtype=np.float32)
+    old = np.linspace(0.0, 1.0, len(series))
+    new = np.linspace(0.0, 1.0, steps)
+    for c in range(min(channels, series.shape[1])):
+        known = np.isfinite(series[:, c])
+        if known.any():
+            out[:, c] = np.interp(new, old[known], series[known, c])
+    return torch.from_numpy(out)
+
+
+def standardise(series: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
+    """z-score per channel with the given statistics, or with the sample's own; a constant channel becomes zero."""
+    if mean is None or std is None:
+        mean, std = series.mean(0), series.std(0, unbiased=False)
+    return (series - mean) / torch.where(std < 1e-6, torch.ones_like(std), std)
+
+
+# -- audio --------------------------------------------------------------------------------------------------------
+
+
+def read_audio(path: Path, rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Mono float32 in [-1, 1] at `rate`."""
+    import soundfile
+
+    try:
+        wave, found = soundfile.read(str(path), dtype="float32", always_2d=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: unreadable audio ({error})") from None
+    if not len(wave) or not np.isfinite(wave).all():
+        raise UserError(f"{path}: the recording is empty or has non-finite samples")
+    mono = wave.mean(1)
+    if found != rate:
+        from scipy.signal import resample_poly
+
+        common = math.gcd(found, rate)
+        mono = resample_poly(mono, rate // common, found // common).astype(np.float32)
+    return mono
+
+
+@functools.lru_cache(maxsize=8)
+def slaney_bank(bins: int, mels: int, rate: int) -> Tensor:
+    """Triangular filters [mels, bins] on Slaney's mel scale (linear below 1 kHz), normalised to equal area."""
+    step, log_start, log_step = 200.0 / 3, 1000.0, math.log(6.4) / 27
+
+    def to_mel(hz: float) -> float:
+        return hz / step if hz < log_start else log_start / step + math.log(hz / log_start) / log_step
+
+    points = torch.linspace(0, to_mel(rate / 2), mels + 2, dtype=torch.float64)
+    corner = log_start / step
+    hz = torch.where(points < corner, points * step, log_start * torch.exp(log_step * (points - corner)))
+    frequencies = torch.linspace(0, rate / 2, bins, dtype=torch.float64)
+    bank = _triangles(frequencies, hz)
+    return (bank * (2.0 / (hz[2:] - hz[:-2])).unsqueeze(1)).float()
+
+
+@functools.lru_cache(maxsize=8)
+def kaldi_bank(bins: int, mels: int, rate: int, low: float = 20.0) -> Tensor:
+    """Kaldi's filters [mels, bins]: triangles in mel = 1127 ln(1 + f / 700), height 1."""
+
+    def to_mel(hz: Tensor) -> Tensor:
+        return 1127.0 * torch.log1p(hz / 700.0)
+
+    edges = to_mel(torch.tensor([low, rate / 2], dtype=torch.float64))
+    points = torch.linspace(float(edges[0]), float(edges[1]), mels + 2, dtype=torch.float64)
+    frequencies = torch.arange(bins, dtype=torch.float64) * (rate / (2 * (bins - 1)))
+    return _triangles(to_mel(frequencies), points).float()
+
+
+def _triangles(x: Tensor, points: Tensor) -> Tensor:
+    left, centre, right = points[:-2, None], points[1:-1, None], points[2:, None]
+    return torch.minimum((x - left) / (centre - left), (right - x) / (right - centre)).clamp_min(0)
+
+
+def mel_db(wave: Tensor, *, mels: int = 128, hop: int = 400, n_fft: int = 2048, rate: int = SAMPLE_RATE) -> Tensor:
+    """Slaney mel power in dB below the loudest value, floor -80: [mels, frames], as librosa computes it."""
+    window = torch.hann_window(n_fft)
+    spectrum = torch.stft(wave, n_fft, hop, window=window, center=True, pad_mode="constant", return_complex=True)
+    power = slaney_bank(n_fft // 2 + 1, mels, rate) @ spectrum.abs().square()
+    decibel = 10 * power.clamp_min(1e-10).log10()
+    return (decibel - 10 * power.max().clamp_min(1e-10).log10()).clamp_min(DB_FLOOR)
+
+
+def kaldi_log_mel(wave: Tensor, *, mels: int = 128, rate: int = SAMPLE_RATE) -> Tensor:
+    """Log filter-bank energies [mels, frames]: 25 ms Hann frames every 10 ms, no mean, pre-emphasis 0.97."""
+    size, hop = rate * 25 // 1000, rate * 10 // 1000
+    if len(wave) < size:
+        wave = torch.nn.functional.pad(wave, (0, size - len(wave)))
+    frames = wave.unfold(0, size, hop)
+    frames = frames - frames.mean(1, keepdim=True)
+    previous = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
+    frames = (frames - 0.97 * previous) * torch.hann_window(size, periodic=False)
+    n_fft = 1 << (size - 1).bit_length()
+    power = torch.fft.rfft(frames, n=n_fft).abs().square()  # [frames, bins]
+    bank = kaldi_bank(n_fft // 2 + 1, mels, rate)
+    return (power @ bank.T).clamp_min(torch.finfo(torch.float32).eps).log().T
+
+
+def fit_frames(mel: Tensor, frames: int, select: str = "uniform") -> Tensor:
+    """Bring [mels, T] to [mels, frames]; shorter recordings are padded with the spectrogram's minimum (silence).
+
+    uniform: evenly spaced frames of the whole recording; truncate: the first ones (the original: 0.8 s in which the
+    arc is not yet lit); active: the window with the most energy.
+    """
+    total = mel.shape[1]
+    if total < frames:
+        return torch.nn.functional.pad(mel, (0, frames - total), value=float(mel.min()))
+    if select == "uniform":
+        return mel[:, torch.linspace(0, total - 1, frames).round().long()]
+    if select == "truncate":
+        return mel[:, :frames]
+    if select == "active":
+        energy = torch.cat([torch.zeros(1), (mel - mel.min()).sum(0).cumsum(0)])
+        start = int((energy[frames:] - energy[:-frames]).argmax())
+        return mel[:, start : start + frames]
+    raise ValueError(f"frame selection {select!r}: choose uniform, truncate or active")
