@@ -157,9 +157,8 @@ def test_declaration_traps_are_named() -> None:
         arg(None, "x")
 
 
-WORDS = st.sampled_from(
-    "--fusion_mode --fusion-mode=max harmonic --no_amp --amp False --layers 2,3 4 --gain -1.5 a_b --unknown_x".split()
-)
+SPELLINGS = ["--fusion_mode", "--fusion-mode=max", "--no_amp", "--amp", "--layers", "--gain", "--unknown_x"]
+WORDS = st.sampled_from([*SPELLINGS, "harmonic", "False", "2,3", "4", "-1.5", "a_b"])
 
 
 @given(st.lists(WORDS, max_size=8))
