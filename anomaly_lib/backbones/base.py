@@ -61,6 +61,10 @@ class FrozenBackbone(nn.Module):
             return None
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
+    def dim_of(self, output: str) -> int:
+        """Channels of one output."""
+        return self.embed_dim if output in ("pooled", "patch_tokens", "vv_tokens") else self.width
+
     def freeze(self) -> "FrozenBackbone":
         """Switch off gradients and training mode; constructors call it last."""
         self.requires_grad_(False)
@@ -94,7 +98,7 @@ def output_names(
     """
     if layers is None:
         return tuple(default)
-    patterns = {"layer.*", *named}
+    patterns = {"layer.*", *named} if depth else set(named)
     indexed = {pattern[:-1] for pattern in patterns if pattern.endswith(".*")}
     names: list[str] = []
     for layer in layers:
@@ -109,7 +113,8 @@ def output_names(
             names.append(layer)
         else:
             known = ", ".join(sorted(pattern.replace("*", "N") for pattern in patterns))
-            raise UserError(f"{owner} has no output {layer!r}; choose block numbers 0..{depth - 1} or: {known}")
+            blocks = f"block numbers 0..{depth - 1} or: " if depth else ""
+            raise UserError(f"{owner} has no output {layer!r}; choose {blocks}{known}")
     return tuple(dict.fromkeys(names))
 
 

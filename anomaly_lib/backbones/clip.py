@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +173,9 @@ def _described(name: str) -> tuple[dict[str, Any], list[WeightSource]]:
     architecture, _, tag = name.partition(":")
     config = open_clip.get_model_config(architecture)
     if config is None:
-        known = ", ".join(model for model in open_clip.list_models() if model.startswith("ViT"))
-        raise UserError(f"no backbone called {name!r}; CLIPs: {DEMO}, tiny-clip, {known}")
+        near = get_close_matches(architecture, open_clip.list_models(), n=3, cutoff=0.4)
+        known = ", ".join([DEMO, "resnet18", "dinov2-base", "timm:NAME", "any CLIP of open_clip", *near])
+        raise UserError(f"no backbone called {name!r}; some that exist: {known}")
     tag = tag or DEFAULT_TAGS.get(architecture, "")
     published = open_clip.get_pretrained_cfg(architecture, tag) if tag else {}
     if tag and not published:

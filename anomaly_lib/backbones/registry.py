@@ -4,18 +4,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from anomaly_lib.backbones.base import FrozenBackbone, Layer
+from anomaly_lib.backbones.clip import create_clip
+from anomaly_lib.backbones.huggingface import create_huggingface
+from anomaly_lib.backbones.huggingface_names import KNOWN
+from anomaly_lib.backbones.timm_nets import create_timm
+from anomaly_lib.backbones.torchvision_nets import NETS, create_torchvision
 
-Maker = Callable[..., FrozenBackbone]
-
-
-def _clip() -> Maker:
-    from anomaly_lib.backbones.clip import create_clip
-
-    return create_clip
-
-
-# Families by prefix: "timm:vit_tiny_patch16_224". Values import their library only when called.
-FAMILIES: dict[str, Callable[[], Maker]] = {"clip": _clip}
+# A name may say its family ("timm:resnet18"); without one, torchvision and transformers names come first, then CLIP.
+FAMILIES: dict[str, Callable[..., FrozenBackbone]] = {
+    "clip": create_clip,
+    "huggingface": create_huggingface,
+    "timm": create_timm,
+    "torchvision": create_torchvision,
+}
 
 
 def create_backbone(
@@ -32,13 +33,15 @@ def create_backbone(
     ``"patch_tokens"``, ``"layer2"``); None means the encoder's usual outputs. ``weights`` is a file, a folder,
     ``"random"``, or None for the published ones (see `sources.resolve_weights`).
     """
-    family, bare = family_of(name)
-    return FAMILIES[family]()(bare, weights=weights, layers=layers, image_size=image_size, download=download)
+    family, bare = split_family(name)
+    return FAMILIES[family](bare, weights=weights, layers=layers, image_size=image_size, download=download)
 
 
-def family_of(name: str) -> tuple[str, str]:
-    """Split ``"family:name"``; CLIP needs no prefix."""
+def split_family(name: str) -> tuple[str, str]:
+    """``"timm:resnet18"`` -> ("timm", "resnet18"); names without a family find theirs."""
     head, colon, rest = name.partition(":")
     if colon and head in FAMILIES:
         return head, rest
-    return "clip", name
+    if name in NETS:
+        return "torchvision", name
+    return ("huggingface" if name in KNOWN else "clip"), name

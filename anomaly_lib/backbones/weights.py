@@ -56,7 +56,9 @@ def read_torch_file(path: Path) -> Any:
         with torch.serialization.safe_globals(stand_ins):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # whatever is wrong with the file, the user's remedy is the same
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if reason.startswith("Weights only load failed"):
+            reason = "opening it would run foreign code"
         raise UserError(f"{path}: not a readable weight file ({reason}); fetch or convert it again") from error
 
 
@@ -147,7 +149,8 @@ def load_into(
     wanted = module.state_dict()
     found = strip_prefix(found, wanted.keys())
     skip = tuple(optional)
-    missing = [name for name in wanted if name not in found and not name.startswith(skip)]
+    counters = ".num_batches_tracked"  # of batch norm; older files lack them and no output depends on them
+    missing = [n for n in wanted if n not in found and not n.startswith(skip) and not n.endswith(counters)]
     if missing:
         count = f"{len(missing)} of {len(wanted)} tensors are missing"
         raise UserError(f"{source}: {count}, first {missing[0]!r}; is this the file of another network?")

@@ -1,0 +1,108 @@
+"""Any image network of timm by name, with block or stage taps."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anomaly_lib.backbones.base import FrozenBackbone, Layer, output_names
+from anomaly_lib.backbones.sources import WeightSource, resolve_weights
+from anomaly_lib.backbones.weights import file_sha256, load_into, read_state_dict, strip_prefix
+from anomaly_lib.errors import UserError
+
+
+class TimmBackbone(FrozenBackbone):
+    """A timm network. Transformers answer tokens ``[B, P, C]``, convolutional networks maps ``[B, C, H, W]``.
+
+    ``layer.N`` is block N of a transformer or stage N of a convolutional network; ``pooled`` what the head would get;
+    ``patch_tokens`` the normed patch rows (transformers only).
+    """
+
+    def __init__(
+        self, net: Any, *, name: str, outputs: Sequence[str], weights_id: str, image_size: tuple[int, int]
+    ) -> None:
+        about = net.pretrained_cfg
+        patch = net.patch_embed.patch_size[0] if is_transformer(net) else None
+        super().__init__(
+            name=name,
+            outputs=outputs,
+            weights_id=weights_id,
+            image_size=image_size,
+            embed_dim=int(net.num_features),
+            width=int(net.num_features),
+            patch_size=patch,
+            mean=tuple(about["mean"]),
+            std=tuple(about["std"]),
+            interpolation=about.get("interpolation", "bicubic"),
+        )
+        self.net: Any = net
+        self._taps = sorted(int(name.removeprefix("layer.")) for name in outputs if name.startswith("layer."))
+        self._needs_end = "pooled" in outputs or "patch_tokens" in outputs
+        self.freeze()
+
+    def dim_of(self, output: str) -> int:
+        """Channels of one output."""
+        if output.startswith("layer."):
+            return int(self.net.feature_info[int(output.removeprefix("layer."))]["num_chs"])
+        return self.embed_dim
+
+    def _encode(self, batch: Tensor) -> dict[str, Tensor]:
+        tokens = is_transformer(self.net)
+        final, taps = self.net.forward_intermediates(
+            batch,
+            indices=self._taps or None,
+            output_fmt="NLC" if tokens else "NCHW",
+            stop_early=not self._needs_end,
+        )
+        out = {f"layer.{index}": tap for index, tap in zip(self._taps, taps, strict=False)}
+        if "pooled" in self.outputs:
+            out["pooled"] = self.net.forward_head(final, pre_logits=True)
+        if tokens:
+            out["patch_tokens"] = final[:, self.net.num_prefix_tokens :]
+        return out
+
+
+def is_transformer(net: Any) -> bool:
+    """Plain vision transformers keep a token sequence; everything else keeps maps."""
+    return hasattr(net, "blocks") and hasattr(net, "num_prefix_tokens") and hasattr(net, "patch_embed")
+
+
+def create_timm(
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    layers: Sequence[Layer] | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    download: bool = False,
+) -> TimmBackbone:
+    """A frozen timm network, such as ``"vit_tiny_patch16_224"`` or ``"mobilenetv2_100"``."""
+    import timm
+
+    if name.partition(".")[0] not in timm.list_models():
+        near = ", ".join(timm.list_models(f"*{name[:6]}*")[:8])
+        raise UserError(f"timm has no network {name!r}; near that name: {near or 'nothing (see timm.list_models())'}")
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # "random" names one network, so that features cached from it stay valid
+        net: Any = timm.create_model(name, pretrained=False, num_classes=0)
+        if size and is_transformer(net):
+            net = timm.create_model(name, pretrained=False, num_classes=0, img_size=size)
+    hub = net.pretrained_cfg.get("hf_hub_id") or ""
+    sources = [WeightSource(hub=hub, filename="model.safetensors")] if hub else []
+    path = resolve_weights(name, weights, sources, download=download)
+    if path:
+        tensors = strip_prefix(read_state_dict(path), net.state_dict().keys())
+        convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+        if convert:  # timm's own renames, and position tables resized to this image size
+            tensors = convert({key: value.float() for key, value in tensors.items()}, net)
+        load_into(net, tensors, source=str(path))
+    depth = len(net.feature_info)
+    named = ("pooled", "patch_tokens") if is_transformer(net) else ("pooled",)
+    default = named if is_transformer(net) else (f"layer.{depth - 3}", f"layer.{depth - 2}")
+    outputs = output_names(layers, depth=depth, named=named, default=default, owner=name)
+    weights_id = file_sha256(path) if path else "random"
+    trained = tuple(net.pretrained_cfg["input_size"][-2:])
+    return TimmBackbone(net, name=f"timm:{name}", outputs=outputs, weights_id=weights_id, image_size=size or trained)
