@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from anomaly_lib.data.images import list_images, read_image
-from anomaly_lib.data.weld_manifest import RawRun, WeldRun
+from anomaly_lib.data.weld_manifest import MODALITIES, RawRun, WeldRun
 from anomaly_lib.data.weld_media import VIDEO_SUFFIXES, frame_indices, photo_tensor, read_video, video_tensor
 from anomaly_lib.data.weld_signal import (
     AST_MEAN,
@@ -26,8 +26,6 @@ from anomaly_lib.data.weld_signal import (
     standardise,
 )
 from anomaly_lib.types import Sample
-
-MODALITIES = ("video", "images", "audio", "sensors")  # the order of `present`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,20 +59,19 @@ class WeldSettings:
         return cls(**changes)
 
 
-def load_raw(run: WeldRun, settings: WeldSettings) -> RawRun:
-    """Read what the run folder has; a modality that is not there is None, one that is damaged raises."""
+def load_raw(run: WeldRun, settings: WeldSettings, parts: Sequence[str] = MODALITIES) -> RawRun:
+    """Read the wanted parts of a run; a modality that is not there is None, one that is damaged raises."""
     if run.render is not None:
-        return run.render()
-    photos_folder = run.folder / "images"
-    photo_files = list_images(photos_folder)[: settings.views] if photos_folder.is_dir() else []
-    photos = tuple(read_image(path) for path in photo_files)
-    video_path = _first(run.folder, VIDEO_SUFFIXES) or _frame_folder(run.folder)
-    audio_path, sensor_path = _first(run.folder, (".flac", ".wav", ".mp3")), _first(run.folder, (".csv",))
+        return run.render(parts)
+    video = _first(run.folder, VIDEO_SUFFIXES) or _frame_folder(run.folder)
+    audio, sensors = _first(run.folder, (".flac", ".wav", ".mp3")), _first(run.folder, (".csv",))
+    folder = run.folder / "images"
+    photos = list_images(folder)[: settings.views] if "images" in parts and folder.is_dir() else []
     return RawRun(
-        video=None if video_path is None else read_video(video_path, settings.video_frames),
-        audio=None if audio_path is None else read_audio(audio_path),
-        sensors=None if sensor_path is None else read_sensor_csv(sensor_path),
-        photos=tuple(_as_bytes(photo) for photo in photos),
+        video=read_video(video, settings.video_frames) if video and "video" in parts else None,
+        audio=read_audio(audio) if audio and "audio" in parts else None,
+        sensors=read_sensor_csv(sensors) if sensors and "sensors" in parts else None,
+        photos=tuple(_as_bytes(read_image(path)) for path in photos),
     )
 
 
@@ -101,17 +98,9 @@ def sensor_series(raw: RawRun, settings: WeldSettings) -> Tensor:
 
 def preprocess(raw: RawRun, settings: WeldSettings) -> Sample:
     """Model inputs: video [T, 1 or 3, S, S], images [V, 3, S, S], audio [1, mels, F], sensors [S, C], presence [4]."""
+    video, has_video = process_video(raw, settings)
     images, views = photo_tensor(raw.photos, settings.views, settings.image_size, normalise=settings.image_norm)
-    frames = raw.video
-    if settings.video_source == "images":
-        frames = np.stack([photo.mean(2).astype(np.uint8) for photo in raw.photos]) if raw.photos else None
-    channels = 1 if settings.video_norm == "half" else 3
-    if frames is None:
-        video = torch.zeros(settings.video_frames, channels, settings.video_size, settings.video_size)
-    else:
-        picked = frames[frame_indices(len(frames), settings.video_frames)]
-        video = video_tensor(picked, settings.video_size, settings.video_norm)
-    present = [frames is not None, bool(views.any()), raw.audio is not None, raw.sensors is not None]
+    present = [has_video, bool(views.any()), raw.audio is not None, raw.sensors is not None]
     return {
         "video": video,
         "images": images,
@@ -120,6 +109,18 @@ def preprocess(raw: RawRun, settings: WeldSettings) -> Sample:
         "sensors": normalise_sensors(sensor_series(raw, settings), settings),
         "present": torch.tensor(present),
     }
+
+
+def process_video(raw: RawRun, settings: WeldSettings) -> tuple[Tensor, bool]:
+    """The process video and whether there is one."""
+    frames = raw.video
+    if settings.video_source == "images":
+        frames = np.stack([photo.mean(2).astype(np.uint8) for photo in raw.photos]) if raw.photos else None
+    if frames is None:
+        channels = 1 if settings.video_norm == "half" else 3
+        return torch.zeros(settings.video_frames, channels, settings.video_size, settings.video_size), False
+    picked = frames[frame_indices(len(frames), settings.video_frames)]
+    return video_tensor(picked, settings.video_size, settings.video_norm), True
 
 
 def audio_tensor(wave: np.ndarray | None, settings: WeldSettings) -> Tensor:

@@ -10,14 +10,14 @@ pool, and the width, tint and ripple of the bead. Defects are of three kinds:
 """
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from anomaly_lib.data.weld_manifest import CLASSES, RawRun, WeldRun
+from anomaly_lib.data.weld_manifest import CLASSES, MODALITIES, RawRun, WeldRun
 from anomaly_lib.data.weld_signal import SAMPLE_RATE
 
 MISMATCH = ("excessive_convexity", "undercut", "overlap")
@@ -26,7 +26,7 @@ HEADER = (
     "Date", "Time", "Part No", "Pressure", "CO2 Weld Flow", "Feed", "Primary Weld Current", "Wire Consumed",
     "Secondary Weld Voltage", "Remarks ",
 )  # fmt: skip
-SENSOR_HZ, VIDEO_HZ = 9.1, 30.0
+SENSOR_HZ, VIDEO_HZ = 9.1, 7.5
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,23 @@ def draw_weld(class_name: str, seed: int) -> Weld:
 
 
 def render_weld(
-    weld: Weld, *, seconds: float = 8.0, video_size: int = 64, photo_size: int = 96, views: int = 5
+    weld: Weld,
+    parts: Sequence[str] = MODALITIES,
+    *,
+    seconds: float = 8.0,
+    video_size: int = 64,
+    photo_size: int = 96,
+    views: int = 5,
 ) -> RawRun:
-    """All recordings of a weld; the same weld always gives the same bytes."""
-    rng = np.random.default_rng([weld.seed, 1])
-    sensors, heat_over_time = _sensors(weld, rng, rows=round(seconds * SENSOR_HZ))
-    shots = [_photo(weld, rng, photo_size, view) for view in range(views)]
+    """The wanted recordings of a weld; the same weld always gives the same bytes, whatever else is rendered."""
+    own = {name: np.random.default_rng([weld.seed, i]) for i, name in enumerate(("state", *MODALITIES))}
+    sensors, heat = _sensors(weld, own["state"], rows=round(seconds * SENSOR_HZ))
+    shots = [_photo(weld, own["images"], photo_size, view) for view in range(views if "images" in parts else 0)]
+    frames, samples = round(seconds * VIDEO_HZ), round(seconds * SAMPLE_RATE)
     return RawRun(
-        video=_video(weld, rng, heat_over_time, round(seconds * VIDEO_HZ / 4), video_size),
-        audio=_audio(weld, rng, heat_over_time, round(seconds * SAMPLE_RATE)),
-        sensors=sensors,
+        video=_video(weld, own["video"], heat, frames, video_size) if "video" in parts else None,
+        audio=_audio(weld, own["audio"], heat, samples) if "audio" in parts else None,
+        sensors=sensors if "sensors" in parts else None,
         photos=tuple(photo for photo, _ in shots),
         masks=tuple(mask for _, mask in shots),
     )
@@ -225,7 +232,7 @@ def weld_demo_runs(
             weld_seed = seed * 1_000_003 + number
             run_id = f"01-01-25-{number:04d}-{CODES[name]}"
             weld = draw_weld(name, weld_seed)
-            render: Callable[[], RawRun] = partial(render_weld, weld)
+            render: Callable[[Sequence[str]], RawRun] = partial(render_weld, weld)
             facts = {"seed": str(weld_seed)}
             runs.append(WeldRun(run_id, name, split, Path("demo") / run_id, f"{name}_{split}", facts, render))
     return runs
@@ -249,13 +256,13 @@ def write_weld_demo(
     runs = weld_demo_runs(seed=seed, train=train, good=good, per_defect=per_defect, supervised=supervised)
     for run in runs:
         assert run.render is not None
-        raw = run.render()
+        raw = run.render(MODALITIES)
         video, audio, sensors = (_recorded(part) for part in (raw.video, raw.audio, raw.sensors))
         folder = root / run.group / run.run_id
         (folder / "images").mkdir(parents=True, exist_ok=True)
         height, width = video.shape[1:]
         writer = cv2.VideoWriter(
-            str(folder / f"{run.run_id}.avi"), cv2.VideoWriter.fourcc(*"MJPG"), VIDEO_HZ / 4, (width, height)
+            str(folder / f"{run.run_id}.avi"), cv2.VideoWriter.fourcc(*"MJPG"), VIDEO_HZ, (width, height)
         )
         for frame in video:
             writer.write(cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR))

@@ -18,6 +18,7 @@ CLASSES = (
     "good", "excessive_convexity", "undercut", "lack_of_fusion", "porosity_w_excessive_penetration", "porosity",
     "spatter", "burnthrough", "excessive_penetration", "crater_cracks", "warping", "overlap",
 )  # fmt: skip
+MODALITIES = ("video", "images", "audio", "sensors")  # the order of `present`
 SYNONYMS = {"good_weld": "good", "burn_through": "burnthrough", "crater_crack": "crater_cracks"}
 SPLITS = ("train", "val", "test")
 
@@ -35,7 +36,7 @@ class RawRun:
 
 @dataclass(frozen=True, eq=False)
 class WeldRun:
-    """One row of the manifest. `render` makes demo runs without files."""
+    """One row of the manifest. `render(parts)` makes demo runs without files."""
 
     run_id: str
     class_name: str
@@ -43,7 +44,7 @@ class WeldRun:
     folder: Path
     group: str = ""  # the configuration: plate, joint, date
     facts: dict[str, str] = field(default_factory=dict)
-    render: Callable[[], RawRun] | None = None
+    render: Callable[[Sequence[str]], RawRun] | None = None
 
     @property
     def class_label(self) -> int:
