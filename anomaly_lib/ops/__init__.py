@@ -7,8 +7,9 @@ from anomaly_lib.ops.distance import (
     mahalanobis,
     nearest_neighbours,
     squared_distances,
+    whitening_matrix,
 )
-from anomaly_lib.ops.patches import grid_to_rows, neighbourhood_mean, stack_layers, unfold_patches
+from anomaly_lib.ops.patches import grid_to_rows, neighbourhood_mean, pad_to_multiple, stack_layers, unfold_patches
 from anomaly_lib.ops.perlin import perlin_noise, random_perlin
 from anomaly_lib.ops.smooth import gaussian_blur, gaussian_kernel, upsample_and_smooth, upsample_maps
 from anomaly_lib.ops.windows import window_partition, window_reverse
@@ -24,6 +25,7 @@ __all__ = [
     "mahalanobis",
     "nearest_neighbours",
     "neighbourhood_mean",
+    "pad_to_multiple",
     "perlin_noise",
     "projection_size",
     "random_perlin",
@@ -33,6 +35,7 @@ __all__ = [
     "unfold_patches",
     "upsample_and_smooth",
     "upsample_maps",
+    "whitening_matrix",
     "window_partition",
     "window_reverse",
 ]

@@ -110,8 +110,9 @@ def greedy_coreset(
 
     Exactly the plain loop's answer, in blocks: distances only shrink, so a stale one is an upper bound. While the
     farthest point of a block is no nearer than every (stale) distance outside, it is the farthest of all; hundreds of
-    picks are made inside a block before all n rows are brought up to date with one matrix product. That product only names candidates: whatever lies within its rounding error is recomputed in difference form, so rounding
-    and ties decide as in the plain loop. Memory O(n).
+    picks are made inside a block before all n rows are brought up to date with one matrix product. That product
+    only names candidates: whatever lies within its rounding error is recomputed in difference form, so rounding and
+    ties decide as in the plain loop. Memory O(n).
     """
     if not 0 < count <= len(points):
         raise ValueError(f"a coreset of {count} out of {len(points)} rows is not possible")
@@ -132,19 +133,54 @@ def greedy_coreset(
     return torch.tensor(picked, device=points.device)
 
 
-def coreset_of_chunks(chunks: Iterable[Tensor], count: int, *, oversample: int = 2) -> Tensor:
-    """Rows [count, d] of a set too large for memory: a coreset of each chunk, then a coreset of those.
+def coreset_of_chunks(
+    chunks: Iterable[Tensor],
+    *,
+    count: int | None = None,
+    ratio: float | None = None,
+    select: Callable[[Tensor, int], Tensor] = greedy_coreset,
+    oversample: float = 2.0,
+) -> tuple[Tensor, Tensor]:
+    """Coreset of a set that comes in pieces: its rows [m, d] and their places [m] in the whole sequence.
 
-    Each chunk gives its `oversample * count` farthest points at most; the merge is greedy again, so the covering radius
-    is at most the sum of both levels' radii. With one chunk it is the plain coreset.
+    `select(rows, m)` names m of the given rows. Each chunk is cut to `oversample` times its share, and what is left is
+    selected from once more, so memory stays near one chunk plus oversample * m rows and the covering radius at most the
+    sum of both levels' radii. A single chunk gives the plain coreset. Size: `count` rows, or int(ratio * rows).
     """
-    kept: Tensor | None = None
+    if (count is None) == (ratio is None):
+        raise ValueError("say the size of the coreset either as count or as ratio")
+    kept: list[tuple[Tensor, Tensor]] = []
+    total, waiting = 0, None
     for chunk in chunks:
-        size = min(oversample * count, len(chunk))
-        rows = chunk[greedy_coreset(chunk, size)] if size < len(chunk) else chunk
-        kept = rows if kept is None else torch.cat([kept, rows])
-        if len(kept) > 4 * oversample * count:
-            kept = kept[greedy_coreset(kept, oversample * count)]
-    if kept is None or len(kept) < count:
-        raise ValueError(f"a coreset of {count} needs at least as many rows, got {0 if kept is None else len(kept)}")
-    return kept[greedy_coreset(kept, count)]
+        if waiting is not None:
+            kept.append(_share(*waiting, count=count, ratio=ratio, select=select, oversample=oversample))
+        waiting = (chunk, torch.arange(total, total + len(chunk), device=chunk.device))
+        total += len(chunk)
+    if waiting is None:
+        raise ValueError("a coreset of no rows is not possible")
+    if kept:
+        kept.append(_share(*waiting, count=count, ratio=ratio, select=select, oversample=oversample))
+        waiting = (torch.cat([rows for rows, _ in kept]), torch.cat([places for _, places in kept]))
+    wanted = count if count is not None else int((ratio or 0) * total)
+    rows, places = waiting
+    if not 0 < wanted <= len(rows):
+        raise ValueError(f"a coreset of {wanted} out of {total} rows is not possible")
+    chosen = select(rows, wanted)
+    return rows[chosen], places[chosen]
+
+
+def _share(
+    rows: Tensor,
+    places: Tensor,
+    *,
+    count: int | None,
+    ratio: float | None,
+    select: Callable[[Tensor, int], Tensor],
+    oversample: float,
+) -> tuple[Tensor, Tensor]:
+    wanted = count if count is not None else math.ceil((ratio or 0) * len(rows))
+    wanted = math.ceil(oversample * wanted)
+    if wanted >= len(rows):
+        return rows, places
+    chosen = select(rows, wanted)
+    return rows[chosen], places[chosen]

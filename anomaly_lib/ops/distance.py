@@ -79,11 +79,17 @@ def _running_top(queries: Tensor, bank: Tensor, k: int, half_norms: Tensor, bank
     return winners
 
 
-def mahalanobis(rows: Tensor, mean: Tensor, cholesky: Tensor) -> Tensor:
-    """sqrt((x - mean)^T S^-1 (x - mean)) with S = L L^T and one Gaussian a position.
+def whitening_matrix(covariance: Tensor) -> Tensor:
+    """W [..., D, D] with W^T W = covariance^-1: the inverse of the Cholesky factor, no inverse of the covariance."""
+    factor = torch.linalg.cholesky(covariance)
+    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device).expand_as(factor)
+    return torch.linalg.solve_triangular(factor, identity, upper=False)
 
-    rows [B, P, D], mean [P, D], cholesky L [P, D, D] -> [B, P]: |L^-1 (x - mean)|, no inverse formed.
+
+def mahalanobis(rows: Tensor, mean: Tensor, whitening: Tensor) -> Tensor:
+    """sqrt((x - mean)^T S^-1 (x - mean)) = |W (x - mean)|, one Gaussian a position, W from `whitening_matrix`.
+
+    rows [B, P, D], mean [P, D], whitening [P, D, D] -> [B, P]: one batched product that reads W once for all B images.
     """
     centred = (rows - mean).permute(1, 2, 0)  # [P, D, B]
-    whitened = torch.linalg.solve_triangular(cholesky, centred, upper=False)
-    return whitened.square().sum(1).sqrt().T
+    return (whitening @ centred).square().sum(1).sqrt().T

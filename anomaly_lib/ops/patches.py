@@ -33,3 +33,9 @@ def stack_layers(layers: Sequence[Tensor], mode: Literal["bilinear", "nearest"] 
 def grid_to_rows(features: Tensor) -> Tensor:
     """[B, C, H, W] -> [B * H * W, C], one contiguous row a position."""
     return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column of [B, C, H, W] until both sides divide by `multiple`; nothing is cut or moved."""
+    bottom, right = -images.shape[-2] % multiple, -images.shape[-1] % multiple
+    return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images

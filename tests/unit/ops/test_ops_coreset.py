@@ -59,16 +59,25 @@ def test_impossible_count_and_progress():
     assert all(a < b for (a, _), (b, _) in itertools.pairwise(seen))
 
 
-def test_chunks_cover_the_whole_set():
+@pytest.mark.parametrize("size", [{"count": 60}, {"ratio": 1 / 15}])
+def test_chunks_cover_the_whole_set(size):
     points = torch.randn(900, 6)
-    rows = coreset_of_chunks(points.split(200), 60)
-    assert rows.shape == (60, 6)
-    assert len(rows.unique(dim=0)) == 60
+    rows, places = coreset_of_chunks(points.split(200), **size)
+    assert torch.equal(rows, points[places])
+    assert len(places.unique()) == 60
     radius = nearest_neighbours(points, rows)[0].max()
     best = nearest_neighbours(points, points[greedy_coreset(points, 60)])[0].max()
     assert radius <= 2 * best
-    one = coreset_of_chunks([points], 60, oversample=100)
-    assert torch.equal(one, points[greedy_coreset(points, 60)])
+    assert torch.equal(coreset_of_chunks([points], **size)[1], greedy_coreset(points, 60))
+
+
+def test_chunks_refuse_impossible_sizes():
+    with pytest.raises(ValueError, match="not possible"):
+        coreset_of_chunks([torch.randn(3, 2)], count=4)
+    with pytest.raises(ValueError, match="not possible"):
+        coreset_of_chunks([torch.randn(3, 2)], ratio=0.1)
+    with pytest.raises(ValueError, match="either"):
+        coreset_of_chunks([torch.randn(3, 2)])
 
 
 def test_projection_keeps_distances_and_known_sizes():

@@ -1,0 +1,132 @@
+"""PaDiM (Defard et al., 2021): one Gaussian a position over a random subset of feature channels."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anomaly_lib.ops import mahalanobis, stack_layers, upsample_and_smooth, whitening_matrix
+from anomaly_lib.types import Prediction
+
+DEFAULT_FEATURES = {"resnet18": 100, "wide_resnet50_2": 550}
+RIDGE = 0.01 + 1e-5  # the paper's 0.01 and anomalib's further 1e-5 on the covariance's diagonal
+
+
+class Moments:
+    """Running mean and covariance of [B, P, D] batches at every position; memory does not grow with the images.
+
+    Sums are taken about the first batch's mean, so that large means do not eat the variance's digits.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.shift = self.total = self.outer = torch.empty(0)
+
+    def add(self, rows: Tensor) -> None:
+        rows = rows.transpose(0, 1)  # [P, B, D]
+        if self.count == 0:
+            self.shift = rows.mean(1)  # [P, D]
+            self.total = torch.zeros_like(self.shift)
+            self.outer = rows.new_zeros(*self.shift.shape, rows.shape[2])  # [P, D, D]
+        centred = rows - self.shift.unsqueeze(1)
+        self.count += rows.shape[1]
+        self.total += centred.sum(1)
+        self.outer.baddbmm_(centred.mT, centred)
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """Mean [P, D] and covariance [P, D, D] (divisor N - 1); overwrites the sums."""
+        if self.count < 2:
+            raise ValueError(f"PaDiM needs at least 2 normal images to know a covariance, got {self.count}")
+        mean = self.total / self.count
+        covariance = self.outer.baddbmm_(mean.unsqueeze(2), mean.unsqueeze(1), alpha=-self.count)
+        covariance /= self.count - 1
+        return self.shift + mean, covariance
+
+
+class Padim(nn.Module):
+    """Mahalanobis distance of every patch vector to its position's normal Gaussian."""
+
+    channels: Tensor
+    mean: Tensor
+    whitening: Tensor
+
+    def __init__(
+        self,
+        *,
+        extractor: nn.Module,
+        features: int,
+        layers: Sequence[str] = ("layer1", "layer2", "layer3"),
+        sigma: float = 4.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if features < 1:
+            raise ValueError(f"PaDiM needs at least one feature channel, got {features}")
+        self.extractor = extractor
+        self.features = features
+        self.layers = tuple(layers)
+        self.sigma = sigma
+        self.seed = seed
+        self.register_buffer("channels", torch.empty(0, dtype=torch.long))  # which channels were drawn
+        self.register_buffer("mean", torch.empty(0))  # [P, D]
+        self.register_buffer("whitening", torch.empty(0))  # [P, D, D], W^T W = (covariance + ridge)^-1
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The chosen channels of all layers on the first layer's grid, [B, D, h, w]."""
+        maps = self.extractor(images)
+        return self.embed_maps([maps[name] for name in self.layers])
+
+    def embed_maps(self, maps: Sequence[Tensor]) -> Tensor:
+        """Channels are chosen before the resize: the others are never enlarged."""
+        widths = [x.shape[1] for x in maps]
+        if not self.channels.numel():
+            self._draw_channels(sum(widths), maps[0].device)
+        chosen, places, first = [], [], 0
+        for x, width in zip(maps, widths, strict=True):
+            mine = ((self.channels >= first) & (self.channels < first + width)).nonzero().squeeze(1)
+            chosen.append(x[:, self.channels[mine] - first])
+            places.append(mine)
+            first += width
+        back = torch.cat(places).argsort()  # from layer by layer to the drawn order, which foreign checkpoints share
+        return stack_layers([maps[0][:, :0], *chosen], "nearest")[:, back]
+
+    def _draw_channels(self, total: int, device: torch.device) -> None:
+        if self.features > total:
+            raise ValueError(f"PaDiM cannot keep {self.features} of {total} feature channels")
+        drawn = torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))
+        self.channels = drawn[: self.features].to(device)
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[Tensor]) -> "Padim":
+        """Estimate every position's Gaussian from batches of normal images, one pass, images not kept."""
+        moments = Moments()
+        for images in batches:
+            moments.add(self.embed(images).flatten(2).transpose(1, 2))  # [B, P, D]
+        self.mean, covariance = moments.finish()
+        covariance.diagonal(dim1=1, dim2=2).add_(RIDGE)
+        self.whitening = whitening_matrix(covariance)
+        return self
+
+    def forward(self, images: Tensor) -> Prediction:
+        patch_map = self.score_grid(self.embed(images))
+        maps = upsample_and_smooth(patch_map, (images.shape[-2], images.shape[-1]), sigma=self.sigma)
+        return Prediction(maps.amax((1, 2)), maps)
+
+    def score_grid(self, embedded: Tensor) -> Tensor:
+        """Distances [B, h, w] of patch vectors [B, D, h, w]."""
+        if not self.mean.numel():
+            raise ValueError("PaDiM has no Gaussians yet: fit the detector before it is asked")
+        batch, _, height, width = embedded.shape
+        if height * width != len(self.mean):
+            raise ValueError(
+                f"PaDiM was fitted on {len(self.mean)} positions, this image size gives {height} x {width}"
+            )
+        return mahalanobis(embedded.flatten(2).transpose(1, 2), self.mean, self.whitening).reshape(batch, height, width)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name in ("channels", "mean", "whitening"):  # sizes depend on the data: take the saved ones'
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                setattr(self, name, saved.to(getattr(self, name).device))
+        super()._load_from_state_dict(state_dict, prefix, *rest)

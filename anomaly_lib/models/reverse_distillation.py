@@ -1,0 +1,175 @@
+"""Reverse Distillation (Deng and Li, CVPR 2022): a student decodes the teacher's features from a one-class bottleneck.
+
+Module names follow the published checkpoints. f1, f2, f3 are the teacher's maps at 1/4, 1/8 and 1/16 of the image.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomaly_lib.ops import gaussian_blur
+from anomaly_lib.ops.patches import pad_to_multiple
+from anomaly_lib.ops.smooth import upsample_maps
+from anomaly_lib.types import Prediction
+
+DECODER_BLOCKS = {"resnet18": (2, 2, 2), "resnet34": (3, 4, 6), "resnet50": (3, 4, 6), "wide_resnet50_2": (3, 4, 6)}
+BASIC = {"resnet18", "resnet34"}
+
+
+def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+
+
+def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+
+
+def grow2x2(inputs: int, outputs: int) -> nn.ConvTranspose2d:
+    """Stride-2 transposed convolution: the decoder's mirror of a stride-2 convolution."""
+    return nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=False)
+
+
+class Residual(nn.Module):
+    """A ResNet block of two or three (bottleneck) convolutions; ``grow`` doubles the grid instead of halving it."""
+
+    def __init__(
+        self, *, inputs: int, planes: int, basic: bool, stride: int = 1, grow: bool = False, width: int = 64
+    ) -> None:
+        super().__init__()
+        outputs = planes if basic else planes * 4
+        resized = grow2x2 if grow else lambda i, o: conv3x3(i, o, stride)
+        self.conv1: nn.Module
+        self.conv2: nn.Module
+        if basic:
+            self.conv1, self.bn1 = resized(inputs, planes), nn.BatchNorm2d(planes)
+            self.conv2, self.bn2 = conv3x3(planes, planes), nn.BatchNorm2d(planes)
+        else:
+            middle = planes * width // 64
+            self.conv1, self.bn1 = conv1x1(inputs, middle), nn.BatchNorm2d(middle)
+            self.conv2, self.bn2 = resized(middle, middle), nn.BatchNorm2d(middle)
+            self.conv3, self.bn3 = conv1x1(middle, outputs), nn.BatchNorm2d(outputs)
+        self.basic = basic
+        self.shortcut = "upsample" if grow else "downsample"
+        change: nn.Module | None = None
+        if grow:
+            change = nn.Sequential(grow2x2(inputs, outputs), nn.BatchNorm2d(outputs))
+        elif stride != 1 or inputs != outputs:
+            change = nn.Sequential(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
+        self.add_module(self.shortcut, change)
+
+    def forward(self, x: Tensor) -> Tensor:
+        change = getattr(self, self.shortcut)
+        identity = x if change is None else change(x)
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if not self.basic:
+            y = self.bn3(self.conv3(F.relu(y)))
+        return F.relu(y + identity)
+
+
+def stage(
+    *, inputs: int, planes: int, blocks: int, basic: bool, stride: int = 1, grow: bool = False, width: int = 64
+) -> nn.Sequential:
+    first = Residual(inputs=inputs, planes=planes, basic=basic, stride=stride, grow=grow, width=width)
+    outputs = planes if basic else planes * 4
+    rest = [Residual(inputs=outputs, planes=planes, basic=basic, width=width) for _ in range(blocks - 1)]
+    return nn.Sequential(first, *rest)
+
+
+class Bottleneck(nn.Module):
+    """Multi-scale fusion and one-class embedding: f1, f2 at f3's grid, joined and squeezed by a residual stage."""
+
+    def __init__(self, *, basic: bool) -> None:
+        super().__init__()
+        e = 1 if basic else 4
+        self.conv1, self.bn1 = conv3x3(64 * e, 128 * e, 2), nn.BatchNorm2d(128 * e)
+        self.conv2, self.bn2 = conv3x3(128 * e, 256 * e, 2), nn.BatchNorm2d(256 * e)
+        self.conv3, self.bn3 = conv3x3(128 * e, 256 * e, 2), nn.BatchNorm2d(256 * e)
+        # Never used, kept because published checkpoints hold them.
+        self.conv4, self.bn4 = conv1x1(1024 * e, 512 * e), nn.BatchNorm2d(512 * e)
+        self.conv4.requires_grad_(False)
+        self.bn4.requires_grad_(False)
+        self.bn_layer = stage(inputs=768 * e, planes=512, blocks=2 if basic else 3, basic=basic, stride=2)
+        _kaiming(self)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        first = F.relu(self.bn1(self.conv1(features[0])))
+        first = F.relu(self.bn2(self.conv2(first)))
+        second = F.relu(self.bn3(self.conv3(features[1])))
+        return self.bn_layer(torch.cat([first, second, features[2]], dim=1))
+
+
+class Decoder(nn.Module):
+    """The ResNet in reverse; answers maps of f1's, f2's and f3's shapes."""
+
+    def __init__(self, *, basic: bool, blocks: Sequence[int], width: int = 64) -> None:
+        super().__init__()
+        e = 1 if basic else 4
+        self.layer1 = stage(inputs=512 * e, planes=256, blocks=blocks[0], basic=basic, grow=True, width=width)
+        self.layer2 = stage(inputs=256 * e, planes=128, blocks=blocks[1], basic=basic, grow=True, width=width)
+        self.layer3 = stage(inputs=128 * e, planes=64, blocks=blocks[2], basic=basic, grow=True, width=width)
+        _kaiming(self)
+
+    def forward(self, code: Tensor) -> list[Tensor]:
+        third = self.layer1(code)
+        second = self.layer2(third)
+        return [self.layer3(second), second, third]
+
+
+def _kaiming(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+
+
+class ReverseDistillation(nn.Module):
+    """Frozen teacher, trained bottleneck and decoder; anomaly = 1 - cosine between teacher and student."""
+
+    def __init__(
+        self,
+        *,
+        extractor: nn.Module,
+        backbone: str = "wide_resnet50_2",
+        layers: Sequence[str] = ("layer1", "layer2", "layer3"),
+        map_mode: Literal["add", "multiply"] = "add",
+        sigma: float = 4.0,
+    ) -> None:
+        super().__init__()
+        if backbone not in DECODER_BLOCKS:
+            raise ValueError(f"no decoder mirrors {backbone!r}; there are {', '.join(sorted(DECODER_BLOCKS))}")
+        if len(layers) != 3:
+            raise ValueError(f"Reverse Distillation needs three layers, got {list(layers)}")
+        basic, wide = backbone in BASIC, backbone.startswith("wide")
+        self.encoder = extractor
+        self.bottleneck = Bottleneck(basic=basic)
+        self.decoder = Decoder(basic=basic, blocks=DECODER_BLOCKS[backbone], width=128 if wide else 64)
+        self.layers = tuple(layers)
+        self.map_mode = map_mode
+        self.sigma = sigma
+
+    def teacher_student(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        found = self.encoder(pad_to_multiple(images, 32))
+        teacher = [found[name] for name in self.layers]
+        return teacher, self.decoder(self.bottleneck(teacher))
+
+    def losses(self, images: Tensor) -> dict[str, Tensor]:
+        """Per scale, 1 - cosine of the two maps taken as one long vector each, averaged over the batch."""
+        teacher, student = self.teacher_student(images)
+        return {
+            f"cosine_{name}": (1 - F.cosine_similarity(t.flatten(1), s.flatten(1), dim=1)).mean()
+            for name, t, s in zip(self.layers, teacher, student, strict=True)
+        }
+
+    def forward(self, images: Tensor) -> Prediction:
+        teacher, student = self.teacher_student(images)
+        height, width = images.shape[-2:]
+        padded = height + -height % 32, width + -width % 32
+        maps = [
+            upsample_maps(1 - F.cosine_similarity(t, s, dim=1), padded, align_corners=True)[:, :height, :width]
+            for t, s in zip(teacher, student, strict=True)
+        ]
+        stacked = torch.stack(maps)  # [3, B, H, W]
+        joined = gaussian_blur(stacked.prod(0) if self.map_mode == "multiply" else stacked.sum(0), self.sigma)
+        return Prediction(joined.amax((1, 2)), joined, dict(zip(self.layers, maps, strict=True)))
