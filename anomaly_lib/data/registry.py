@@ -6,6 +6,8 @@ from pathlib import Path
 
 from anomaly_lib.data.base import Item
 from anomaly_lib.data.demo import demo_items
+from anomaly_lib.data.layouts import read_folders, read_visa
+from anomaly_lib.data.meta import read_meta
 from anomaly_lib.data.readers import read_mvtec
 from anomaly_lib.errors import UserError
 
@@ -19,7 +21,10 @@ DATASETS: dict[str, Callable[..., list[Item]]] = {
     "mvtec": read_mvtec,
     "btad": read_mvtec,
     "demo": open_demo,
+    "folder": read_folders,
     "hdmap": partial(read_mvtec, by_domain=True),
+    "meta": read_meta,
+    "visa": read_visa,
 }
 
 

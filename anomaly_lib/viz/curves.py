@@ -36,7 +36,7 @@ def score_histogram(
     axis.set(xlabel="anomaly score", ylabel="images")
     if title:
         axis.set_title(title, loc="left")
-    figure.legend(loc="outside upper right", ncols=3)
+    figure.legend(loc="outside upper left", ncols=2)
     return figure
 
 

@@ -1,0 +1,89 @@
+"""VisA's split file and plain good/bad folders."""
+
+import csv
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+from anomaly_lib.data.base import Item, sort_items
+from anomaly_lib.data.images import list_images
+from anomaly_lib.data.readers import NORMAL_NAMES, existing_root, find_mask, read_mvtec
+from anomaly_lib.errors import UserError
+
+MASK_FOLDERS = ("ground_truth", "masks", "mask", "gt")
+VISA_COLUMNS = ("object", "split", "label", "image", "mask")
+
+
+def read_visa(root: Path | str, *, classes: Iterable[str] | None = None) -> list[Item]:
+    """VisA as downloaded (`split_csv/1cls.csv` beside the class folders) or as prepared in the one-class layout."""
+    root = existing_root(root, "visa")
+    table = root / "split_csv" / "1cls.csv"
+    if not table.is_file():
+        return read_mvtec(root / "1cls" if (root / "1cls").is_dir() else root, classes=classes)
+    with table.open(newline="", encoding="utf-8-sig") as stream:
+        rows = csv.DictReader(stream)
+        missing = [name for name in VISA_COLUMNS if name not in (rows.fieldnames or [])]
+        if missing:
+            raise UserError(f"{table}: column {missing[0]!r} is missing; expected {','.join(VISA_COLUMNS)}")
+        items = [_visa_item(root, table, number, row) for number, row in enumerate(rows, start=2)]
+    return _only_classes(items, classes, root)
+
+
+def _visa_item(root: Path, table: Path, line: int, row: dict[str, str]) -> Item:
+    if row["split"] not in ("train", "test") or row["label"] not in ("normal", "anomaly"):
+        raise UserError(f"{table}:{line}: expected split train|test and label normal|anomaly, got {row}")
+    path, mask = root / row["image"], root / row["mask"] if row["mask"] else None
+    for file in (path, mask):
+        if file is not None and not file.is_file():
+            raise UserError(f"{table}:{line}: {file} does not exist; unpack VisA beside split_csv/")
+    label = int(row["label"] == "anomaly")
+    return Item(path, label, row["object"], row["split"], "bad" if label else "good", mask)
+
+
+def _only_classes(items: list[Item], classes: Iterable[str] | None, root: Path) -> list[Item]:
+    present = sorted({item.class_name for item in items})
+    wanted = set(present if classes is None else classes)
+    for name in sorted(wanted - set(present)):
+        raise UserError(f"--obj {name}: not in {root}; it has {', '.join(present)}")
+    return sort_items(item for item in items if item.class_name in wanted)
+
+
+def read_folders(
+    root: Path | str, *, classes: Iterable[str] | None = None, train_share: float = 0.7, seed: int = 0
+) -> list[Item]:
+    """Your own images: `good/` and `bad/` (or one folder a defect), in the root or in class folders.
+
+    Masks are optional: `ground_truth/<defect>/<stem>[_mask].png` or `masks/<stem>.png`. There is no split on disk, so
+    `train_share` of the good images, drawn by `seed`, become the training split; everything else is test.
+    """
+    root = existing_root(root, "folder")
+    own = _normal_folder(root) is not None
+    found = {root.resolve().name: root} if own else {p.name: p for p in sorted(root.iterdir()) if p.is_dir()}
+    found = {name: path for name, path in found.items() if _normal_folder(path) is not None}
+    if not found:
+        raise UserError(f"--data-path {root}: found no {'/, '.join(NORMAL_NAMES)}/ folder with normal images")
+    items = [item for name, path in found.items() for item in _read_class(path, name, train_share, seed)]
+    return _only_classes(items, classes, root)
+
+
+def _normal_folder(folder: Path) -> Path | None:
+    return next((folder / name for name in NORMAL_NAMES if (folder / name).is_dir()), None)
+
+
+def _read_class(folder: Path, name: str, train_share: float, seed: int) -> list[Item]:
+    normal_folder = _normal_folder(folder)
+    assert normal_folder is not None
+    normal = list_images(normal_folder)
+    if len(normal) < 2:
+        raise UserError(f"{normal_folder}: {len(normal)} images; at least one to train and one to test are needed")
+    count = min(len(normal) - 1, max(1, round(train_share * len(normal))))
+    train = set(random.Random(seed).sample(normal, count))
+    items = [Item(path, 0, name, "train" if path in train else "test") for path in normal]
+    for group in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if group == normal_folder or group.name in MASK_FOLDERS:
+            continue
+        truths = [folder / masks / inner for masks in MASK_FOLDERS for inner in (group.name, ".")]
+        for path in list_images(group):
+            masks = (find_mask(truth, path) for truth in truths if truth.is_dir())
+            items.append(Item(path, 1, name, "test", group.name, next((m for m in masks if m is not None), None)))
+    return items
