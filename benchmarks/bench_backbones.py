@@ -1,0 +1,92 @@
+"""What does one pass with taps cost, against open_clip's plain forward and against a pass for every reader?
+
+And: how many prompts a second when encoding stops at the last end of text, or shares common beginnings.
+
+    python benchmarks/bench_backbones.py [--model ViT-B-16-plus-240] [--output FILE.json]
+"""
+
+from typing import Any
+
+import torch
+from harness import finish, machine, measure, parser
+from torch import Tensor
+
+from anomaly_lib.backbones import create_backbone
+
+
+def separate_passes(net: Any, images: Tensor, taps: list[int]) -> list[Tensor]:
+    """As the originals do it: one forward for the pooled feature, another one with hooks for the patch tokens."""
+    kept: list[Tensor] = []
+    pooled = net.encode_image(images)
+    handles = [net.visual.transformer.resblocks[i].register_forward_hook(lambda m, i, o: kept.append(o)) for i in taps]
+    net.encode_image(images)
+    for handle in handles:
+        handle.remove()
+    return [pooled, *kept]
+
+
+def images_per_second(name: str, batch: int, repeats: int) -> dict[str, float]:
+    depth = len(create_backbone(name, weights="random").clip.visual.transformer.resblocks)
+    taps = [depth // 4 - 1, depth // 2 - 1, 3 * depth // 4 - 1, depth - 1]
+    tapped = create_backbone(name, weights="random", layers=(*taps, "pooled"))
+    dual = create_backbone(name, weights="random", layers=(*taps, "pooled", "vv_tokens"))
+    early = create_backbone(name, weights="random", layers=taps[:2])
+    images = torch.randn(batch, 3, *tapped.image_size)
+    with torch.no_grad():
+        works = {
+            "open_clip plain forward": lambda: tapped.clip.encode_image(images),
+            "one pass, 4 taps + pooled": lambda: tapped.encode(images),
+            "one pass, 4 taps + pooled + v-v path": lambda: dual.encode(images),
+            "one pass, first 2 taps only": lambda: early.encode(images),
+            "two passes with hooks": lambda: separate_passes(tapped.clip, images, taps),
+        }
+        return {label: batch / measure(work, repeats=repeats).seconds for label, work in works.items()}
+
+
+def prompts_per_second(name: str, repeats: int) -> dict[str, float]:
+    text = create_backbone(name, weights="random").text
+    states = ["damaged", "flawed", "broken", "scratched", "stained", "cut", "bent", "cracked"]
+    phrases = [f"N N N N {state} metal nut number {i}." for state in states for i in range(4)]
+    ids = text.tokenize(phrases)
+    end, embedded = text.end_of_text(ids), text.embed(ids)
+    group = torch.zeros(len(phrases), dtype=torch.long)
+    tower: Any = text.tower
+
+    def full() -> Tensor:
+        x = tower.transformer(embedded + tower.positional_embedding, attn_mask=tower.attn_mask)
+        return tower.ln_final(x)[torch.arange(len(x)), end] @ tower.text_projection
+
+    with torch.no_grad():
+        works = {
+            "all 77 positions": full,
+            "up to the last end of text": lambda: text.encode(embedded, end),
+            "the same, common beginning once": lambda: text.encode_shared(
+                embedded[:1, :5], embedded[:, 5:], group, end
+            ),
+        }
+        return {label: len(phrases) / measure(work, repeats=repeats).seconds for label, work in works.items()}
+
+
+def main() -> None:
+    flags = parser(__doc__ or "")
+    flags.add_argument("--model", default="ViT-B-16-plus-240")
+    flags.add_argument("--batch", type=int, default=4)
+    flags.add_argument("--threads", type=int, default=2)
+    args = flags.parse_args()
+    torch.set_num_threads(args.threads)
+    report: dict[str, Any] = {
+        "question": __doc__,
+        "machine": machine("open_clip_torch"),
+        "model": args.model,
+        "images_per_second": images_per_second(args.model, args.batch, args.repeats),
+        "prompts_per_second": prompts_per_second(args.model, args.repeats),
+    }
+    for unit in ("images_per_second", "prompts_per_second"):
+        base = next(iter(report[unit].values()))
+        for label, rate in report[unit].items():
+            print(f"{label:40s} {rate:9.2f} {unit.replace('_', ' ')}  x{rate / base:.2f}")
+    finish(report, args.output)
+
+
+if __name__ == "__main__":
+    main()
