@@ -18,7 +18,8 @@ def separate_passes(net: Any, images: Tensor, taps: list[int]) -> list[Tensor]:
     """As the originals do it: one forward for the pooled feature, another one with hooks for the patch tokens."""
     kept: list[Tensor] = []
     pooled = net.encode_image(images)
-    handles = [net.visual.transformer.resblocks[i].register_forward_hook(lambda m, i, o: kept.append(o)) for i in taps]
+    blocks = net.visual.transformer.resblocks
+    handles = [blocks[i].register_forward_hook(lambda *found: kept.append(found[-1])) for i in taps]
     net.encode_image(images)
     for handle in handles:
         handle.remove()
