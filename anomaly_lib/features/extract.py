@@ -1,0 +1,101 @@
+"""Fill a store: the one place where a frozen encoder is run over a data set."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from anomaly_lib.features.spec import ROW_DTYPES, item_key
+from anomaly_lib.features.store import FeatureStore
+
+T = TypeVar("T")
+Track = Callable[[Iterable[list[int]], str], Iterable[list[int]]]
+"""Progress bar: (batches, title) -> the same batches; `engine.log.progress` fits."""
+
+
+def extract(
+    encode: Callable[[Any], Mapping[str, Tensor]],
+    items: Sequence[T],
+    store: FeatureStore,
+    *,
+    load: Callable[[T], Any],
+    batch_size: int = 16,
+    key: Callable[[T], str] = item_key,
+    collate: Callable[[list[Any]], Any] = torch.stack,
+    device: torch.device | str = "cpu",
+    threads: int = 0,
+    share: tuple[int, int] = (0, 1),
+    track: Track | None = None,
+) -> list[str]:
+    """Encode what the store lacks (damaged rows included) and return the key of every item, in order.
+
+    `load(item)` gives what `collate` joins to a batch; `encode(batch)` answers named tensors [B, ...]. Runs without
+    gradients, in eval mode and in the spec's precision. `threads` > 0 loads ahead. `share=(rank, ranks)` encodes only
+    this process's part of the items: fill from every rank, then `store.refresh()` after a barrier.
+    """
+    if isinstance(encode, nn.Module):
+        encode.eval()
+    store.begin()
+    keys = [key(item) for item in items]
+    where: dict[str, int] = {}
+    for index, one in enumerate(keys):
+        where.setdefault(one, index)
+    mine = list(where)[
+        share[0] :: share[1]
+    ]  # shared out before looking what is missing: other ranks are writing already
+    wanted = [where[one] for one in store.missing(mine, verify=True)]
+    store.plan(len(wanted))
+    batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
+    if store.busy():
+        batches.reverse()  # another process is filling the same store from the front: meet it half way
+    tracked: Iterable[list[int]] = (
+        batches if track is None or not batches else track(batches, f"encode {store.spec.backbone}")
+    )
+    planned = store.layout is not None
+    done = 0
+    for batch, loaded in _loaded(tracked, lambda index: load(items[index]), threads):
+        absent = set(store.missing([keys[index] for index in batch]))  # another process may have been faster
+        todo = [(keys[index], one) for index, one in zip(batch, loaded, strict=True) if keys[index] in absent]
+        done += len(batch)
+        if todo:
+            store.put([name for name, _ in todo], _encode(encode, collate([one for _, one in todo]), store, device))
+        if not planned:
+            store.plan(len(wanted) - done)
+            planned = True
+    store.close()
+    return keys
+
+
+def _encode(
+    encode: Callable[[Any], Mapping[str, Tensor]], batch: Any, store: FeatureStore, device: torch.device | str
+) -> Mapping[str, Tensor]:
+    device, dtype = torch.device(device), ROW_DTYPES[store.spec.precision]
+    if isinstance(batch, Tensor):
+        batch = batch.to(device, non_blocking=True)
+    with torch.no_grad(), nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype):
+        answer = encode(batch)
+    return {name: answer[name] for name in store.spec.outputs}
+
+
+def _loaded(
+    batches: Iterable[list[int]], load: Callable[[int], Any], threads: int
+) -> Iterator[tuple[list[int], list[Any]]]:
+    """(batch, what was loaded for it); with threads two batches are read ahead of the encoder."""
+    if threads <= 0:
+        for batch in batches:
+            yield batch, [load(index) for index in batch]
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[tuple[list[int], list[Any]]] = deque()
+        for batch in batches:
+            ahead.append((batch, [pool.submit(load, index) for index in batch]))
+            if len(ahead) > 2:
+                first, futures = ahead.popleft()
+                yield first, [future.result() for future in futures]
+        while ahead:
+            first, futures = ahead.popleft()
+            yield first, [future.result() for future in futures]

@@ -1,0 +1,44 @@
+"""`python -m anomaly_lib cache info|clear`."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from anomaly_lib.features.shards import ShardFolder
+from anomaly_lib.features.store import default_root
+from anomaly_lib.files import read_json
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    folder: Path
+    backbone: str
+    outputs: tuple[str, ...]
+    rows: int
+    row: str  # names, shapes, types
+    size: int  # bytes on disk
+
+
+def store_info(root: Path | str | None = None) -> list[StoreInfo]:
+    """The stores under `root` (the default cache folder without one)."""
+    infos = []
+    for folder in _stores(root):
+        spec = read_json(folder / "spec.json")
+        shards = ShardFolder(folder)
+        size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+        row = shards.layout.describe() if shards.layout is not None else ""
+        infos.append(StoreInfo(folder, spec["backbone"], tuple(spec["outputs"]), len(shards), row, size))
+    return infos
+
+
+def clear_store(root: Path | str | None = None) -> int:
+    """Delete the stores under `root`, nothing else; the number of bytes freed."""
+    freed = sum(info.size for info in store_info(root))
+    for folder in _stores(root):
+        shutil.rmtree(folder)
+    return freed
+
+
+def _stores(root: Path | str | None) -> list[Path]:
+    base = Path(root or default_root()).expanduser()
+    return sorted(path.parent for path in base.glob("*/spec.json"))

@@ -1,0 +1,240 @@
+"""Rows of one spec on disk: safe under kill -9 at any byte, several writers at once, flipped bytes and a full disk.
+
+A shard is two files. `.rows` holds fixed-size rows; `.index` one record a row, appended after the row's bytes:
+
+    key (16 bytes) | CRC-32 of each tensor of the row | CRC-32 of the record
+
+Each writer owns its shard (flock on the index, released by the kernel when the process dies), so writers never meet.
+A row without a whole record does not exist; the next writer of the shard cuts such leftovers off. Every read is
+checked
+against the row's checksums; a damaged row is struck from the index and reported as missing. Rows are read with pread
+into the
+caller's tensor: no mapping can go stale or fault when another process works on the files.
+"""
+
+import errno
+import fcntl
+import io
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from anomaly_lib.errors import UserError
+from anomaly_lib.features.layout import Bytes, Field, RowLayout
+from anomaly_lib.files import read_json, write_json
+
+KEY_BYTES = 16
+SHARD_BYTES = 1 << 30
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+Place = tuple[str, int, tuple[int, ...]]  # shard, row, CRC-32 of each tensor
+
+
+class CacheWriteError(UserError):
+    """The disk of the cache is full or may not be written; rows already there stay valid."""
+
+
+class ShardFolder:
+    """All shards of one folder as one map from key to row."""
+
+    def __init__(self, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+        self.folder = folder
+        self.shard_bytes = shard_bytes
+        self.layout: RowLayout | None = None
+        self._places: dict[bytes, Place] = {}
+        self._seen: dict[str, int] = {}  # shard -> records read so far
+        self._rows_files: dict[str, int] = {}  # shard -> open file descriptor
+        self._writer: ShardWriter | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self.refresh()
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def refresh(self) -> None:
+        """Take in what this and other processes have appended since the last look."""
+        if self.layout is None and not self._read_layout():
+            return
+        assert self.layout is not None
+        record = _record(self.layout)
+        for path in sorted(self.folder.glob("*.index")):
+            seen = self._seen.get(path.stem, 0)
+            try:
+                with path.open("rb") as stream:
+                    stream.seek(seen * record.size)
+                    block = stream.read()
+            except FileNotFoundError:
+                continue  # cleared by another process
+            count = len(block) // record.size
+            for row in range(count):
+                raw = block[row * record.size : (row + 1) * record.size]
+                if zlib.crc32(raw[:-4]) == int.from_bytes(raw[-4:], "little"):
+                    key, *sums, _ = record.unpack(raw)
+                    self._places[key] = (path.stem, seen + row, tuple(sums))
+            self._seen[path.stem] = seen + count
+
+    def read(self, key: bytes, field: Field, out: Bytes) -> bool:
+        """Copy one tensor of one row into `out` [size]; False if it is not there or damaged (then it is struck out)."""
+        if key not in self._places or self.layout is None:
+            return False
+        if self._read_checked(self._places[key], field, out):
+            return True
+        self._strike(key)
+        return False
+
+    def append(self, keys: Sequence[bytes], layout: RowLayout, rows: Bytes) -> None:
+        """Write rows [B, row_bytes], then their records."""
+        try:
+            if self.layout is None and not self._read_layout():
+                write_json(self.folder / "layout.json", layout.to_plain())
+                self._read_layout()
+            if self.layout != layout:
+                raise UserError(f"{self.folder} holds rows of another shape; delete this folder and run again")
+            if self._writer is None or self._writer.process != os.getpid():
+                self._writer = ShardWriter.open(self.folder, layout, shard_bytes=self.shard_bytes)
+            self._writer.append(keys, rows)
+        except OSError as error:
+            why = "no space left" if error.errno in NO_SPACE else f"cannot be written ({error.strerror})"
+            raise CacheWriteError(
+                f"feature cache {self.folder}: {why}; mend that, or choose another --cache-dir or --cache ram"
+            ) from None
+        if self._writer.bytes_written >= self.shard_bytes:
+            self._close_writer()
+        self.refresh()
+
+    def busy(self) -> bool:
+        """Does another process hold one of the shards?"""
+        self._close_writer()
+        for path in self.folder.glob("*.index"):
+            stream = _lock(path, "r+b")
+            if stream is None:
+                return path.exists() and os.access(path, os.W_OK)
+            stream.close()
+        return False
+
+    def close(self) -> None:
+        self._close_writer()
+        for descriptor in self._rows_files.values():
+            os.close(descriptor)
+        self._rows_files.clear()
+
+    def _close_writer(self) -> None:
+        if self._writer is not None and self._writer.process == os.getpid():
+            self._writer.close()
+        self._writer = None
+
+    def _read_layout(self) -> bool:
+        path = self.folder / "layout.json"
+        if path.exists():
+            self.layout = RowLayout.from_plain(read_json(path))
+        return self.layout is not None
+
+    def _read_checked(self, place: Place, field: Field, out: Bytes) -> bool:
+        assert self.layout is not None
+        shard, row, sums = place
+        try:
+            if shard not in self._rows_files:
+                self._rows_files[shard] = os.open(self.folder / f"{shard}.rows", os.O_RDONLY)
+            got = os.preadv(self._rows_files[shard], [out.data], row * self.layout.row_bytes + field.start)
+        except OSError:
+            return False
+        return got == field.size and sums[self.layout.fields.index(field)] == zlib.crc32(out.data)
+
+    def _strike(self, key: bytes) -> None:
+        """Forget a damaged row, here and (if the folder may be written) for all later runs."""
+        assert self.layout is not None
+        shard, row, _ = self._places.pop(key)
+        record = _record(self.layout)
+        try:
+            with (self.folder / f"{shard}.index").open("r+b", buffering=0) as index:
+                os.pwrite(index.fileno(), bytes(record.size), row * record.size)
+        except OSError:
+            return
+
+
+class ShardWriter:
+    """Appends to one shard that nobody else writes."""
+
+    def __init__(self, index: io.FileIO, rows: io.FileIO, layout: RowLayout) -> None:
+        self.process = os.getpid()
+        self._index, self._rows, self._layout = index, rows, layout
+        self._record = _record(layout)
+        self._count = os.fstat(index.fileno()).st_size // self._record.size
+        self._cut()
+
+    @classmethod
+    def open(cls, folder: Path, layout: RowLayout, *, shard_bytes: int) -> "ShardWriter":
+        """Continue a shard whose writer is gone, else begin a new one."""
+        for path in sorted(folder.glob("*.index")):
+            rows = path.with_suffix(".rows")
+            if rows.exists() and rows.stat().st_size < shard_bytes and (index := _lock(path, "r+b")) is not None:
+                return cls(index, rows.open("r+b", buffering=0), layout)
+        number = 0
+        while True:
+            path = folder / f"{number:05d}.index"
+            if not path.exists():
+                (folder / f"{number:05d}.rows").touch()
+                index = _lock(path, "x+b")
+                if index is not None and os.fstat(index.fileno()).st_size == 0:
+                    return cls(index, path.with_suffix(".rows").open("r+b", buffering=0), layout)
+            number += 1
+
+    @property
+    def bytes_written(self) -> int:
+        return self._count * self._layout.row_bytes
+
+    def append(self, keys: Sequence[bytes], rows: Bytes) -> None:
+        records = bytearray()
+        for key, row in zip(keys, rows, strict=True):
+            sums = [zlib.crc32(row[f.start : f.start + f.size].data) for f in self._layout.fields]
+            raw = self._record.pack(key, *sums, 0)[:-4]
+            records += raw + zlib.crc32(raw).to_bytes(4, "little")
+        try:
+            _write_all(self._rows, np.ascontiguousarray(rows).data.cast("B"))
+            _write_all(self._index, memoryview(records))
+        except OSError:
+            self._cut()
+            raise
+        self._count += len(keys)
+
+    def close(self) -> None:
+        """Bring everything to the disk (rows before records) and let go of the shard."""
+        for stream in (self._rows, self._index):
+            os.fsync(stream.fileno())
+            stream.close()
+
+    def _cut(self) -> None:
+        """Remove what a killed or failed write left behind the last whole record."""
+        os.ftruncate(self._rows.fileno(), self._count * self._layout.row_bytes)
+        os.ftruncate(self._index.fileno(), self._count * self._record.size)
+        self._rows.seek(0, os.SEEK_END)
+        self._index.seek(0, os.SEEK_END)
+
+
+def _record(layout: RowLayout) -> struct.Struct:
+    return struct.Struct(f"<{KEY_BYTES}s{len(layout.fields)}II")
+
+
+def _lock(path: Path, mode: str) -> io.FileIO | None:
+    """The open file if no other process holds it, else None."""
+    try:
+        stream = path.open(mode, buffering=0)
+    except (FileExistsError, FileNotFoundError, PermissionError):
+        return None
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        stream.close()
+        return None
+    return stream  # type: ignore[return-value]
+
+
+def _write_all(stream: io.FileIO, data: memoryview) -> None:
+    while len(data):
+        data = data[stream.write(data) :]

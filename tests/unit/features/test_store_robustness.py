@@ -1,0 +1,223 @@
+"""Kill -9, two writers, flipped and cut bytes, a full disk: never a wrong feature, and the fill goes on."""
+
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from anomaly_lib.errors import UserError
+from anomaly_lib.features import FeatureSpec, FeatureStore, MissingFeatures, array_key, extract
+
+SPEC = FeatureSpec(backbone="net", weights="00", outputs=("tokens", "pooled"), transform="none")
+COUNT = 60
+FORK = multiprocessing.get_context("fork")
+
+
+def key(index: int) -> str:
+    return array_key(np.array(index))
+
+
+def row(index: int) -> dict[str, Tensor]:
+    values = torch.full((1, 16, 8), float(index)) + torch.arange(8.0)
+    return {"tokens": values, "pooled": values.mean(1)}
+
+
+def fill(root: Path, *, count: int = COUNT, pause: float = 0.0) -> int:
+    """Fill the store; the number of rows that had to be encoded."""
+    encoded = 0
+
+    def encode(batch: Tensor) -> dict[str, Tensor]:
+        nonlocal encoded
+        time.sleep(pause)
+        encoded += len(batch)
+        parts = [row(int(i)) for i in batch]
+        return {name: torch.cat([part[name] for part in parts]) for name in SPEC.outputs}
+
+    with FeatureStore(SPEC, root=root, cache="disk") as store:
+        extract(encode, list(range(count)), store, load=torch.tensor, key=key, batch_size=4)
+    return encoded
+
+
+def check(root: Path, *, complete: bool = False) -> int:
+    """Every row there is right; how many there are."""
+    store = FeatureStore(SPEC, root=root)
+    found = 0
+    for index in range(COUNT):
+        try:
+            got = store.rows([key(index)])
+        except MissingFeatures:
+            continue
+        found += 1
+        for name, value in row(index).items():
+            assert torch.equal(got[name], value), f"row {index}, {name}"
+    assert found == COUNT or not complete
+    store.close()
+    return found
+
+
+def in_child(work: Callable[..., object], *arguments: object) -> multiprocessing.process.BaseProcess:
+    process = FORK.Process(target=work, args=arguments)
+    process.start()
+    return process
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Forked children must not wait for the parent's thread pool."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_kill_9_twenty_times_during_fill(tmp_path: Path) -> None:
+    generator, grown = random.Random(0), [0]
+    for _ in range(20):
+        child = in_child(slow_fill, tmp_path)
+        time.sleep(generator.uniform(0.02, 0.06))
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        grown.append(check(tmp_path))
+    assert grown == sorted(grown)  # nothing finished is lost
+    assert grown[-1] > 0
+    assert fill(tmp_path) == COUNT - grown[-1]
+    check(tmp_path, complete=True)
+    (folder,) = tmp_path.iterdir()
+    assert len(list(folder.glob("*.rows"))) == 1  # every run went on in the dead one's shard
+
+
+def slow_fill(root: Path) -> None:
+    fill(root, pause=0.01)
+
+
+def test_cut_at_any_byte(tmp_path: Path) -> None:
+    fill(tmp_path / "whole", count=6)
+    (folder,) = (tmp_path / "whole").iterdir()
+    sizes = {name: (folder / name).stat().st_size for name in ("00000.index", "00000.rows")}
+    row_bytes, record = sizes["00000.rows"] // 6, sizes["00000.index"] // 6
+    cuts = [("00000.index", at) for at in range(sizes["00000.index"])]
+    cuts += [("00000.rows", at) for at in range(0, sizes["00000.rows"], 97)]
+    root = tmp_path / "cut"
+    for name, at in cuts:
+        shutil.copytree(folder, root / folder.name)
+        os.truncate(root / folder.name / name, at)
+        assert check(root) == at // (record if name.endswith("index") else row_bytes), (name, at)
+        if at % 11 == 0:
+            fill(root)
+            check(root, complete=True)
+        shutil.rmtree(root)
+
+
+def test_a_flipped_byte_anywhere_is_never_used(tmp_path: Path) -> None:
+    fill(tmp_path / "whole", count=3)
+    (folder,) = (tmp_path / "whole").iterdir()
+    root = tmp_path / "flipped"
+    for name, step in (("00000.index", 1), ("00000.rows", 41)):
+        for at in range(0, (folder / name).stat().st_size, step):
+            shutil.copytree(folder, root / folder.name)
+            damaged = bytearray((folder / name).read_bytes())
+            damaged[at] ^= 1 << (at % 8)
+            (root / folder.name / name).write_bytes(damaged)
+            assert check(root) == 2, (name, at)  # the damaged row is missing, the others are right
+            if at % 13 == 0:
+                assert fill(root, count=3) == 1  # and exactly it is made again
+                assert check(root) == 3
+            shutil.rmtree(root)
+
+
+def test_two_writers_in_lockstep(tmp_path: Path) -> None:
+    children = [in_child(slow_fill, tmp_path) for _ in range(2)]
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+    check(tmp_path, complete=True)  # at worst everything is made twice, nothing is lost or mixed
+
+
+def test_damage_after_opening_is_seen(tmp_path: Path) -> None:
+    fill(tmp_path, count=3)
+    store = FeatureStore(SPEC, root=tmp_path)
+    store.rows([key(1)])
+    with (store.folder / "00000.rows").open("r+b") as stream:
+        stream.seek(store.layout.row_bytes + 5)  # type: ignore[union-attr]
+        stream.write(b"\x99")
+    with pytest.raises(MissingFeatures):
+        store.rows([key(1)])
+    assert store.missing([key(i) for i in range(3)]) == [key(1)]
+
+
+def test_two_writers_at_once(tmp_path: Path) -> None:
+    children = [in_child(slow_fill, tmp_path)]
+    while not list(tmp_path.glob("*/*.rows")):
+        time.sleep(0.002)
+    children.append(in_child(slow_fill, tmp_path))
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+    check(tmp_path, complete=True)
+    (folder,) = tmp_path.iterdir()
+    assert len(list(folder.glob("*.rows"))) == 2
+    rows = sum(file.stat().st_size for file in folder.glob("*.rows")) // (16 * 8 * 4 + 8 * 4)
+    assert COUNT <= rows < 1.4 * COUNT  # they meet half way instead of doing everything twice
+
+
+def limited(root: Path, cache: str, limit: int, answer: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
+    """A file that may not grow beyond `limit`: write() fails half way through, as on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    said: list[str] = []
+    store = FeatureStore(SPEC, root=root, cache=cache, notice=said.append)
+    try:
+        keys = extract(
+            lambda batch: {n: torch.cat([row(int(i))[n] for i in batch]) for n in SPEC.outputs},
+            list(range(COUNT)),
+            store,
+            load=torch.tensor,
+            key=key,
+            batch_size=4,
+        )
+        rows = store.rows(keys)["pooled"]
+        right = all(torch.equal(rows[i : i + 1], row(i)["pooled"]) for i in range(COUNT))
+        answer.put((right, said))
+    except UserError as error:
+        answer.put((False, [str(error)]))
+
+
+@pytest.mark.parametrize("cache", ["disk", "auto"])
+@pytest.mark.parametrize("limit", [300, 9_000, 20_001])
+def test_full_disk(tmp_path: Path, cache: str, limit: int) -> None:
+    answer = FORK.Queue()
+    child = in_child(limited, tmp_path, cache, limit, answer)
+    finished, said = answer.get(timeout=30)
+    child.join()
+    assert "no space left" in said[0]
+    assert str(tmp_path) in said[0]
+    if cache == "auto":
+        assert finished  # the rest is kept in memory and everything is right
+        assert said[0].endswith("the remaining features are kept in memory")
+    else:
+        assert said[0].endswith("--cache-dir or --cache ram")
+    kept = check(tmp_path)
+    assert kept % 4 == 0  # whole batches stay
+    assert kept > 0 or limit == 300
+    assert fill(tmp_path) == COUNT - kept  # with space again the fill goes on
+    check(tmp_path, complete=True)
+
+
+def test_unusable_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="choose another --cache-dir"):
+        FeatureStore(SPEC, root=tmp_path / "file", cache="disk")
+    said: list[str] = []
+    assert not FeatureStore(SPEC, root=tmp_path / "file", notice=said.append).on_disk
+    assert said[0].endswith("features are kept in memory")
