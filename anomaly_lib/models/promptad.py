@@ -42,6 +42,7 @@ def textual_score(features: Tensor, prototypes: Tensor, scale: Tensor | float) -
     return torch.sigmoid(scale * (features @ (prototypes[1] - prototypes[0])))
 
 
+@torch.no_grad()
 def visual_score(taps: Sequence[Tensor], galleries: Sequence[Tensor], k: int = 1) -> tuple[Tensor, Tensor]:
     """Mean over taps of the smallest (1 - cos) / 2 to the gallery, and the nearest-neighbour margin: each [N, P].
 
@@ -85,7 +86,7 @@ def promptad_losses(
 class PromptAD(nn.Module):
     """Contexts, text prototypes and memory of one (class, k, task). The frozen towers stay outside."""
 
-    prototypes: Tensor
+    text_features: Tensor
     logit_scale: Tensor
 
     def __init__(
@@ -107,7 +108,7 @@ class PromptAD(nn.Module):
         self.alignment_weight = alignment_weight
         scale = stored_logit_scale.detach().float().clone()
         self.register_buffer("logit_scale", scale.exp() if logit_scale_mode == "exp" else scale)
-        self.register_buffer("prototypes", torch.zeros(2, joint_dim))
+        self.register_buffer("text_features", torch.zeros(2, joint_dim))
         for index, shape in enumerate(memory_shape, start=1):
             self.register_buffer(f"feature_gallery{index}", torch.zeros(shape))
         self.num_galleries = len(memory_shape)
@@ -118,19 +119,19 @@ class PromptAD(nn.Module):
         return [getattr(self, f"feature_gallery{index}") for index in range(1, self.num_galleries + 1)]
 
     @torch.no_grad()
-    def remember(self, taps: Sequence[Tensor]) -> None:
-        """Fill the memory with the patches [k, P, C] of the support images."""
-        for gallery, tap in zip(self.galleries, taps, strict=True):
-            gallery.copy_(tap.flatten(0, 1))
+    def remember(self, rows: Sequence[Tensor]) -> None:
+        """Fill the memory with the unit patch rows [G, C] of the support images, per tap."""
+        for gallery, tap_rows in zip(self.galleries, rows, strict=True):
+            gallery.copy_(tap_rows)
 
     def encode_prompts(self, text: TextTower) -> TextFeatures:
         """Run the text tower on the current contexts."""
         return TextFeatures(*self.learner(text))
 
     @torch.no_grad()
-    def freeze_prototypes(self, text: TextTower) -> None:
-        """Keep the two text prototypes of the current contexts: all that inference needs of the text tower."""
-        self.prototypes.copy_(self.encode_prompts(text).prototypes())
+    def keep_text_features(self, text: TextTower) -> None:
+        """Keep the prototypes (normal, abnormal) of the contexts: all that inference needs of the text tower."""
+        self.text_features.copy_(self.encode_prompts(text).prototypes())
 
     def losses(self, features: Tensor, text: TextTower) -> dict[str, Tensor]:
         """`promptad_losses` of unit features with the current contexts."""
@@ -145,9 +146,4 @@ class PromptAD(nn.Module):
     @torch.no_grad()
     def textual(self, features: Tensor) -> Tensor:
         """Textual anomaly score of unit features [..., D] -> [...]."""
-        return textual_score(features, self.prototypes, self.logit_scale)
-
-    @torch.no_grad()
-    def visual(self, taps: Sequence[Tensor], k: int = 1) -> tuple[Tensor, Tensor]:
-        """Visual anomaly score and neighbour margin of unit tap rows, each [N, P]."""
-        return visual_score(taps, self.galleries, k)
+        return textual_score(features, self.text_features, self.logit_scale)

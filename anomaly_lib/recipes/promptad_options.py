@@ -1,0 +1,163 @@
+"""Every option of PromptAD, written once. Quirks of the original default to None = decided by --protocol."""
+
+from dataclasses import dataclass, replace
+from typing import Optional, TypeVar
+
+from anomaly_lib.config import Switch, arg, override
+from anomaly_lib.errors import UserError
+from anomaly_lib.fusion import CALIBRATIONS, FUSIONS
+from anomaly_lib.options import BackboneArgs, CacheArgs, DataArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
+
+
+@dataclass
+class PromptArgs:
+    """The learned prompts."""
+
+    n_ctx: int = arg(4, "tokens of a normal context", at_least=1)
+    n_ctx_ab: int = arg(1, "tokens of an abnormal context", at_least=1)
+    n_pro: int = arg(3, "normal contexts (segmentation: 1)", at_least=1)
+    n_pro_ab: int = arg(4, "abnormal contexts", at_least=1)
+    class_text: Optional[str] = arg(
+        None, "what the class is called in prompts; None = the published name or --obj", type=str
+    )
+    states: list[str] = arg([], "more anomalous states for the prompts, e.g. 'scratch' or 'torn {}'", type=str)
+    lambda1: float = arg(0.001, "weight of the alignment loss", at_least=0)
+
+
+@dataclass
+class ScoreArgs:
+    """Scores and their fusion."""
+
+    fusion_mode: str = arg(
+        "harmonic", "how textual and visual scores become one; never part of the loss", choices=list(FUSIONS)
+    )
+    fusion_weights: list[float] = arg(
+        [1.0, 1.0], "weights (textual, visual) of --fusion-mode weighted", type=float, at_least=0
+    )
+    calibration: str = arg(
+        "none", "put both branches on one scale with support scores before fusing", choices=["none", *CALIBRATIONS]
+    )
+    resolution: int = arg(400, "side of maps and masks", at_least=8)
+    sigma: float = arg(4.0, "Gaussian smoothing of segmentation maps, in pixels", at_least=0)
+    image_max: str = arg(
+        "map",
+        "the visual image score is the maximum of the upsampled map or of the patch grid",
+        choices=["map", "grid"],
+    )
+    memory_layers: list[int] = arg(
+        [], "blocks whose patches are remembered; empty = 2 7 of 12, scaled to depth", type=int
+    )
+    memory_views: str = arg(
+        "none", "also remember turned or mirrored support images", choices=["none", "flips", "rotations", "all"]
+    )
+    visual_backbone: Optional[str] = arg(
+        None, "another frozen encoder for the visual branch, e.g. timm:vit_small_patch14_dinov2", type=str
+    )
+    visual_weights: Optional[str] = arg(None, "weights of --visual-backbone; as --weights", type=str)
+    threshold_quantile: float = arg(
+        0.95, "the decision threshold is this quantile of leave-one-out support scores", at_least=0, at_most=1
+    )
+
+
+@dataclass
+class QuirkArgs:
+    """Quirks of the original (None = decided by --protocol)."""
+
+    logit_scale: Optional[str] = arg(
+        None, "temperature: exp of the stored value (clean) or the stored value itself (paper)", type=str,
+        choices=["exp", "raw"],
+    )  # fmt: skip
+    memory_tap: Optional[str] = arg(
+        None, "remember block outputs (clean) or the state after the next attention (paper: an aliasing bug)", type=str,
+        choices=["block_out", "post_attn_next"],
+    )  # fmt: skip
+    test_color: Optional[str] = arg(
+        None, "colour order of test images: rgb (clean) or bgr (paper)", type=str, choices=["rgb", "bgr"]
+    )
+    reader_resize: Optional[int] = arg(
+        None, "first squash images to this square, bilinearly; 0 (clean) or 1024 (paper)", type=int, at_least=0
+    )
+    triplet_axis: Optional[str] = arg(
+        None, "axis the segmentation margin sums over: channel (clean) or patch (paper)", type=str,
+        choices=["channel", "patch"],
+    )  # fmt: skip
+    pairing: Optional[str] = arg(
+        None, "abnormal prompts: all context pairs (clean) or i mod n (paper, misses pairs)", type=str,
+        choices=["all", "modulo"],
+    )  # fmt: skip
+
+
+QUIRKS: dict[str, tuple[object, object]] = {
+    "logit_scale": ("exp", "raw"),
+    "memory_tap": ("block_out", "post_attn_next"),
+    "test_color": ("rgb", "bgr"),
+    "reader_resize": (0, 1024),
+    "triplet_axis": ("channel", "patch"),
+    "pairing": ("all", "modulo"),
+    "select": ("last", "best-on-test"),
+}
+"""option: (its value under --protocol clean, under --protocol paper)."""
+
+
+@dataclass
+class Args(
+    QuirkArgs, ScoreArgs, PromptArgs, CacheArgs, EvalArgs, OptimArgs, BackboneArgs, DataArgs, TrackArgs, RunArgs
+):
+    """PromptAD: few-shot anomaly detection with learned prompts and a patch memory."""
+
+    task: str = arg("cls", "cls = image scores, seg = pixel maps", choices=["cls", "seg"])
+    obj: Optional[str] = arg(
+        None, "class to train on; None = the only class, or the demo's first", type=str, aliases=["class-name"]
+    )
+    shot: int = arg(1, "normal images to learn from (k)", at_least=1, aliases=["k-shot"])
+    shots: str = arg(
+        "auto",
+        "which ones: auto (published list where it fits, else by seed), seed, promptad, or a list file",
+        type=str,
+    )
+    image_size: Optional[int] = arg(
+        None, "side of the network's input; None = the backbone's", type=int, aliases=["img-resize", "img-cropsize"]
+    )
+    pretrained_dataset: Optional[str] = arg(None, "tag of the published weights, e.g. laion400m_e32", type=str)
+    epochs: int = override(OptimArgs, "epochs", aliases=["Epoch"])
+    batch_size: int = override(OptimArgs, "batch_size", 400)
+    learning_rate: float = override(OptimArgs, "learning_rate", 0.002)
+    weight_decay: float = override(OptimArgs, "weight_decay", 5e-4, help="L2 decay of the contexts")
+    momentum: float = arg(0.9, "momentum of SGD", at_least=0, at_most=1)
+    min_lr: float = arg(1e-5, "learning rate at the end of the cosine schedule", at_least=0)
+    seed: int = override(RunArgs, "seed", 111)
+    save_every: int = override(RunArgs, "save_every", 10)
+    output_dir: Optional[str] = override(RunArgs, "output_dir", aliases=["root-dir"])
+    figures: Switch = override(EvalArgs, "figures", aliases=["vis"])
+    eval_every: int = arg(
+        0, "score the test set every so many epochs (from cached features); 0 = at the end", at_least=0
+    )
+    select: str = override(
+        EvalArgs,
+        "select",
+        "auto",
+        help="which epoch is kept; auto = by --protocol; best-on-test is labelled oracle wherever it is printed",
+        choices=["auto", "last", "val", "best-on-test"],
+    )
+
+
+@dataclass
+class SegArgs(Args):
+    """PromptAD at pixel level."""
+
+    task: str = override(Args, "task", "seg")
+    n_pro: int = override(PromptArgs, "n_pro", 1)
+
+
+A = TypeVar("A", bound=Args)
+
+
+def resolve(args: A) -> A:
+    """Fill every quirk left open by what --protocol says, and check what needs two options to check."""
+    paper = args.protocol == "paper"
+    filled = {name: values[paper] for name, values in QUIRKS.items() if getattr(args, name) in (None, "auto")}
+    if args.fusion_mode == "weighted" and len(args.fusion_weights) != 2:
+        raise UserError(f"--fusion-weights: two numbers (textual, visual), got {args.fusion_weights}")
+    if args.memory_layers and len(set(args.memory_layers)) != len(args.memory_layers):
+        raise UserError(f"--memory-layers: every block once, got {args.memory_layers}")
+    return replace(args, **filled)  # type: ignore[arg-type]

@@ -1,0 +1,16 @@
+"""Train PromptAD for image-level anomaly detection: ``python train_cls.py --fusion-mode harmonic``."""
+
+import sys
+from collections.abc import Sequence
+
+from anomaly_lib.config import command
+from anomaly_lib.recipes.promptad import Args, train
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, train, leave with an exit code."""
+    return command(Args, train, argv, prog="train_cls.py", description="PromptAD, image level (few-shot, CLIP)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""Train PromptAD for pixel-level anomaly segmentation: ``python train_seg.py --fusion-mode harmonic``."""
+
+import sys
+from collections.abc import Sequence
+
+from anomaly_lib.config import command
+from anomaly_lib.recipes.promptad import train
+from anomaly_lib.recipes.promptad_options import SegArgs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, train, leave with an exit code."""
+    return command(SegArgs, train, argv, prog="train_seg.py", description="PromptAD, pixel level (few-shot, CLIP)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
