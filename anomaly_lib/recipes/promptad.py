@@ -92,7 +92,9 @@ def train(args: Args) -> RunResult:
     data = open_task(args)
     with Run.open(SYSTEM, args, name=f"{args.dataset}-{data.class_name}-k{args.shot}-{args.task}") as run:
         if run.finished:
-            return replace(run.result(), already_done=True)
+            result = replace(run.result(), already_done=True)
+            run.log.line(f"already done ({run.dir}): {shown(result.metrics)}; --fresh starts over")
+            return result
         say_what_runs(run.log.line, args, data)
         run.note(support=data.chosen, skipped=data.skipped)
         experiment = build(args, device, data)
@@ -209,7 +211,9 @@ def finish(run: Run, state: TrainState, experiment: Experiment) -> RunResult:
     final = run.save(state, len(state.history), "best_model.pt") if chosen else None
     if chosen:
         model.learner.load_state_dict(last)
-    return run.finish(state, metrics, final=final)
+    result = run.finish(state, metrics, final=final)
+    run.log.line(f"results in {run.dir}, checkpoint {result.checkpoint}")
+    return result
 
 
 def say_what_runs(line: Callable[[str], None], args: Args, data: TaskData) -> None:
@@ -226,8 +230,13 @@ def report_lines(line: Callable[[str], None], args: Args, metrics: dict[str, flo
         oracle += " [random weights]"
     if state.best and args.select != "last":
         line(f"kept epoch {state.best['epoch'] + 1} ({args.select}, fusion {args.fusion_mode})")
-    shown = [f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith(("auroc", "aupro", "ap"))]
-    line(f"fusion {args.fusion_mode}: {', '.join(shown)}{oracle}")
+    line(f"fusion {args.fusion_mode}: {shown(metrics)}{oracle}")
+
+
+def shown(metrics: dict[str, float]) -> str:
+    """The ranking figures on one line."""
+    kept = [f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith(("auroc", "aupro", "ap"))]
+    return ", ".join(kept)
 
 
 def draw(folder: Path, items: list[Item], prediction: Prediction, labels: Tensor, threshold: float) -> list[Path]:

@@ -1,0 +1,259 @@
+"""train_cls.py and train_seg.py through their main(): the user's commands, resume, reports of what was done."""
+
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import anomaly_lib
+from anomaly_lib.data.demo import write_demo
+from anomaly_lib.engine.run import Run
+from anomaly_lib.recipes.evaluation import EvaluateArgs
+from anomaly_lib.recipes.promptad import evaluate
+from anomaly_lib.recipes.promptad_detector import load_detector
+
+ROOT = Path(__file__).resolve().parents[2]
+Main = Callable[[list[str]], int]
+TINY = ["--backbone", "tiny-clip", "--weights", "random", "--no-figures", "--resolution", "64", "--cache", "ram"]
+
+
+def script(name: str) -> Main:
+    return runpy.run_path(str(ROOT / name))["main"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("mvtec")
+    write_demo(root, categories=["capsule", "grid"], size=64, train=6, test_good=6, per_defect=2)
+    (root / "capsule").rename(root / "bottle")  # a class with published states
+    return root
+
+
+def on(data: Path, *more: str) -> list[str]:
+    return ["--dataset", "mvtec", "--data-path", str(data), "--obj", "bottle", *TINY, *more]
+
+
+def contexts(checkpoint: Path) -> dict[str, torch.Tensor]:
+    model = torch.load(checkpoint, weights_only=True)["model"]
+    return {name: model[f"learner.{name}"] for name in ("normal_ctx", "abnormal_ctx")}
+
+
+def record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "run.json").read_text())
+
+
+@pytest.mark.parametrize("task", ["cls", "seg"])
+def test_the_documents_commands(task: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = tmp_path / "result" / "harmonic_baseline" / "mvtec" / "k_1" / "bottle" / f"{task}_checkpoint.pth"
+    command = on(data, "--shot", "1", "--epoch", "3", "--fusion-mode", "harmonic", "--save-path", str(saved))
+    assert script(f"train_{task}.py")(command) == 0
+    assert "oracle" not in capsys.readouterr().out
+    content = torch.load(saved, weights_only=True)
+    assert {"feature_gallery1", "feature_gallery2", "text_features"} <= set(content["model"])
+    assert content["extra"]["fusion_mode"] == "harmonic"
+    assert len(content["extra"]["support"]["paths"]) == 1
+    metrics = record(saved.with_suffix(""))["metrics"]
+    assert 0 <= metrics["image_auroc"] <= 1
+    assert ("pixel_auroc" in metrics) == (task == "seg")
+
+    before = saved.stat().st_mtime_ns
+    assert script(f"train_{task}.py")(command) == 0  # again: says so and trains nothing
+    assert "already done" in capsys.readouterr().out
+    assert saved.stat().st_mtime_ns == before
+
+    detector = anomaly_lib.load(saved)
+    path = next((data / "bottle" / "test").rglob("*.png"))
+    from_file = detector.predict(path)
+    decoded = np.asarray(Image.open(path).convert("RGB"))
+    pixels = detector.predict([decoded])
+    tensors = detector.predict(detector.transform(decoded)[None])
+    torch.testing.assert_close(from_file.score, pixels.score)
+    torch.testing.assert_close(from_file.score, tensors.score)
+    assert from_file.map.shape == (1, 64, 64)
+    assert bool(from_file.anomalous[0]) == (float(from_file.score[0]) >= detector.threshold)
+
+    again = evaluate(saved, EvaluateArgs())
+    assert again.metrics["image_auroc"] == pytest.approx(metrics["image_auroc"], abs=1e-9)
+    assert len(again.scores) == 18
+
+
+def test_originals_spellings(data: Path, tmp_path: Path) -> None:
+    command = [
+        "--dataset",
+        "mvtec",
+        "--data_path",
+        str(data),
+        "--class_name",
+        "bottle",
+        "--k-shot",
+        "2",
+        "--Epoch",
+        "1",
+    ]
+    command += [
+        "--n_ctx",
+        "2",
+        "--n_ctx_ab",
+        "2",
+        "--n_pro",
+        "2",
+        "--n_pro_ab",
+        "2",
+        "--vis",
+        "False",
+        "--img-resize",
+        "64",
+    ]
+    command += [
+        "--backbone",
+        "tiny-clip",
+        "--weights",
+        "random",
+        "--cache",
+        "ram",
+        "--resolution",
+        "64",
+        "--root-dir",
+        str(tmp_path / "r"),
+    ]
+    assert script("train_cls.py")(command) == 0
+    args = record(tmp_path / "r")["args"]
+    assert (args["shot"], args["epochs"], args["n_pro"], args["figures"]) == (2, 1, 2, False)
+    assert contexts(tmp_path / "r" / "checkpoint.pt")["abnormal_ctx"].shape == (2, 2, 32)
+
+
+@pytest.mark.parametrize("task", ["cls", "seg"])
+def test_fusion_mode_never_changes_what_is_learned(task: str, data: Path, tmp_path: Path) -> None:
+    found = []
+    for mode in ("harmonic", "max", "rank"):
+        folder = tmp_path / mode
+        command = on(data, "--epoch", "4", "--shot", "2", "--fusion-mode", mode, "--output-dir", str(folder))
+        assert script(f"train_{task}.py")(command) == 0
+        found.append(contexts(folder / "checkpoint.pt"))
+    for name in ("normal_ctx", "abnormal_ctx"):
+        assert torch.equal(found[0][name], found[1][name])
+        assert torch.equal(found[0][name], found[2][name])
+    start = tmp_path / "start"
+    assert script(f"train_{task}.py")(on(data, "--epoch", "0", "--shot", "2", "--output-dir", str(start))) == 0
+    assert not torch.equal(contexts(start / "checkpoint.pt")["normal_ctx"], found[0]["normal_ctx"])
+
+
+@pytest.mark.parametrize("select", ["last", "val", "best-on-test"])
+def test_interrupted_and_continued_equals_straight_through(
+    select: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = script("train_cls.py")
+    command = on(data, "--epoch", "6", "--shot", "2", "--select", select, "--save-every", "2")
+    assert main([*command, "--output-dir", str(tmp_path / "straight")]) == 0
+    end_epoch = Run.end_epoch
+
+    def stop_after_three(self: Run, state: Any, epoch: int, values: dict[str, float]) -> None:
+        end_epoch(self, state, epoch, values)
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "end_epoch", stop_after_three)
+    assert main([*command, "--output-dir", str(tmp_path / "stopped")]) == 130
+    assert record(tmp_path / "stopped")["status"] == "interrupted"
+    monkeypatch.undo()
+    assert main([*command, "--output-dir", str(tmp_path / "stopped")]) == 0
+    one, two = (contexts(tmp_path / name / "checkpoint.pt") for name in ("straight", "stopped"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert record(tmp_path / "straight")["metrics"] == record(tmp_path / "stopped")["metrics"]
+    rows = [json.loads(line)["epoch"] for line in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == list(range(6))
+
+
+def test_support_does_not_depend_on_the_directory_order(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(name: str) -> dict[str, Any]:
+        assert (
+            script("train_cls.py")(on(data, "--epoch", "1", "--shot", "2", "--output-dir", str(tmp_path / name))) == 0
+        )
+        return record(tmp_path / name)
+
+    straight = run("straight")
+    iterdir = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda self: sorted(iterdir(self), reverse=True))
+    backwards = run("backwards")
+    assert straight["support"] == backwards["support"]
+    assert straight["metrics"] == backwards["metrics"]
+
+
+def test_oracle_is_called_oracle_and_other_fusion_is_reported(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "paper"
+    command = on(data, "--epoch", "3", "--protocol", "paper", "--output-dir", str(folder))
+    assert script("train_seg.py")(command) == 0
+    assert "oracle" in capsys.readouterr().out
+    args = record(folder)["args"]
+    quirks = ("logit_scale", "memory_tap", "test_color", "reader_resize", "triplet_axis", "pairing", "select")
+    assert [args[name] for name in quirks] == ["raw", "post_attn_next", "bgr", 1024, "patch", "modulo", "best-on-test"]
+    notices: list[str] = []
+    detector = load_detector(folder / "best_model.pt", fusion_mode="max", notice=notices.append)
+    assert detector.settings.fusion == "max"
+    assert notices == ["scored with fusion max, trained with harmonic: its epoch was chosen for that fusion"]
+    assert load_detector(folder / "best_model.pt", notice=notices.append).settings.fusion == "harmonic"
+    assert len(notices) == 1
+    assert evaluate(folder / "best_model.pt", EvaluateArgs()).notes[0].startswith("oracle")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--calibration", "quantile"],
+        ["--calibration", "z-score", "--shot", "3"],
+        ["--memory-views", "all"],
+        ["--obj", "all", "--fusion-mode", "weighted", "--fusion-weights", "1", "3"],
+        ["--precision", "bf16"],
+        ["--image-max", "grid", "--memory-layers", "1,3"],
+    ],
+    ids=lambda more: more[0][2:],
+)
+def test_options_beyond_the_original(more: list[str], data: Path, tmp_path: Path) -> None:
+    assert script("train_cls.py")(on(data, "--epoch", "1", "--output-dir", str(tmp_path / "r"), *more)) == 0
+    assert np.isfinite(record(tmp_path / "r")["metrics"]["image_auroc"])
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        (["--obj", "spoon"], "--obj spoon"),
+        (["--shot", "99"], "--shot 99"),
+        (["--fusion-mode", "maxx"], "--fusion-mode"),
+        (["--fusion_weights", "1", "--fusion-mode", "weighted"], "--fusion-weights"),
+        (["--memory-layers", "2", "40"], "--memory-layers"),
+        (["--data-path", "nowhere"], "nowhere"),
+        (["--weights", "missing.safetensors"], "missing.safetensors"),
+        (["--obj"], "--obj"),
+    ],
+)
+def test_mistakes_cost_one_line(more: list[str], complaint: str, data: Path, tmp_path: Path, capfd: Any) -> None:
+    assert script("train_cls.py")(on(data, "--epoch", "1", "--output-dir", str(tmp_path / "r"), *more)) == 2
+    error = capfd.readouterr().err
+    assert complaint in error
+    assert "Traceback" not in error
+
+
+def test_cached_and_direct_features_agree(data: Path, tmp_path: Path) -> None:
+    metrics = []
+    for cache in ("ram", "off"):
+        command = on(data, "--epoch", "2", "--shot", "2", "--output-dir", str(tmp_path / cache), "--cache", cache)
+        assert script("train_seg.py")(command) == 0
+        metrics.append(record(tmp_path / cache)["metrics"])
+    assert metrics[0] == metrics[1]
+
+
+def test_without_any_data_flag_it_runs_on_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--fusion-mode", "harmonic", "--epoch", "2", "--output-dir", str(tmp_path / "demo"), "--cache", "ram"]
+    assert script("train_cls.py")(command) == 0
+    assert "built-in demo data" in capsys.readouterr().out
+    assert {"scores.png", "maps.png"} <= {path.name for path in (tmp_path / "demo").iterdir()}
