@@ -1,0 +1,149 @@
+"""One self-contained HTML page of results: no server, no network, thousands of images."""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from anomaly_lib.files import write_text
+from anomaly_lib.viz.overlays import outline, resize_map, resize_mask
+from anomaly_lib.viz.style import TRUTH_RGB, heat_table
+
+
+@dataclass
+class ReportImage:
+    """One scored image; pictures are encoded at once, so a generator of these needs no memory for pixels."""
+
+    path: str
+    group: str
+    label: int
+    score: float
+    defect: str = ""
+    picture: bytes | None = None  # JPEG
+    heat: bytes | None = None  # PNG that is the more transparent the lower the score
+    truth: bytes | None = None  # PNG with transparency: the outline of the true defect
+
+
+@dataclass
+class ReportRun:
+    name: str
+    images: Iterable[ReportImage]
+    threshold: float | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    link: str | None = None  # relative address of run.json
+
+
+def tile_size(count: int) -> int:
+    """Edge of the thumbnails in pixels: a page of 5,000 images stays near 30 MB."""
+    return 192 if count <= 600 else 128 if count <= 2500 else 96
+
+
+def report_image(
+    path: str,
+    group: str,
+    label: int,
+    score: float,
+    *,
+    size: int,
+    defect: str = "",
+    image: np.ndarray | None = None,
+    score_map: np.ndarray | None = None,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    mask: np.ndarray | None = None,
+) -> ReportImage:
+    """Encode the thumbnails of one image."""
+    picture = None if image is None else _jpeg(image, size)
+    heat = None if score_map is None else _heat_png(score_map, value_range, max(48, size // 2))
+    truth = None if mask is None or not mask.any() else _outline_png(mask, size)
+    name = defect or ("anomalous" if label else "normal")
+    return ReportImage(path, group, int(label), float(score), name, picture, heat, truth)
+
+
+def _jpeg(pixels: np.ndarray, size: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS).save(out, format="JPEG", quality=82)
+    return out.getvalue()
+
+
+def _heat_png(score_map: np.ndarray, value_range: tuple[float, float], size: int) -> bytes:
+    """A palette of 32 colours and opacities: a smooth map of 64x64 takes about 1 kB."""
+    low, high = value_range
+    level = ((resize_map(score_map, (size, size)) - low) / max(high - low, 1e-12)).clip(0, 1)
+    picture = Image.frombytes("P", (size, size), np.round(level * 31).astype(np.uint8).tobytes())
+    steps = np.linspace(0, 1, 32)
+    picture.putpalette(heat_table()[np.round(steps * 255).astype(int)].ravel().tolist())
+    out = io.BytesIO()
+    picture.save(out, format="PNG", transparency=bytes(np.round(255 * steps**0.6).astype(np.uint8)), optimize=True)
+    return out.getvalue()
+
+
+def _outline_png(mask: np.ndarray, size: int) -> bytes:
+    line = outline(np.zeros((size, size, 3), dtype=np.uint8), resize_mask(mask, (size, size)), width=1)
+    picture = Image.frombytes("P", (size, size), line.any(axis=2).astype(np.uint8).tobytes())
+    picture.putpalette([0, 0, 0, *TRUTH_RGB])
+    out = io.BytesIO()
+    picture.save(out, format="PNG", transparency=0, optimize=True)
+    return out.getvalue()
+
+
+def write_report(
+    path: Path | str,
+    runs: Sequence[ReportRun],
+    *,
+    title: str = "Anomaly detection report",
+    columns: Sequence[str] = (),
+    rows: Sequence[Sequence[str]] = (),
+    notes: Sequence[str] = (),
+    tile: int = 192,
+) -> Path:
+    """Write the page to `path` (a folder gets index.html). Every name is data, never markup."""
+    path = Path(path)
+    path = path if path.suffix == ".html" else path / "index.html"
+    pictures: dict[bytes, int] = {}  # two runs over the same images share their thumbnails
+    data = {
+        "tile": tile,
+        "table": {"columns": list(columns), "rows": [list(row) for row in rows], "notes": list(notes)},
+        "runs": [
+            {
+                "name": run.name,
+                "threshold": run.threshold,
+                "facts": {name: str(value) for name, value in run.facts.items()},
+                "link": run.link,
+                "samples": [_sample(image, pictures) for image in run.images],
+            }
+            for run in runs
+        ],
+        "pictures": [],
+    }
+    data["pictures"] = [_text(picture) for picture in pictures]
+    template = files("anomaly_lib.viz").joinpath("report.html").read_text(encoding="utf-8")
+    page = template.replace("@TITLE@", html.escape(title)).replace("@DATA@", script_json(data))
+    write_text(path, page)
+    return path
+
+
+def _sample(image: ReportImage, pictures: dict[bytes, int]) -> list[Any]:
+    number = -1 if image.picture is None else pictures.setdefault(image.picture, len(pictures))
+    heat = None if image.heat is None else _text(image.heat)
+    truth = None if image.truth is None else _text(image.truth)
+    return [image.path, image.group, image.defect, image.label, image.score, number, heat, truth]
+
+
+def _text(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def script_json(value: Any) -> str:
+    """JSON that cannot end the script element it stands in, whatever the file names are."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
