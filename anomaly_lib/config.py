@@ -24,7 +24,8 @@ from anomaly_lib.errors import TrainingFailure, UserError
 from anomaly_lib.files import read_json
 
 Switch = Annotated[bool, "takes an optional value: --x, --x True, --x False, --no-x"]
-TRUE, FALSE = frozenset({"true", "yes", "on", "1"}), frozenset({"false", "no", "off", "0"})
+TRUE = frozenset({"true", "yes", "on", "1", "t", "y"})
+FALSE = frozenset({"false", "no", "off", "0", "f", "n"})
 A = TypeVar("A")
 
 

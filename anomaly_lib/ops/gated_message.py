@@ -38,10 +38,12 @@ class _GatedMessages(torch.autograd.Function):
         total = torch.zeros_like(weighted)
         for rows in _blocks(edge):
             u, v = source[rows], target[rows]
-            message = edge[rows].add_(send[u]).add_(receive[v])  # in place: `edge` becomes m
+            message = (
+                edge[rows].add_(send.index_select(0, u)).add_(receive.index_select(0, v))
+            )  # in place: `edge` becomes m
             gate = message.to(wide).sigmoid()
             total.index_add_(0, v, gate)
-            weighted.index_add_(0, v, gate * value[u])
+            weighted.index_add_(0, v, gate.mul_(value.index_select(0, u)))
         mean = weighted.div_(total.add_(EPSILON))
         ctx.mark_dirty(edge)
         ctx.save_for_backward(edge, value, mean, total, source, target)
@@ -60,9 +62,9 @@ class _GatedMessages(torch.autograd.Function):
         for rows in _blocks(message):
             u, v = source[rows], target[rows]
             gate = message[rows].to(wide).sigmoid()
-            d_out = d_weighted[v]
+            d_out = d_weighted.index_select(0, v)
             d_value.index_add_(0, u, d_out * gate)
-            d_gate = d_out.mul_(value[u]).add_(d_total[v])
+            d_gate = d_out.mul_(value.index_select(0, u)).add_(d_total.index_select(0, v))
             d_row = d_gate.mul_(gate).mul_(1 - gate)
             if d_message is not None:
                 d_row += d_message[rows]
@@ -97,7 +99,7 @@ class _BatchNormSiLU(torch.autograd.Function):
     ) -> Tensor:
         scale = weight * inverse_std
         shift = bias - mean * scale
-        out = torch.empty(x.shape, dtype=x.dtype if residual is None else residual.dtype, device=x.device)
+        out = torch.empty(x.shape, dtype=scale.dtype if residual is None else residual.dtype, device=x.device)
         for rows in _blocks(x):
             y = torch.nn.functional.silu(torch.addcmul(shift, x[rows].to(scale.dtype), scale), inplace=True)
             out[rows] = y if residual is None else y.add_(residual[rows])
@@ -133,10 +135,12 @@ def column_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     count, mean, spread = 0, torch.zeros(x.shape[1], dtype=wide, device=x.device), None
     for rows in _blocks(x):
         block = x[rows].to(wide)
-        block_variance, block_mean = torch.var_mean(block, 0, correction=0)
-        size, delta = len(block), block_mean - mean
+        size = len(block)
+        block_mean = block.sum(0) / size  # two sums are several times faster than var_mean over rows
+        block_spread = (block - block_mean).square_().sum(0)
+        delta = block_mean - mean
         mean = mean + delta * (size / (count + size))
-        merged = block_variance * size + delta.square() * (count * size / (count + size))
+        merged = block_spread + delta.square() * (count * size / (count + size))
         spread = merged if spread is None else spread + merged
         count += size
     if spread is None:
