@@ -6,7 +6,7 @@ once into one tensor and batches are slices of it.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -119,14 +119,19 @@ def _centre_pad(images: Tensor, size: tuple[int, int], *, noise: bool, seed: int
 
 
 def load_split(
-    root: Path | str,
+    root: Path | str | None,
     domain: str,
     split: str,
     *,
     size: tuple[int, int] | None = None,
     resize_method: str = "resize_bilinear",
 ) -> DomainSplit:
-    """One domain's train or test maps in one tensor."""
+    """One domain's train or test maps in one tensor; without a root, built-in synthetic ones."""
+    if root is None:
+        from anomaly_lib.data.hdmap_demo import demo_split
+
+        data = demo_split(check_domain(domain), split)
+        return replace(data, images=fit_to(data.images, size, resize_method))
     items = [item for item in read_hdmap(root, domains=[domain]) if item.split == split]
     decoded = [decode(item.path) for item in items]
     shapes = sorted({grey.shape for grey in decoded})
@@ -168,7 +173,7 @@ class MultiDomainHDMAPDataModule:
 
     def __init__(
         self,
-        root: Path | str,
+        root: Path | str | None,
         *,
         source_domain: str = "domain_A",
         target_domains: str | Sequence[str] = "auto",
@@ -179,7 +184,7 @@ class MultiDomainHDMAPDataModule:
         resize_method: str = "resize_bilinear",
         seed: int = 0,
     ) -> None:
-        self.root = Path(root)
+        self.root = None if root is None else Path(root)
         self.source_domain = check_domain(source_domain)
         self.target_domains = [check_domain(name) for name in target_domains_of(source_domain, target_domains)]
         if source_domain in self.target_domains:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from anomaly_lib.data.hdmap import DOMAINS, GROUPS, NATIVE_SIZE, check_domain, save_map
+from anomaly_lib.data.hdmap import DOMAINS, GROUPS, NATIVE_SIZE, DomainSplit, check_domain, save_map
 
 WARM = 1.4  # published ratio of warmed-up to cold means
 TOOTH_JITTER = 0.08  # healthy teeth differ a little from map to map
@@ -83,6 +84,16 @@ def _fault_gain(draw: np.random.Generator, count: int, look: DomainLook) -> np.n
         if draw.random() < 0.5:
             gain[i, (row + 1) % NATIVE_SIZE[0], columns] = 1 + (loud - 1) / 2
     return gain
+
+
+def demo_split(domain: str, split: str, *, train: int = 64, test: int = 32, seed: int = 0) -> DomainSplit:
+    """The maps that `write_hdmap_demo` writes, in memory."""
+    groups = [(number, group, label) for number, (s, group, label) in enumerate(GROUPS) if s == split]
+    count = train if split == "train" else test
+    maps = [synthetic_maps(domain, count, fault=bool(label), seed=seed * 3 + number) for number, _, label in groups]
+    labels = torch.tensor([label for _, _, label in groups]).repeat_interleave(count)
+    paths = tuple(f"synthetic/{domain}/{split}/{group}/{i:06d}" for _, group, _ in groups for i in range(count))
+    return DomainSplit(domain, torch.from_numpy(np.concatenate(maps)).unsqueeze(1), labels, paths)
 
 
 def write_hdmap_demo(folder: Path | str, *, train: int = 64, test: int = 32, kind: str = "tiff", seed: int = 0) -> Path:

@@ -18,6 +18,8 @@ RECIPES: dict[str, str] = {
     "sowa": "sowa",
     "causal_film": "causal_film",
     "crystal": "crystal",
+    "detectors": "detectors",
+    "hdmap": "hdmap",
 }
 
 
