@@ -198,7 +198,7 @@ def finish(run: Run, state: TrainState, experiment: Experiment) -> RunResult:
     settings, normal = fitted_settings(experiment)
     facts = facts_of(args, towers, data.class_name, experiment.memory_images)
     state.extra = {**facts, "support": data.chosen, "normal": plain_branches(normal)}
-    detector = Detector(model, towers, settings, normal, state.extra)
+    detector = Detector(model, towers, settings, normal, state.extra, args)
 
     features = towers.features(data.test, test=True, notice=run.log.line)
     labels, masks = truth_of(data.test, towers.transform(test=True), args.resolution)
@@ -270,9 +270,9 @@ def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
     detector = load_detector(checkpoint, device=args.device)
     facts, towers = detector.facts, detector.towers
     options = replace(
-        towers.args,
-        dataset=args.dataset or towers.args.dataset,
-        data_path=args.data_path or towers.args.data_path,
+        detector.args,
+        dataset=args.dataset or detector.args.dataset,
+        data_path=args.data_path or detector.args.data_path,
         obj=args.obj or facts["class_name"],
         on_error=args.on_error,
     )
@@ -299,7 +299,7 @@ def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
         normal_scores=image_scores(detector.normal, detector.settings).cpu().numpy(),
         threshold=detector.threshold,
         notes=notes + (["random weights"] if towers.clip.is_random else []),
-        facts={"epochs": towers.args.epochs, "seed": towers.args.seed, "fusion": detector.settings.fusion},
+        facts={"epochs": options.epochs, "seed": options.seed, "fusion": detector.settings.fusion},
     )
 
 

@@ -33,6 +33,11 @@ from anomaly_lib.recipes.promptad_options import Args
 from anomaly_lib.types import Prediction
 
 SYSTEM = "promptad"
+# Two runs that agree in these use the same frozen towers and transforms.
+TOWER_OPTIONS = (
+    "backbone", "weights", "pretrained_dataset", "image_size", "visual_backbone", "visual_weights", "memory_layers",
+    "memory_tap", "reader_resize", "test_color", "precision", "cache", "cache_dir",
+)  # fmt: skip
 Picture = str | Path | np.ndarray | Image.Image | Tensor
 
 
@@ -77,9 +82,16 @@ class Detector:
     """What ``anomaly_lib.load(checkpoint)`` answers for PromptAD."""
 
     def __init__(
-        self, model: PromptAD, towers: Towers, settings: ScoreSettings, normal: Branches, facts: dict[str, Any]
+        self,
+        model: PromptAD,
+        towers: Towers,
+        settings: ScoreSettings,
+        normal: Branches,
+        facts: dict[str, Any],
+        args: Args,
     ) -> None:
         self.model, self.towers, self.settings, self.normal, self.facts = model, towers, settings, normal, facts
+        self.args = args
         self.trained_fusion: str = facts["fusion_mode"]
         self.transform = towers.transform(test=True)
         # Leave-one-out quantile of normal support scores under the present fusion.
@@ -91,7 +103,9 @@ class Detector:
         if mode is None or mode == self.settings.fusion:
             return self
         fusion_by_name(mode)
-        return Detector(self.model, self.towers, replace(self.settings, fusion=mode), self.normal, self.facts)
+        return Detector(
+            self.model, self.towers, replace(self.settings, fusion=mode), self.normal, self.facts, self.args
+        )
 
     def fusion_notice(self) -> str | None:
         """One line when scoring is done with another fusion than the checkpoint was selected with."""
@@ -163,8 +177,12 @@ def load_detector(
     backbone_weights: str | None = None,
     device: str = "auto",
     notice: Callable[[str], None] | None = None,
+    shared: dict[tuple[Any, ...], Towers] | None = None,
 ) -> Detector:
-    """The detector of a PromptAD checkpoint; `notice` hears of a fusion other than the trained one."""
+    """The detector of a PromptAD checkpoint; `notice` hears of a fusion other than the trained one.
+
+    Pass one dict as `shared` to load many checkpoints on one set of frozen towers.
+    """
     saved = load_checkpoint(path, system=SYSTEM)
     facts = saved["extra"]
     if "normal" not in facts:
@@ -172,7 +190,10 @@ def load_detector(
     args = args_of(saved)
     if backbone_weights is not None:
         args = replace(args, weights=backbone_weights)
-    towers = Towers(args, pick_device(device))
+    key = tuple(str(getattr(args, name)) for name in TOWER_OPTIONS)
+    towers = (shared or {}).get(key) or Towers(args, pick_device(device))
+    if shared is not None:
+        shared[key] = towers
     if towers.clip.weights_id != facts["weights_id"]:
         raise UserError(
             f"{path}: trained with other weights of {facts['backbone']} than --weights {args.weights} holds now"
@@ -181,7 +202,7 @@ def load_detector(
     model.load_state_dict(saved["model"])
     normal = Branches(**{name: value.to(towers.device) for name, value in facts["normal"].items()})
     settings = fit_support(settings_of(args), normal, args.calibration)
-    detector = Detector(model, towers, settings, normal, facts).with_fusion(fusion_mode)
+    detector = Detector(model, towers, settings, normal, facts, args).with_fusion(fusion_mode)
     if notice is not None and (text := detector.fusion_notice()):
         notice(text)
     return detector
