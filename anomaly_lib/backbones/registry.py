@@ -45,3 +45,10 @@ def split_family(name: str) -> tuple[str, str]:
     if name in NETS:
         return "torchvision", name
     return ("huggingface" if name in KNOWN else "clip"), name
+
+
+def list_backbones() -> list[str]:
+    """Names that need no family; any timm network is ``timm:NAME``, any CLIP of open_clip goes by its own name."""
+    from anomaly_lib.backbones.clip import DEFAULT_TAGS, DEMO
+
+    return sorted({DEMO, *DEFAULT_TAGS, *NETS, *KNOWN, "timm:NAME"})
