@@ -9,7 +9,7 @@ features = store.rows(keys)  # {"layer.5": [N, P, C], ...}
 from anomaly_lib.features.extract import extract
 from anomaly_lib.features.maintenance import StoreInfo, clear_store, store_info
 from anomaly_lib.features.spec import FeatureSpec, array_key, file_key, item_key
-from anomaly_lib.features.store import FeatureStore, MissingFeatures, default_root
+from anomaly_lib.features.store import FeatureStore, MissingFeatures, default_cache_dir
 
 __all__ = [
     "FeatureSpec",
@@ -18,7 +18,7 @@ __all__ = [
     "StoreInfo",
     "array_key",
     "clear_store",
-    "default_root",
+    "default_cache_dir",
     "extract",
     "file_key",
     "item_key",

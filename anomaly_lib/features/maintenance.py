@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anomaly_lib.features.shards import ShardFolder
-from anomaly_lib.features.store import default_root
+from anomaly_lib.features.store import default_cache_dir
 from anomaly_lib.files import read_json
 
 
@@ -17,6 +17,9 @@ class StoreInfo:
     rows: int
     row: str  # names, shapes, types
     size: int  # bytes on disk
+
+    def __str__(self) -> str:
+        return f"{self.folder.name}: {self.rows} rows of {self.row or 'nothing yet'}, {self.size / 2**20:.1f} MiB"
 
 
 def store_info(root: Path | str | None = None) -> list[StoreInfo]:
@@ -40,5 +43,5 @@ def clear_store(root: Path | str | None = None) -> int:
 
 
 def _stores(root: Path | str | None) -> list[Path]:
-    base = Path(root or default_root()).expanduser()
+    base = Path(root or default_cache_dir()).expanduser()
     return sorted(path.parent for path in base.glob("*/spec.json"))

@@ -30,7 +30,7 @@ class MissingFeatures(LookupError):
         self.keys = list(keys)
 
 
-def default_root() -> Path:
+def default_cache_dir() -> Path:
     """$ANOMALY_LIB_CACHE or ~/.cache/anomaly_lib."""
     return Path(os.environ.get("ANOMALY_LIB_CACHE") or Path.home() / ".cache" / "anomaly_lib")
 
@@ -59,7 +59,7 @@ class FeatureStore:
         self.spec = spec
         self.cache = cache
         self.notice = notice or (lambda _: None)
-        self.folder = Path(root or default_root()).expanduser() / spec.folder_name
+        self.folder = Path(root or default_cache_dir()).expanduser() / spec.folder_name
         self._ram: dict[bytes, Bytes] = {}
         self._ram_layout: RowLayout | None = None
         self._disk: ShardFolder | None = None

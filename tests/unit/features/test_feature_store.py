@@ -255,6 +255,7 @@ def test_info_and_clear(tmp_path: Path) -> None:
     assert (info.backbone, info.rows, info.outputs) == ("tiny/net", 3, ("layer.1", "pooled"))
     assert info.row == "layer.1 [3, 4] float32, pooled [4] float32"
     assert info.size == sum(f.stat().st_size for f in store.folder.iterdir())
+    assert str(info).endswith(f"3 rows of {info.row}, {info.size / 2**20:.1f} MiB")
     assert clear_store(tmp_path) == info.size
     assert store_info(tmp_path) == []
     assert (tmp_path / "photos" / "mine.txt").exists()
