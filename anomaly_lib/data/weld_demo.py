@@ -134,7 +134,7 @@ def _video(weld: Weld, rng: np.random.Generator, heat_over_time: np.ndarray, fra
     heat, on = _at(heat_over_time, np.linspace(0, 1, frames))
     y, x = np.mgrid[:size, :size] / size - 0.5
     flicker = 1 + 0.06 * rng.standard_normal(frames)
-    tail = 0.08 + 0.10 * weld.speed  # a fast torch draws the pool out
+    tail = 0.04 + 0.16 * weld.speed  # a fast torch draws the pool out
     centre = 0.03 * rng.standard_normal((frames, 2))
     width = 0.07 + 0.07 * (heat.clip(-0.5, 2) + 0.5)
     dx = (x[None] - centre[:, :1, None]) / (width[:, None, None] + tail * (x[None] < 0))
@@ -154,11 +154,11 @@ def _audio(weld: Weld, rng: np.random.Generator, heat_over_time: np.ndarray, sam
     hiss = np.fft.irfft(spectrum * np.exp(-0.5 * ((frequency - pitch) / 500) ** 2), samples)
     hiss /= hiss.std()
     ticks = np.zeros(samples)
-    count = int(30 + 120 * (1 - min(weld.speed, 1)) + 300 * weld.spatter)
+    count = int(20 + 240 * weld.speed + 300 * weld.spatter)
     ticks[rng.integers(0, samples, count)] = rng.uniform(0.3, 1, count)
     ticks = np.convolve(ticks, np.exp(-np.arange(160) / 40) * np.sin(np.arange(160) * 1.3), mode="same")
     leak = 0.02 * (1 - weld.gas) * rng.standard_normal(samples)
-    wave = on * ((0.03 + 0.06 * (heat + 1)) * hiss + 0.3 * ticks) + leak + 0.002 * rng.standard_normal(samples)
+    wave = on * ((0.03 + 0.06 * (heat + 1)) * hiss + 0.5 * ticks) + leak + 0.002 * rng.standard_normal(samples)
     return wave.clip(-1, 1).astype(np.float32)
 
 
@@ -176,8 +176,9 @@ def _photo(weld: Weld, rng: np.random.Generator, size: int, view: int) -> tuple[
     tint = np.array([150 + 50 * heat, 140, 150 - 60 * heat])[None, None]
     bead = (profile > 0)[..., None]
     colour = np.where(bead, tint * (0.55 + 0.35 * np.sqrt(profile) + 0.15 * ripple)[..., None], steel)
-    zone = np.exp(-(((np.abs(across) - width).clip(0) / (0.03 + 0.05 * max(heat, 0))) ** 2))[..., None]
-    colour = np.where(bead, colour, colour * (1 - 0.3 * zone))  # the heat-affected zone beside the bead
+    reach = 0.02 + 0.16 * (1 - speed)  # a slow torch heats the plate farther out
+    zone = np.exp(-(((np.abs(across) - width).clip(0) / reach) ** 2))[..., None]
+    colour = np.where(bead, colour, colour * (1 - 0.45 * zone))
     picture = colour * light[..., None] + 3 * rng.standard_normal((size, size, 3))
     picture, mask = _surface_defects(weld, rng, picture, x, across, width, view)
     if weld.class_name in MISMATCH:
@@ -201,6 +202,8 @@ def _surface_defects(
     for _ in range(weld.pits):
         px, py, r = rng.uniform(-0.45, 0.45), rng.uniform(-0.7, 0.7) * width, rng.uniform(0.012, 0.025)
         mask |= (x - px) ** 2 + (across - py) ** 2 < r**2
+    if weld.class_name == "lack_of_fusion":
+        mask |= np.abs(across - width) < 0.012  # an open gap along one toe of the bead
     if weld.hole:
         px = rng.uniform(-0.25, 0.25)
         mask |= ((x - px) / 1.5) ** 2 + across**2 < (0.6 * width) ** 2

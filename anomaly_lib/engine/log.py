@@ -87,18 +87,25 @@ class Trackers:
         logged_in = bool(os.environ.get("WANDB_API_KEY")) or (Path.home() / ".netrc").is_file()
         mode = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
         name = args.wandb_name or folder.name
+        asked = getattr(args, "wandb_id", None)
+        if run_id and not asked:
+            log.line(f"W&B: run id {run_id} read from the checkpoint")
+        run_id = asked or run_id
         log.line(
             f"W&B: {f'resuming run {run_id}' if run_id else f'new run {name}'} in project {args.wandb_project} ({mode})"
         )
         try:
-            return wandb.init(
+            started = wandb.init(
                 project=args.wandb_project,
+                entity=getattr(args, "wandb_entity", None),
                 name=name,
                 id=run_id,
                 resume="allow" if run_id else None,
                 dir=str(folder),
                 mode=mode,
             )
+            log.line(f"W&B: initialised run {started.id}")
+            return started
         except Exception as error:  # noqa: BLE001  (a tracker must not cost a run)
             log.line(f"W&B could not start ({type(error).__name__}); going on without it")
             return None

@@ -42,7 +42,17 @@ CHECKPOINT = "checkpoint.pt"
 # Options that change how or where a run happens, not what comes out of it.
 NOT_PART_OF_THE_RESULT = frozenset(
     {"output_dir", "save_path", "resume", "fresh", "save_every", "device", "num_workers", "figures"}
-    | {"tensorboard", "wandb", "wandb_project", "wandb_name", "cache", "cache_dir", "download"}
+    | {
+        "tensorboard",
+        "wandb",
+        "wandb_project",
+        "wandb_name",
+        "wandb_id",
+        "wandb_entity",
+        "cache",
+        "cache_dir",
+        "download",
+    }
 )
 
 

@@ -75,6 +75,11 @@ class EvaluateArgs:
     shot: Optional[int] = arg(
         None, "support images for systems that can change them after training", type=int, aliases=["k-shot"]
     )
+    weights: str = arg(
+        "auto",
+        "averaged (ema) or raw weights; auto = averaged where the checkpoint has them",
+        choices=["auto", "ema", "raw"],
+    )
     split: str = arg("test", "which split to score", choices=["train", "val", "test"])
     output_dir: Optional[str] = arg(
         None, "folder for tables and figures; None = evaluation/ beside the checkpoint", type=str, aliases=["output"]
