@@ -1,0 +1,271 @@
+"""V4 of the weld system: four modalities, cross-attention fusion, contrastive feature, class and anomaly score."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from anomaly_lib.errors import UserError
+from anomaly_lib.fusion import CrossAttention
+
+MODALITIES = ("video", "images", "audio", "sensors")
+ALIASES = {"post_images": "images", "post_weld_images": "images", "sensor": "sensors"}
+FREEZE_POLICIES = ("none", "sensor", "heads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuadConfig:
+    """Widths of the incoming tokens and of the model."""
+
+    video_dim: int = 1024
+    image_dim: int = 768
+    audio_dim: int = 768
+    sensor_channels: int = 6
+    sensor_dim: int = 256
+    sensor_layers: int = 4
+    sensor_heads: int = 8
+    sensor_stride: int = 1
+    hidden_dim: int = 512
+    num_heads: int = 8
+    fusion_tokens: int = 4
+    dropout: float = 0.1
+    num_classes: int = 12
+    classifier_layers: int = 1
+    score_sigmoid: bool = False
+    missing: str = "skip"  # "embedding": an absent modality contributes a learned vector
+    modality_dropout: float = 0.0
+    activation_checkpointing: bool = False
+
+
+def sinusoidal_positions(length: int, dim: int) -> Tensor:
+    """[length, dim] with sin on even and cos on odd channels, wave lengths from 2 pi to 10000 * 2 pi."""
+    rates = torch.exp(torch.arange(0, dim, 2) * (-math.log(10000.0) / dim))
+    angles = torch.arange(length)[:, None] * rates  # [length, dim / 2]
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :dim]
+
+
+class SensorEncoder(nn.Module):
+    """Series [B, S, C] -> tokens [B, ceil(S / stride), D]: linear, positions, transformer, norm. Always trained."""
+
+    def __init__(
+        self,
+        *,
+        channels: int = 6,
+        dim: int = 256,
+        layers: int = 4,
+        heads: int = 8,
+        dropout: float = 0.1,
+        token_stride: int = 1,
+        max_length: int = 512,
+    ) -> None:
+        super().__init__()
+        self.token_stride = token_stride
+        self.embed = nn.Linear(channels, dim)
+        self.register_buffer("positions", sinusoidal_positions(max_length, dim), persistent=False)
+        self.positions: Tensor
+        layer = nn.TransformerEncoderLayer(dim, heads, 4 * dim, dropout, batch_first=True)
+        self.blocks = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, series: Tensor) -> Tensor:
+        if series.shape[1] > len(self.positions):
+            raise UserError(f"a sensor series of {series.shape[1]} steps exceeds the {len(self.positions)} positions")
+        x = self.embed(series) + self.positions[: series.shape[1]]
+        if self.token_stride > 1:  # mean over each stride, the last one may be shorter
+            x = F.avg_pool1d(x.transpose(1, 2), self.token_stride, ceil_mode=True).transpose(1, 2)
+        return self.norm(self.blocks(x))
+
+
+class CrossAttentionFusion(nn.Module):
+    """Learned queries read each modality in turn; what they read is flattened and mixed into one vector [B, D].
+
+    Per modality m: LayerNorm(q + Attention(q, P_m x_m, P_m x_m)). An absent modality leaves q alone (or q plus a
+    learned vector), so that no subset of modalities gives NaN.
+    """
+
+    def __init__(
+        self,
+        dims: Mapping[str, int],
+        *,
+        hidden_dim: int = 512,
+        num_heads: int = 8,
+        tokens: int = 4,
+        dropout: float = 0.1,
+        missing: str = "skip",
+    ) -> None:
+        super().__init__()
+        if missing not in ("skip", "embedding"):
+            raise ValueError(f"missing {missing!r}: choose skip or embedding")
+        self.names = tuple(dims)
+        self.queries = nn.Parameter(nn.init.trunc_normal_(torch.empty(tokens, hidden_dim), std=0.02))
+        self.project = nn.ModuleDict({name: nn.Linear(dim, hidden_dim) for name, dim in dims.items()})
+        self.attend = nn.ModuleDict(
+            {name: CrossAttention(query_dim=hidden_dim, num_heads=num_heads, dropout=dropout) for name in dims}
+        )
+        self.norm = nn.ModuleDict({name: nn.LayerNorm(hidden_dim) for name in dims})
+        self.absent = nn.ParameterDict(
+            {name: nn.Parameter(torch.zeros(hidden_dim)) for name in dims} if missing == "embedding" else {}
+        )
+        self.mix = nn.Sequential(
+            nn.Linear(len(dims) * tokens * hidden_dim, 2 * hidden_dim),
+            nn.LayerNorm(2 * hidden_dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(2 * hidden_dim, hidden_dim),
+        )
+        self.output = nn.Linear(hidden_dim, hidden_dim)
+
+    def forward(
+        self,
+        tokens: Mapping[str, Tensor],
+        *,
+        masks: Mapping[str, Tensor] | None = None,
+        present: Tensor | None = None,
+        need_weights: bool = False,
+        keepdim: bool = False,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`tokens` name -> [B, L, D_m], `masks` name -> [B, L] (True counts), `present` [B, M] in the order of `names`.
+
+        Returns the fused vector [B, D] ([B, 1, D] with `keepdim`) and attention [B, Q, L] averaged over heads by name.
+        """
+        batch = next(iter(tokens.values())).shape[0]
+        queries = self.queries.expand(batch, -1, -1)  # [B, Q, D]
+        read, attention = [], {}
+        for index, name in enumerate(self.names):
+            here = torch.ones(batch, dtype=torch.bool, device=queries.device)
+            if present is not None:
+                here = present[:, index].bool()
+            if name not in tokens:
+                here = torch.zeros_like(here)
+            mask = None if masks is None else masks.get(name)
+            if mask is not None:
+                here = here & mask.any(1)
+            x = queries
+            if name in tokens:
+                memory = self.project[name](torch.nan_to_num(tokens[name]))  # [B, L, D]; absent rows may hold anything
+                attended, weights = self.attend[name](queries, memory, memory_mask=mask, need_weights=need_weights)
+                x = queries + torch.where(here[:, None, None], attended, 0.0)
+                if weights is not None:
+                    attention[name] = torch.where(here[:, None, None], weights.mean(1), 0.0)
+            if name in self.absent:
+                x = x + (~here)[:, None, None] * self.absent[name]
+            read.append(self.norm[name](x))
+        fused = self.output(self.mix(torch.cat(read, dim=1).flatten(1)))
+        return (fused.unsqueeze(1) if keepdim else fused), attention
+
+
+class QuadModal(nn.Module):
+    """Tokens of the frozen encoders in; unit `features` [B, D], `logits` [B, C], `anomaly_score` [B] out."""
+
+    def __init__(self, config: QuadConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        self.sensor = SensorEncoder(
+            channels=c.sensor_channels,
+            dim=c.sensor_dim,
+            layers=c.sensor_layers,
+            heads=c.sensor_heads,
+            dropout=c.dropout,
+            token_stride=c.sensor_stride,
+        )
+        dims = {"video": c.video_dim, "images": c.image_dim, "audio": c.audio_dim, "sensors": c.sensor_dim}
+        self.fusion = CrossAttentionFusion(
+            dims,
+            hidden_dim=c.hidden_dim,
+            num_heads=c.num_heads,
+            tokens=c.fusion_tokens,
+            dropout=c.dropout,
+            missing=c.missing,
+        )
+        self.norm = nn.LayerNorm(c.hidden_dim)
+        self.projection = nn.Sequential(
+            nn.Linear(c.hidden_dim, c.hidden_dim), nn.ReLU(), nn.Linear(c.hidden_dim, c.hidden_dim)
+        )
+        self.classifier = _head(c.hidden_dim, c.num_classes, c.classifier_layers)
+        self.score = nn.Linear(c.hidden_dim, 1)
+
+    def forward(self, batch: Mapping[str, Tensor], *, need_weights: bool = False) -> dict[str, Tensor]:
+        """`batch` after `check_quad_batch`; with `need_weights` also `attention.<modality>` [B, Q, L]."""
+        tokens = {name: batch[name] for name in ("video", "images", "audio") if name in batch}
+        if "sensors" in batch:
+            tokens["sensors"] = self._sensor_tokens(batch["sensors"])
+        masks = {name: batch[f"{name}_mask"] for name in tokens if f"{name}_mask" in batch}
+        present = self._drop_modalities(batch.get("present"), next(iter(tokens.values())))
+        fused, attention = self.fusion(tokens, masks=masks, present=present, need_weights=need_weights)
+        unit = F.normalize(self.norm(fused), dim=-1)
+        score = self.score(unit).squeeze(1)
+        out = {
+            "embedding": unit,
+            "features": F.normalize(self.projection(unit), dim=-1),
+            "logits": self.classifier(unit),
+            "anomaly_score": score.sigmoid() if self.config.score_sigmoid else score,
+        }
+        return out | {f"attention.{name}": weights for name, weights in attention.items()}
+
+    def _sensor_tokens(self, series: Tensor) -> Tensor:
+        series = torch.nan_to_num(series)
+        if self.config.activation_checkpointing and self.training:
+            return checkpoint(self.sensor, series, use_reentrant=False)  # type: ignore[no-any-return]
+        return self.sensor(series)  # type: ignore[no-any-return]
+
+    def _drop_modalities(self, present: Tensor | None, like: Tensor) -> Tensor | None:
+        """Training only: each present modality vanishes with probability p, but never the last one of a sample."""
+        rate = self.config.modality_dropout
+        if not self.training or rate == 0:
+            return present
+        shape = (like.shape[0], len(MODALITIES))
+        known = torch.ones(shape, dtype=torch.bool, device=like.device) if present is None else present.bool()
+        kept = known & (torch.rand(shape, device=like.device) >= rate)
+        return torch.where(kept.any(1, keepdim=True), kept, known)
+
+
+def _head(dim: int, classes: int, layers: int) -> nn.Module:
+    if layers == 1:
+        return nn.Linear(dim, classes)
+    if layers == 2:
+        return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, classes))
+    raise ValueError(f"classifier_layers {layers}: choose 1 or 2")
+
+
+def check_quad_batch(batch: Mapping[str, Tensor], config: QuadConfig) -> dict[str, Tensor]:
+    """The batch under our names, ranks and widths checked: one clear line instead of a broadcasting surprise."""
+    named = {ALIASES.get(name, name): value for name, value in batch.items()}
+    widths = {
+        "video": config.video_dim,
+        "images": config.image_dim,
+        "audio": config.audio_dim,
+        "sensors": config.sensor_channels,
+    }
+    sizes = set()
+    for name, width in widths.items():
+        if name not in named:
+            continue
+        shape = tuple(named[name].shape)
+        if len(shape) != 3 or shape[2] != width:
+            raise UserError(f"{name}: expected [batch, tokens, {width}], got {list(shape)}")
+        sizes.add(shape[0])
+    if not sizes:
+        raise UserError(f"a batch needs at least one of {', '.join(MODALITIES)}")
+    if "present" in named and named["present"].shape[1:] != (len(MODALITIES),):
+        raise UserError(f"present: expected [batch, {len(MODALITIES)}], got {list(named['present'].shape)}")
+    if len(sizes | {len(named[key]) for key in ("present", "label") if key in named}) > 1:
+        raise UserError("the modalities of this batch have different batch sizes: " + str(sorted(sizes)))
+    return named
+
+
+def freeze(model: QuadModal, policy: str, *, unfreeze: Sequence[str] = ()) -> list[str]:
+    """Freeze by policy and return the names that still learn; the sensor encoder has no pre-training, it always does.
+
+    none: all learn; sensor: the sensor encoder and the heads; heads: likewise but the fusion's queries and mixer too.
+    `unfreeze` lists name prefixes to open again ("fusion.project").
+    """
+    if policy not in FREEZE_POLICIES:
+        raise UserError(f"unknown freeze policy {policy!r}; choose from {', '.join(FREEZE_POLICIES)}")
+    closed = {"none": (), "sensor": ("fusion.",), "heads": ("fusion.project", "fusion.attend")}[policy]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(closed) or name.startswith(tuple(unfreeze)))
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]

@@ -1,0 +1,163 @@
+"""QuadModal: published sizes, any subset of modalities, attention, freezing."""
+
+import itertools
+
+import pytest
+import torch
+
+from anomaly_lib.errors import UserError
+from anomaly_lib.models.supcon_quad import (
+    MODALITIES,
+    CrossAttentionFusion,
+    QuadConfig,
+    QuadModal,
+    SensorEncoder,
+    check_quad_batch,
+    freeze,
+)
+
+SMALL = QuadConfig(
+    video_dim=12,
+    image_dim=10,
+    audio_dim=8,
+    sensor_dim=16,
+    sensor_layers=1,
+    sensor_heads=2,
+    hidden_dim=16,
+    num_heads=2,
+    num_classes=3,
+)
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def batch_of(size=4, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    shapes = {"video": (6, 12), "images": (5, 10), "audio": (7, 8), "sensors": (16, 6)}
+    return {name: torch.randn(size, *shape, generator=g) for name, shape in shapes.items()}
+
+
+def test_published_parameter_counts():
+    fusion = CrossAttentionFusion({"video": 1024, "images": 768, "audio": 768, "sensors": 256})
+    sensor = SensorEncoder()
+    assert count(fusion) == 14_831_616
+    assert count(sensor) == 3_161_344
+    assert count(fusion) + count(sensor) + count(torch.nn.LayerNorm(512)) == 17_993_984
+
+
+def test_outputs_are_unit_vectors_and_differ_between_samples():
+    torch.manual_seed(0)
+    out = QuadModal(SMALL).eval()(batch_of())
+    assert out["features"].shape == (4, 16)
+    assert out["logits"].shape == (4, 3)
+    assert out["anomaly_score"].shape == (4,)
+    torch.testing.assert_close(out["features"].norm(dim=1), torch.ones(4))
+    assert (out["features"][0] - out["features"][1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("missing", ["skip", "embedding"])
+def test_every_subset_of_modalities_is_finite_and_absent_data_is_never_read(missing):
+    torch.manual_seed(0)
+    model = QuadModal(QuadConfig(**{**SMALL.__dict__, "missing": missing})).train()
+    for keep in itertools.product([False, True], repeat=4):
+        batch = batch_of(3)
+        present = torch.tensor([keep] * 3)
+        for name, there in zip(MODALITIES, keep, strict=True):
+            if not there:
+                batch[name] = torch.full_like(batch[name], float("nan"))
+        out = model({**batch, "present": present})
+        assert all(bool(torch.isfinite(value).all()) for value in out.values()), keep
+        out["features"].sum().backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+    model.eval()
+    a, b = batch_of(2), batch_of(2)
+    b["audio"] = b["audio"] + 5
+    present = torch.tensor([[True, True, False, True]] * 2)
+    torch.testing.assert_close(
+        model({**a, "present": present})["features"], model({**b, "present": present})["features"]
+    )
+    assert (model(a)["features"] - model(b)["features"]).abs().max() > 1e-4
+
+
+def test_a_modality_left_out_of_the_batch_equals_one_marked_absent():
+    torch.manual_seed(0)
+    model = QuadModal(SMALL).eval()
+    batch = batch_of(2)
+    marked = model({**batch, "present": torch.tensor([[True, True, True, False]] * 2)})["features"]
+    batch.pop("sensors")
+    torch.testing.assert_close(model(batch)["features"], marked)
+
+
+def test_padding_masks_hide_tokens_and_attention_sums_to_one():
+    torch.manual_seed(0)
+    model = QuadModal(SMALL).eval()
+    batch = batch_of(2)
+    mask = torch.tensor([[True] * 4 + [False] * 3] * 2)
+    short = model({**batch, "audio": batch["audio"][:, :4]})["features"]
+    out = model({**batch, "audio_mask": mask}, need_weights=True)
+    torch.testing.assert_close(out["features"], short, rtol=1e-4, atol=1e-5)
+    weights = out["attention.audio"]  # [B, Q, L]
+    assert weights.shape == (2, 4, 7)
+    assert float(weights[..., 4:].detach().abs().max()) == 0
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4))
+
+
+def test_modality_dropout_never_removes_everything_and_only_acts_in_training():
+    torch.manual_seed(0)
+    model = QuadModal(QuadConfig(**{**SMALL.__dict__, "modality_dropout": 0.9}))
+    like = torch.zeros(500, 1, 1)
+    kept = model.train()._drop_modalities(None, like)
+    assert bool(kept.any(1).all())
+    assert 0.1 < float(kept.float().mean()) < 1.0 - 0.2
+    assert model.eval()._drop_modalities(None, like) is None
+
+
+def test_token_stride_averages_steps():
+    torch.manual_seed(0)
+    fine = SensorEncoder(dim=16, layers=1, heads=2, token_stride=4).eval()
+    assert fine(torch.randn(2, 128, 6)).shape == (2, 32, 16)
+    assert fine(torch.randn(2, 127, 6)).shape == (2, 32, 16)
+    with pytest.raises(UserError, match="512 positions"):
+        fine(torch.randn(1, 600, 6))
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    grads = []
+    for on in (False, True):
+        torch.manual_seed(0)
+        model = QuadModal(QuadConfig(**{**SMALL.__dict__, "activation_checkpointing": on, "dropout": 0.0})).train()
+        model(batch_of())["logits"].square().sum().backward()
+        grads.append(model.sensor.embed.weight.grad)
+    torch.testing.assert_close(*grads)
+
+
+def test_freeze_policies():
+    model = QuadModal(SMALL)
+    learning = freeze(model, "heads")
+    assert "fusion.queries" in learning
+    assert not any("fusion.attend" in name for name in learning)
+    assert any(name.startswith("sensor.") for name in learning)
+    opened = freeze(model, "sensor", unfreeze=["fusion.project.audio"])
+    assert {name for name in opened if name.startswith("fusion")} == {
+        "fusion.project.audio.weight",
+        "fusion.project.audio.bias",
+    }
+    assert len(freeze(model, "none")) == len(list(model.parameters()))
+    with pytest.raises(UserError, match="freeze policy"):
+        freeze(model, "all")
+
+
+def test_bad_batches_get_one_clear_line():
+    good = batch_of()
+    renamed = {"video": good["video"], "post_weld_images": good["images"], "sensor": good["sensors"]}
+    assert set(check_quad_batch(renamed, SMALL)) == {"video", "images", "sensors"}
+    with pytest.raises(UserError, match=r"audio: expected \[batch, tokens, 8\], got \[4, 7, 9\]"):
+        check_quad_batch({"audio": torch.zeros(4, 7, 9)}, SMALL)
+    with pytest.raises(UserError, match="different batch sizes"):
+        check_quad_batch({**good, "audio": torch.zeros(3, 7, 8)}, SMALL)
+    with pytest.raises(UserError, match="present"):
+        check_quad_batch({**good, "present": torch.ones(4, 3)}, SMALL)
+    with pytest.raises(UserError, match="at least one"):
+        check_quad_batch({}, SMALL)
