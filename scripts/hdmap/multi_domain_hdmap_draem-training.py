@@ -1,0 +1,18 @@
+#!/usr/bin/env python3
+"""HDMAP domain transfer with draem: one condition of the JSON file beside this script."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from anomaly_lib.recipes.hdmap_experiment import script_main
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return script_main("draem", __file__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
