@@ -18,7 +18,7 @@ from anomaly_lib.models.sowa_text import (
     pick_classes,
     pool_text_features,
 )
-from anomaly_lib.models.window_adapter import BasicLayer, share_parameters
+from anomaly_lib.models.window_adapter import BasicLayer, Mlp, share_parameters
 from anomaly_lib.ops.smooth import upsample_maps
 
 ADAPTERS = ("window", "linear", "none")
@@ -116,7 +116,7 @@ class VisionMapEncoder(nn.Module):
         if options.kind == "none":
             return nn.Identity()
         if options.kind == "linear":
-            return nn.Linear(clip.width, clip.width, bias=False)
+            return Mlp(clip.width)
         assert clip.grid is not None
         return BasicLayer(
             clip.attention(self.feature_map_idx[stage]),
