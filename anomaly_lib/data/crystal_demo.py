@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from anomaly_lib.data.crystal_dataset import CrystalRow, CrystalTable
-from anomaly_lib.data.crystal_graph import GraphBuilder
 from anomaly_lib.data.crystal_structure import Crystal, make_crystal, write_cif
-from anomaly_lib.data.crystal_text import describe, reduced_formula
+from anomaly_lib.data.crystal_text import reduced_formula
 
 # element: (radius in Angstrom, Pauling electronegativity)
 CATIONS = {
@@ -70,7 +69,7 @@ def _crystal(rng: np.random.Generator, name: str) -> tuple[Crystal, str, float]:
     elements = [cation if site == "M" else anion for site, _ in prototype.sites]
     crystal = make_crystal(lattice, [position for _, position in prototype.sites], elements, name=name)
     polarity = ANIONS[anion][1] - CATIONS[cation][1]  # 0.2 to 3.2
-    structural = -0.75 * (polarity - 1.5) + 0.7 * (bond - 2.7) + 0.25 * np.cos(np.pi * crystal.volume / 40)
+    structural = -1.1 * (polarity - 1.5) + 1.6 * (bond - 2.7) + 0.3 * np.cos(np.pi * crystal.volume / 40)
     return crystal, prototype_name, float(structural)
 
 
@@ -78,15 +77,14 @@ def demo_table(*, count: int = 320, seed: int = 0, prop: str = PROPERTIES[0]) ->
     """The demo data set in memory."""
     scale, offset = {"bulk_modulus_kv": (40.0, 120.0), "hse_bandgap-2": (0.8, 3.0)}.get(prop, (1.0, -1.0))
     rng = np.random.default_rng([seed, 20])
-    build = GraphBuilder()
     rows = []
     for index in range(count):
         crystal, prototype, structural = _crystal(rng, f"demo-{index:04d}")
         treatment, defects = str(rng.choice(list(TREATMENTS))), str(rng.choice(list(DEFECTS)))
         value = structural + TREATMENTS[treatment] + DEFECTS[defects] + float(rng.normal(0, 0.05))
         text = (
-            f"{reduced_formula(crystal.symbols)} is {prototype} structured. {describe(crystal, build(crystal))} "
-            f"The sample was {treatment} and has {defects} concentration of vacancies."
+            f"The compound is {prototype} structured. The sample was {treatment} and has {defects} concentration of "
+            f"vacancies."
         )
         rows.append(CrystalRow(crystal.name, offset + scale * value, text, crystal))
     return CrystalTable(rows)

@@ -33,6 +33,7 @@ from anomaly_lib.models.alignn import ALIGNN
 from anomaly_lib.models.crystal_fusion import CrystalFusionConfig, CrystalFusionModel, CrystalOutput, TextRegressor
 from anomaly_lib.recipes.crystal_data import Batch, CrystalData, TargetScale, load_data
 from anomaly_lib.recipes.crystal_options import NO_EFFECT, PUBLISHED, Args, model_config, resolve
+from anomaly_lib.recipes.evaluation import EvaluateArgs, Evaluation
 from anomaly_lib.types import Prediction, RunResult
 
 SYSTEM = "crystal"
@@ -360,6 +361,8 @@ class CrystalDetector:
     args: Args
     scale: TargetScale
     device: torch.device
+    epoch: int = 0
+    averaged: bool = False
 
     def load_data(self, data_path: str | None, **changes: Any) -> CrystalData:
         """A data folder prepared exactly as in training; `changes` are options to change (property, split_file...)."""
@@ -392,7 +395,9 @@ def load_detector(path: str | Path, device: str = "auto") -> CrystalDetector:
     text_features = CrystalFusionConfig(**_tupled(config)).text_features if config else 768
     model = build(args, target_device, text_features=text_features)
     load_weights(model, checkpoint)
-    return CrystalDetector(model.eval(), args, TargetScale(**checkpoint["extra"]["target_scale"]), target_device)
+    scale = TargetScale(**checkpoint["extra"]["target_scale"])
+    averaged = checkpoint.get("ema") is not None
+    return CrystalDetector(model.eval(), args, scale, target_device, int(checkpoint["epoch"]), averaged)
 
 
 def _tupled(config: dict[str, Any]) -> dict[str, Any]:
@@ -410,15 +415,29 @@ def predict(detector: CrystalDetector, batch: Batch) -> Prediction:
     return Prediction(score=score, parts={name: gate.mean(-1) for name, gate in output.gates.items()})
 
 
-def evaluate(
-    path: str | Path, *, data_path: str | None = None, part: str = "test", device: str = "auto"
-) -> dict[str, float]:
-    """Figures of a checkpoint on a part ("train", "val", "test") of its own split, or of the data at `data_path`."""
-    detector = load_detector(path, device)
-    data = detector.load_data(data_path)
-    positions = list(getattr(data.split, part))
+def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
+    """Figures on a part of the run's own split, or of the data at --data-path."""
+    detector = load_detector(checkpoint, args.device)
+    changes = {"on_error": args.on_error, **({"dataset": args.dataset} if args.dataset else {})}
+    data = detector.load_data(args.data_path, **changes)
+    positions = list(getattr(data.split, args.split))
     found = predict_rows(detector.model, data, positions, detector.args, detector.scale, detector.device)
-    return _named(part, figures_of(found, data.targets[positions], detector.args))
+    target = data.targets[positions]
+    own = detector.args
+    notes = [f"text encoder {own.backbone}"] if own.modality != "graph" else []
+    oracle = own.select == "best-on-test" and args.split == "test"
+    return Evaluation(
+        system=SYSTEM,
+        name=f"{'demo' if own.data_path is None else own.dataset} {property_name(own.property)}",
+        metrics=_named(f"oracle_{args.split}" if oracle else args.split, figures_of(found, target, own)),
+        scores=found.numpy(),
+        labels=target.long().numpy() if own.classification else target.numpy(),
+        paths=[data.rows[i].id for i in positions],
+        groups=[property_name(own.property)] * len(positions),
+        kind="detection" if own.classification else "regression",
+        notes=[*notes, *(["oracle: epoch chosen on the test split"] if oracle else [])],
+        facts={"epoch": detector.epoch, "ema": detector.averaged, "seed": own.seed},
+    )
 
 
 def tiny() -> Args:
