@@ -1,5 +1,6 @@
 """python -m anomaly_lib list | info | check | demo DIR | cache info|clear | predict ...: look around, never train."""
 
+import importlib
 import platform
 import sys
 import tempfile
@@ -7,11 +8,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
-from anomaly_lib.config import arg, command
-
-DEMO_SYSTEMS = ("promptad", "weld", "crystal", "hdmap")
+from anomaly_lib.config import arg, command, override
+from anomaly_lib.options import CacheArgs
 
 
 @dataclass
@@ -36,7 +36,7 @@ class DemoArgs:
     """Built-in data as real files."""
 
     output: str = arg("demo_data", "folder to write")
-    system: str = arg("promptad", "whose data layout", choices=DEMO_SYSTEMS)
+    system: str = arg("promptad", "whose data layout", choices=["promptad", "weld", "crystal", "hdmap"])
     seed: int = arg(0, "seed of every random number", at_least=0)
 
 
@@ -45,7 +45,7 @@ class CacheInfoArgs:
     """The feature cache."""
 
     action: str = arg("info", "info = what it holds, clear = delete it", choices=["info", "clear"])
-    cache_dir: str = arg("", "folder of the cache; empty = the default one")
+    cache_dir: Optional[str] = override(CacheArgs, "cache_dir")
 
 
 def show_list(_: ListArgs) -> None:
@@ -100,18 +100,20 @@ def check(args: CheckArgs) -> int:
     return 1 if failed else 0
 
 
+# Who writes the built-in data of which system: (module of anomaly_lib.data, function).
+DEMO_WRITERS = {
+    "promptad": ("demo", "write_demo"),
+    "weld": ("weld_demo", "write_weld_demo"),
+    "crystal": ("crystal_demo", "write_crystal_demo"),
+    "hdmap": ("hdmap_demo", "write_hdmap_demo"),
+}
+
+
 def write_demo_files(args: DemoArgs) -> None:
     """The built-in data of one system, in the real layout."""
+    module, function = DEMO_WRITERS[args.system]
     folder = Path(args.output)
-    if args.system == "promptad":
-        from anomaly_lib.data.demo import write_demo as write
-    elif args.system == "weld":
-        from anomaly_lib.data.weld_demo import write_weld_demo as write
-    elif args.system == "crystal":
-        from anomaly_lib.data.crystal_demo import write_crystal_demo as write
-    else:
-        from anomaly_lib.data.hdmap_demo import write_hdmap_demo as write
-    write(folder, seed=args.seed)
+    getattr(importlib.import_module(f"anomaly_lib.data.{module}"), function)(folder, seed=args.seed)
     count = sum(1 for path in folder.rglob("*") if path.is_file())
     print(f"wrote {count} files to {folder}")
 
@@ -123,8 +125,8 @@ def cache(args: CacheInfoArgs) -> None:
     if args.action == "clear":
         print(f"{root}: deleted {clear_store(root) / 2**20:.1f} MiB")
         return
-    for line in store_info(root):
-        print(line)
+    stores = store_info(root)
+    print("\n".join(map(str, stores)) or f"{root}: nothing cached")
 
 
 def predict(argv: list[str]) -> int:

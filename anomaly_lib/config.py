@@ -204,17 +204,11 @@ def parse(
     _check_declaration(cls)
     parser = _Parser(cls, prog=prog, description=description or (cls.__doc__ or "").strip())
     words = list(sys.argv[1:] if argv is None else argv)
-    parser.add_argument_group("configuration").add_argument(
-        "--config",
-        metavar="FILE.json",
-        default=argparse.SUPPRESS,
-        help="read options from this file; flags win over it",
-    )
-    parser.add_argument_group("configuration").add_argument(
-        "--print-config",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="print the resolved options as JSON and leave",
+    # Read before everything else (`before` below); the real parser lists them in --help only.
+    files = parser.add_argument_group("Configuration files")
+    files.add_argument("--config", metavar="FILE.json", default=argparse.SUPPRESS, help="read options; flags win")
+    files.add_argument(
+        "--print-config", action="store_true", default=argparse.SUPPRESS, help="show them as JSON, leave"
     )
     before = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog=parser.prog)
     before.add_argument("--config")
