@@ -34,6 +34,7 @@ from anomaly_lib.recipes.sowa_eval import (
     metric_table,
     remember,
     score_items,
+    stage_ablation,
 )
 from anomaly_lib.recipes.sowa_options import Args, resolve
 from anomaly_lib.types import Prediction, RunResult
@@ -214,7 +215,13 @@ def finish(run: Run, state: TrainState, experiment: Experiment) -> RunResult:
         notes.append("transductive: image scores are scaled over the test set")
     if taps.clip.is_random:
         notes.append("random weights")
-    run.log.line(metric_table(rows, notes).text(digits=1))
+    table = metric_table(rows, notes)
+    table.write(run.dir / "classes")
+    run.log.line(table.text(digits=1))
+    if args.ablate_stages:
+        alone = metric_table(stage_ablation(model, taps, test.items, memories, args, truth), notes)
+        alone.write(run.dir / "stages")
+        run.log.line(alone.text(digits=1))
     threshold = decision_threshold(experiment, memories, support)
     state.extra = {
         "threshold": threshold,

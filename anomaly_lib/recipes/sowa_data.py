@@ -47,10 +47,10 @@ def open_test(args: Args) -> TestData:
     if args.eval_data_path:
         dataset, root = args.eval_dataset or args.dataset, args.eval_data_path
         _, tested = split_classes(args, None, names_of(dataset, root))
+        target = load_items(args, dataset, root, tested, normal=40 if args.shot else 0)
     else:
-        dataset, root = args.dataset, args.data_path
-        _, tested = split_classes(args, names_of(dataset, root), None)
-    target = load_items(args, dataset, root, tested, normal=40 if args.shot else 0)
+        _, tested = split_classes(args, names_of(args.dataset, args.data_path), None)
+        target = load_items(args, args.dataset, args.data_path, tested, normal=40 if args.shot else 0)
     items, skipped = readable([item for item in target if item.split == "test"], args.on_error)
     return TestData(items, [item for item in target if item.split == "train" and item.label == 0], skipped)
 

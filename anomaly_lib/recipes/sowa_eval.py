@@ -154,6 +154,25 @@ def class_metrics(
     return {**rows, "mean": {key: float(np.mean(values)) for key, values in mean.items() if values}}
 
 
+def stage_ablation(
+    model: AnomalyCLIP,
+    taps: Taps,
+    items: Sequence[Item],
+    memories: Mapping[str, Memory],
+    args: Args,
+    masks: Sequence[Tensor],
+) -> dict[str, dict[str, float]]:
+    """Mean metrics with the text map of one stage alone, for every stage, then with all of them."""
+    count = len(model.visual_encoder.tap_names)
+    chosen = {f"stage {n + 1} ({model.visual_encoder.tap_names[n]})": [n] for n in range(count)} | {"all": []}
+    return {
+        label: class_metrics(score_items(model, taps, items, memories, replace(args, stages=stages)), items, masks)[
+            "mean"
+        ]
+        for label, stages in chosen.items()
+    }
+
+
 def metric_table(rows: Mapping[str, Mapping[str, float]], notes: Sequence[str]) -> Table:
     """The seven metrics in per cent, a row per class and the mean."""
     lines: list[dict[str, Cell]] = [

@@ -106,6 +106,7 @@ class Args(
     weight_decay: float = override(OptimArgs, "weight_decay", 0.2, help="decoupled weight decay")
     schedule: str = arg("plateau", "learning rate over the epochs", choices=["plateau", "constant", "cosine"])
     layers_dtype: str = arg("fp16", "number format of stored taps", choices=["fp32", "fp16", "bf16"])
+    ablate_stages: Switch = arg(False, "also score every stage alone (stages.csv)")
     compile: Switch = arg(False, "compile the trained part (needs a C++ compiler on a CPU)")
     fast_dev_run: Switch = arg(False, "one batch of training, one batch per test class: does everything run?")
     figures: Switch = override(EvalArgs, "figures", aliases=["visualize"])
