@@ -5,7 +5,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
@@ -54,7 +54,12 @@ def show_list(_: ListArgs) -> None:
     from anomaly_lib.fusion import FUSIONS
     from anomaly_lib.recipes import RECIPES
 
-    rows = {"systems": RECIPES, "data sets": DATASETS, "backbones": list_backbones(), "score fusions": FUSIONS}
+    rows: dict[str, Iterable[str]] = {
+        "systems": RECIPES,
+        "data sets": DATASETS,
+        "backbones": list_backbones(),
+        "score fusions": FUSIONS,
+    }
     for title, names in rows.items():
         print(f"{title}: {', '.join(sorted(names))}")
 
