@@ -81,6 +81,11 @@ class ClipBackbone(FrozenBackbone):
         self._last = last_block(outputs, depth=self.depth, final=_FINAL)
         self.freeze()
 
+    def answer(self, layers: Sequence[Layer]) -> None:
+        """Change what ``encode`` answers, for callers that must know the depth before they can name layers."""
+        self.outputs = output_names(layers, depth=self.depth, named=NAMED_OUTPUTS, default=(), owner=self.name)
+        self._last = last_block(self.outputs, depth=self.depth, final=_FINAL)
+
     @property
     def depth(self) -> int:
         """Blocks of the image tower."""

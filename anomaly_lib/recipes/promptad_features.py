@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_lib.backbones import FrozenBackbone, create_backbone
+from anomaly_lib.backbones.clip import ClipBackbone
 from anomaly_lib.data import ImageTransform, Item
 from anomaly_lib.data.base import load_pixels
 from anomaly_lib.engine.amp import autocast_for
@@ -31,10 +32,6 @@ class Towers:
             name = f"{name}:{args.pretrained_dataset}"
         self.clip, self.tap_names = _with_taps(name, args.weights, args, always=("pooled", "vv_tokens"))
         self.clip.to(device)
-        if not hasattr(self.clip, "text"):
-            raise UserError(
-                f"--backbone {name}: PromptAD needs a CLIP (a text tower); see --visual-backbone for others"
-            )
         self.visual: FrozenBackbone | None = None
         if args.visual_backbone:
             self.visual, self.tap_names = _with_taps(args.visual_backbone, args.visual_weights, args, always=())
@@ -140,17 +137,20 @@ def _with_taps(
     name: str, weights: str | None, args: Args, *, always: Sequence[str]
 ) -> tuple[FrozenBackbone, list[str]]:
     """The encoder with the memory's taps: blocks 2 and 7 of 12, or the same relative depth elsewhere."""
-    probe = create_backbone(name, weights=weights, layers=[-1], image_size=args.image_size, download=args.download)
-    depth = int(probe.outputs[0].rpartition(".")[2]) + 1  # the last block answers as "layer.<depth - 1>"
+    settings: dict[str, Any] = {"weights": weights, "image_size": args.image_size, "download": args.download}
+    net = create_backbone(name, layers=[-1], **settings)
+    if always and not isinstance(net, ClipBackbone):
+        raise UserError(f"--backbone {name}: PromptAD needs a CLIP (a text tower); see --visual-backbone for others")
+    depth = int(net.outputs[0].rpartition(".")[2]) + 1  # the last block answers as "layer.<depth - 1>"
     layers = args.memory_layers or sorted({max(0, round(share * depth) - 1) for share in (3 / 12, 8 / 12)})
-    stem = "next_attn" if args.memory_tap == "post_attn_next" and "pooled" in always else "layer"
     if max(layers) >= depth or min(layers) < -depth:
         raise UserError(f"--memory-layers: {name} has blocks 0..{depth - 1}, got {layers}")
-    taps = [f"{stem}.{layer % depth}" for layer in layers]
-    net = create_backbone(
-        name, weights=weights, layers=[*always, *taps], image_size=args.image_size, download=args.download
-    )
-    return net, taps
+    paper = args.memory_tap == "post_attn_next" and isinstance(net, ClipBackbone)
+    taps = [f"{'next_attn' if paper else 'layer'}.{layer % depth}" for layer in layers]
+    if isinstance(net, ClipBackbone):
+        net.answer([*always, *taps])
+        return net, taps
+    return create_backbone(name, layers=[*always, *taps], **settings), taps
 
 
 def _grid(net: FrozenBackbone) -> tuple[int, int]:

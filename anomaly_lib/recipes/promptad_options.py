@@ -64,7 +64,7 @@ class QuirkArgs:
     """Quirks of the original (None = decided by --protocol)."""
 
     logit_scale: Optional[str] = arg(
-        None, "temperature: exp of the stored value (clean) or the stored value itself (paper)", type=str,
+        None, "temperature: the stored log value (raw, as published) or its exponential, as CLIP was trained", type=str,
         choices=["exp", "raw"],
     )  # fmt: skip
     memory_tap: Optional[str] = arg(
@@ -88,7 +88,8 @@ class QuirkArgs:
 
 
 QUIRKS: dict[str, tuple[object, object]] = {
-    "logit_scale": ("exp", "raw"),
+    # The published learning rate was tuned with the stored value, so both protocols keep it; exp is there to be tried.
+    "logit_scale": ("raw", "raw"),
     "memory_tap": ("block_out", "post_attn_next"),
     "test_color": ("rgb", "bgr"),
     "reader_resize": (0, 1024),
