@@ -119,8 +119,9 @@ class Run:
         if distributed.is_main():
             self._lock()
         earlier = read_json(self.dir / "run.json") if (self.dir / "run.json").is_file() else None
-        if self.args.fresh:
-            earlier = None
+        nothing_done = earlier is not None and earlier.get("status") in ("new", "failed")
+        if self.args.fresh or (nothing_done and not self.checkpoint.is_file()):
+            earlier = None  # a run that failed before its first checkpoint stands in nobody's way
         if earlier is not None:
             self._refuse_other_options(earlier)
         distributed.barrier()

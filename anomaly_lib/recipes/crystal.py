@@ -108,7 +108,7 @@ def scales_of(model: nn.Module) -> dict[str, float]:
     """Every learned scale by name: text_scale_layer_2, node_scale_layer_2."""
     named = [*model.named_parameters(), *model.named_buffers()]
     return {
-        f"{name.split('.')[-1]}_{name.split('.')[-2]}": float(value)
+        f"{name.split('.')[-1]}_{name.split('.')[-2]}": float(value.detach())
         for name, value in named
         if name.split(".")[-1] in SCALES
     }

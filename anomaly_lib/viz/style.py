@@ -4,7 +4,7 @@ matplotlib is imported inside the functions: importing this room costs nothing, 
 no global backend or style is touched.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -67,15 +67,22 @@ def styled(draw: Callable[P, "Figure"]) -> Callable[P, "Figure"]:
     return with_style
 
 
-def save_figure(figure: "Figure", path: Path | str, *, dpi: int = 150) -> list[Path]:
-    """Write `path` (its suffix is ignored) as .png and .svg; returns both paths."""
+def save_figure(
+    figure: "Figure", path: Path | str, *, dpi: int = 150, formats: Sequence[str] = ("png", "svg")
+) -> list[Path]:
+    """Write `path` (its suffix is ignored) once per format; returns the paths."""
     import matplotlib
 
+    settings: dict[str, dict[str, Any]] = {
+        "png": {"dpi": dpi},
+        "svg": {"metadata": {"Date": None}},
+        "pdf": {"metadata": {"CreationDate": None}},
+    }
     written = []
-    for suffix, settings in ((".png", {"dpi": dpi}), (".svg", {"metadata": {"Date": None}})):
-        target = Path(path).with_suffix(suffix)
+    for name in formats:
+        target = Path(path).with_suffix(f".{name}")
         with matplotlib.rc_context(RC), atomic_file(target) as stream:
-            figure.savefig(stream, format=suffix[1:], facecolor="white", **settings)
+            figure.savefig(stream, format=name, facecolor="white", **settings[name])
         written.append(target)
     return written
 

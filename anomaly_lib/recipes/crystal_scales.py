@@ -1,0 +1,61 @@
+"""The learned scales of a run over its epochs, and checkpoints with the text branch scaled by hand."""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+
+from anomaly_lib.engine.checkpoint import load_checkpoint, save_checkpoint
+from anomaly_lib.errors import UserError
+
+LAST_LINEAR = re.compile(r"text_transform\.3\.(weight|bias)$")
+PATTERNS = ("checkpoint_*.pt", "best_model.pt", "checkpoint.pt")
+
+
+def scale_history(folder: Path, pattern: str | None = None) -> tuple[list[int], dict[str, list[float]]]:
+    """Epochs, and the scale of each fusion module at each: from metrics.jsonl, or from the checkpoints that match."""
+    if not folder.is_dir():
+        raise UserError(f"--checkpoint_dir {folder}: no such folder")
+    log = folder / "metrics.jsonl"
+    points: dict[int, dict[str, float]] = {}
+    if pattern is None and log.is_file():
+        for line in log.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            scales = {k.removeprefix("text_scale_"): v for k, v in row.items() if k.startswith("text_scale_")}
+            points |= {int(row["epoch"]): scales} if scales else {}
+    else:
+        files = [path for one in ([pattern] if pattern else PATTERNS) for path in folder.glob(one)]
+        for path in files:
+            saved = load_checkpoint(path, system="crystal")
+            scales = {n.split(".")[-2]: float(v) for n, v in saved["model"].items() if n.endswith("text_scale")}
+            points |= {int(saved["epoch"]) - 1: scales} if scales else {}
+    if not points:
+        raise UserError(f"{folder}: no text_scale was logged; it exists with --use_middle_fusion True")
+    epochs = sorted(points)
+    return epochs, {name: [points[epoch][name] for epoch in epochs] for name in points[epochs[0]]}
+
+
+def scale_checkpoint(source: Path, target: Path, factor: float) -> dict[str, tuple[float, float]]:
+    """Multiply the last linear map of every text transform; returns the norms before and after, read back from disk.
+
+    The same as multiplying text_scale by `factor`.
+    """
+    if source.resolve() == target.resolve():
+        raise UserError("--output_checkpoint must be another file than --input_checkpoint")
+    saved = load_checkpoint(source, system="crystal")
+    parts = [saved["model"], *([saved["ema"]["shadow"]] if saved.get("ema") else [])]
+    names = [name for name in saved["model"] if LAST_LINEAR.search(name)]
+    if not names:
+        raise UserError(f"{source}: has no middle fusion to scale (no text_transform.3 in it)")
+    before = {name: _norm(saved["model"][name]) for name in names}
+    for part in parts:
+        for name in names:
+            part[name] = part[name] * factor
+    save_checkpoint(target, {k: v for k, v in saved.items() if k not in ("format", "system")}, system="crystal")
+    after = load_checkpoint(target, system="crystal")["model"]
+    return {name: (before[name], _norm(after[name])) for name in names}
+
+
+def _norm(tensor: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.float()))

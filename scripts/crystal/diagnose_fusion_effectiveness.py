@@ -1,0 +1,47 @@
+"""What middle fusion does with the text in a trained model, before and after it, over a whole sample of crystals."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout works without installing
+
+from anomaly_lib.config import arg, command
+from anomaly_lib.errors import UserError
+from anomaly_lib.recipes.crystal import load_detector
+from anomaly_lib.recipes.crystal_diagnosis import diagnosis_lines, measure, sample_positions, text_scales
+
+
+@dataclass
+class DiagnoseArgs:
+    """Diagnosis of one checkpoint."""
+
+    checkpoint: str = arg("", "checkpoint file, e.g. best_model.pt")
+    root_dir: Optional[str] = arg(None, "folder of the data; None = that of the training run", type=str)
+    n_samples: int = arg(200, "crystals to measure", at_least=2)
+    part: str = arg("all", "which crystals", choices=["all", "train", "val", "test"])
+    batch_size: int = arg(16, "crystals at a time", at_least=1)
+
+
+def diagnose(args: DiagnoseArgs) -> None:
+    """Print the report of every fusion module."""
+    if not args.checkpoint:
+        raise UserError("--checkpoint is needed")
+    detector = load_detector(args.checkpoint)
+    data = detector.load_data(args.root_dir)
+    positions = sample_positions(data, args.n_samples, args.part)
+    scales = text_scales(detector)
+    for layer, values in measure(detector, data, positions, batch_size=args.batch_size).items():
+        print(f"{layer}: {len(positions)} crystals, {len(values['alpha'])} atoms, text_scale {scales[layer]:.4f}")
+        print("\n".join(diagnosis_lines(values)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse and run."""
+    return command(DiagnoseArgs, diagnose, argv, prog="diagnose_fusion_effectiveness.py", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""Every command of the user's document, at demo scale, through the real entry points."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from anomaly_lib.data.crystal_demo import write_crystal_demo
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--epochs", "2", "--hidden_features", "16", "--alignn_layers", "4", "--gcn_layers", "1"]
+SMALL += ["--batch_size", "16", "--cache", "ram", "--device", "cpu"]
+PROPERTY = "formation_energy_peratom"
+MIDDLE = ["--use_middle_fusion", "True", "--middle_fusion_use_gate_norm", "True",
+          "--middle_fusion_use_learnable_scale", "True", "--middle_fusion_initial_scale", "12.0"]  # fmt: skip
+
+
+def script(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("script_under_test", ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["script_under_test"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def train(*words: str) -> int:
+    return script("train_with_cross_modal_attention.py").main([*words, *SMALL])
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("crystals")
+    write_crystal_demo(folder, count=60)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Example 3: gate norm and learnable scale."""
+    out = tmp_path_factory.mktemp("fusion_improved")
+    common = ["--dataset", "jarvis", "--property", PROPERTY, "--root_dir", str(dataset), "--output_dir", str(out)]
+    assert train(*common, *MIDDLE, "--middle_fusion_layers", "2", "--learning_rate", "0.001") == 0
+    return out / PROPERTY
+
+
+def test_run_folder_holds_what_users_look_for(run: Path, dataset: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert {
+        "best_model.pt", "best_val_model.pt", "checkpoint.pt", "config.json", "history_train.json", "history_val.json",
+        "predictions_best_val_model_test.csv", "predictions_last_epoch_val.csv", "prediction_results_test_set.csv",
+        "run.json", "metrics.jsonl",
+    } <= names  # fmt: skip
+    assert "best_test_model.pt" not in names  # choosing on the test set is only done when asked for
+    rows = (run / "predictions_best_val_model_test.csv").read_text().splitlines()
+    assert rows[0] == "id,target,prediction"
+    assert len(rows) == 1 + 6
+    predicted = np.array([float(row.split(",")[2]) for row in rows[1:]])
+    target = np.array([float(row.split(",")[1]) for row in rows[1:]])
+    record = json.loads((run / "run.json").read_text())
+    assert np.abs(predicted - target).mean() == pytest.approx(record["metrics"]["test_mae"], abs=1e-5)
+    assert (predicted < 0).any()  # formation energies are not cut off at 0
+
+
+def test_the_documents_one_liner_prints_the_scale(run: Path) -> None:
+    snippet = (
+        f"import torch; ckpt = torch.load({str(run / 'best_model.pt')!r}); "
+        "[print(k, v.item()) for k, v in ckpt['model'].items() if 'text_scale' in k]"
+    )
+    shown = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, check=True).stdout
+    name, value = shown.split()
+    assert name == "middle_fusion_modules.layer_2.text_scale"
+    assert 11 < float(value) < 13
+    assert float(value) != 12.0
+
+
+def test_scale_is_logged_every_epoch(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = tmp_path / "text_scale_evolution.png"
+    words = ["--checkpoint_dir", str(run), "--output_plot", str(plot)]
+    assert script("scripts/crystal/monitor_text_scale.py").main(words) == 0
+    assert "layer_2: 2 points, epoch 1 to 2" in capsys.readouterr().out
+    assert plot.stat().st_size > 5000
+
+
+def test_diagnosis_compare_and_scaling(
+    run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best, scaled = run / "best_model.pt", tmp_path / "scaled.pt"
+    words = ["--input_checkpoint", str(best), "--output_checkpoint", str(scaled), "--scale_factor", "12.0"]
+    assert script("scripts/crystal/scale_checkpoint_weights.py").main(words) == 0
+    key = "middle_fusion_modules.layer_2.text_transform.3.weight"
+    one, other = (torch.load(path, weights_only=True)["model"][key] for path in (best, scaled))
+    torch.testing.assert_close(other, one * 12)
+    diagnose = script("scripts/crystal/diagnose_fusion_effectiveness.py")
+    assert diagnose.main(["--checkpoint", str(best), "--root_dir", str(dataset), "--n_samples", "20"]) == 0
+    text = capsys.readouterr().out
+    assert "layer_2: 20 crystals" in text
+    assert "cosine(atoms, text) BEFORE fusion" in text
+    assert "recommended --middle_fusion_initial_scale" in text
+    compare = script("scripts/crystal/compare_fusion_models.py")
+    words = ["--model1", str(best), "--model2", str(scaled), "--root_dir", str(dataset), "--n_samples", "20"]
+    assert compare.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    before = next(line for line in lines if line.startswith("cosine before fusion")).split()
+    ratio = next(line for line in lines if line.startswith("node/text ratio before")).split()
+    assert float(before[-3]) == pytest.approx(float(before[-2]), abs=1e-3)  # a factor cannot change this cosine
+    assert float(ratio[-3]) == pytest.approx(12 * float(ratio[-2]), rel=0.02)
+
+
+def test_alphas_and_paper_figures(
+    run: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--checkpoint", str(run / "best_model.pt"), "--root_dir", str(dataset), "--dataset", "jarvis"]
+    extract = script("scripts/crystal/1.extract_alpha_final.py")
+    assert extract.main([*words, "--property", PROPERTY, "--n_samples", "500"]) == 0
+    with np.load("alpha_values.npz", allow_pickle=False) as saved:
+        assert len(saved["jids"]) == 60
+        assert saved["offsets"][-1] == len(saved["alphas"]) == len(saved["atom_types"])
+        assert ((saved["alphas"] > 0) & (saved["alphas"] < 1)).all()
+    assert script("scripts/crystal/2.create_paper_alpha_figures.py").main([]) == 0
+    written = {path.name for path in Path("paper_figures").iterdir()}
+    assert {
+        "figure_gate_analysis.pdf", "figure_alpha_by_element.pdf", "figure_alpha_heatmap_materials.pdf",
+        "element_alpha_statistics.csv",
+    } <= written  # fmt: skip
+    table = Path("paper_figures/element_alpha_statistics.csv").read_text().splitlines()
+    assert table[0] == "Element,Mean,Std,Count"
+    means = [float(row.split(",")[1]) for row in table[1:]]
+    assert means == sorted(means)
+
+
+EXAMPLES = {
+    "1 gate norm": ["--use_middle_fusion", "True", "--middle_fusion_layers", "2", "--middle_fusion_use_gate_norm",
+                    "True", "--middle_fusion_use_learnable_scale", "False"],
+    "2 learnable scale": ["--use_middle_fusion", "True", "--middle_fusion_use_gate_norm", "False",
+                          "--middle_fusion_use_learnable_scale", "True", "--middle_fusion_initial_scale", "12.0"],
+    "4 two layers": [*MIDDLE, "--middle_fusion_layers", "2,3"],
+    "5 everything": [*MIDDLE, "--use_cross_modal", "True", "--cross_modal_num_heads", "4",
+                     "--cross_modal_hidden_dim", "256"],
+    "hse": [*MIDDLE, "--property", "hse_bandgap-2", "--use_cross_modal", "True"],
+    "bulk": [*MIDDLE, "--property", "bulk_modulus_kv"],
+    "trouble": ["--middle_fusion_initial_scale", "20.0", "--learning_rate", "0.0005", "--use_contrastive", "True",
+                "--contrastive_weight", "0.1", "--warmup_steps", "2000", "--weight_decay", "1e-5"],
+    "words": ["--use_fine_grained_attention", "True", "--cross_modal_tokens", "True", "--late_fusion_type", "adaptive",
+              "--text_max_tokens", "64"],
+    "improved, paper": ["--use_middle_fusion", "t", "--use_improved_middle_fusion", "y", "--protocol", "paper",
+                        "--late_fusion_type", "gated", "--resume", "1", "--mask_stopwords", "0"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n[0] in "45" else pytest.mark.slow) for n in EXAMPLES])
+def test_examples_of_the_document(name: str, dataset: Path, tmp_path: Path) -> None:
+    words = EXAMPLES[name]
+    prop = words[words.index("--property") + 1] if "--property" in words else PROPERTY
+    assert train("--property", prop, "--root_dir", str(dataset), *words, "--output_dir", str(tmp_path)) == 0
+    record = json.loads((tmp_path / prop / "run.json").read_text())
+    assert np.isfinite(record["metrics"]["test_mae"])
+    scales = [key for key in record["metrics"] if key.startswith("text_scale_")]
+    assert len(scales) == (2 if name == "4 two layers" else 1 if "middle" in " ".join(words[:1]) else 0)
+
+
+def test_killed_and_resumed_equals_uninterrupted(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anomaly_lib.recipes import crystal
+
+    words = ["--property", PROPERTY, "--root_dir", str(dataset), *MIDDLE, "--middle_fusion_dropout", "0.3",
+             "--graph_dropout", "0.1", "--ema_decay", "0.9"]  # fmt: skip
+    assert train(*words, "--output_dir", str(tmp_path / "whole")) == 0
+    original, calls = crystal.train_epoch, []
+
+    def stops_in_the_second_epoch(*args: object) -> float:
+        calls.append(1)
+        if len(calls) == 2:
+            original(*args)  # type: ignore[arg-type]  # the work of this epoch is lost
+            raise KeyboardInterrupt
+        return original(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(crystal, "train_epoch", stops_in_the_second_epoch)
+    assert train(*words, "--output_dir", str(tmp_path / "killed")) == 130
+    monkeypatch.setattr(crystal, "train_epoch", original)
+    assert train(*words, "--output_dir", str(tmp_path / "killed")) == 0
+    whole, resumed = (
+        torch.load(tmp_path / name / PROPERTY / "checkpoint.pt", weights_only=True) for name in ("whole", "killed")
+    )
+    for part in ("model", "optimizer", "scheduler", "ema"):
+        assert str(whole[part]) == str(resumed[part])
+    for key, value in whole["model"].items():
+        assert torch.equal(value, resumed["model"][key]), key
+    assert (tmp_path / "whole" / PROPERTY / "predictions_last_epoch_test.csv").read_text() == (
+        tmp_path / "killed" / PROPERTY / "predictions_last_epoch_test.csv"
+    ).read_text()
+
+
+def test_mistakes_get_one_line(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--output_dir", str(tmp_path)]
+    cases = {
+        ("--root_dir", str(tmp_path / "nowhere")): "no folder",
+        ("--root_dir", str(dataset), "--property", "gap"): "it has bulk_modulus_kv",
+        ("--root_dir", str(dataset), "--use_middle_fusion", "True", "--middle_fusion_layers", "2,7"): "layer 7",
+        ("--root_dir", str(dataset), "--use_cross_modal", "maybe"): "True or False",
+        ("--root_dir", str(dataset), "--backbone", "matscibert"): "weights",
+        ("--root_dir", str(dataset), "--classification", "1"): "targets 0 and 1",
+        ("--root_dir", str(dataset), "--num_heads", "4"): "unknown option",
+    }
+    for words, said in cases.items():
+        assert train(*words, *out) == 2, words
+        error = capsys.readouterr().err
+        assert said in error, (words, error)
+        assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_without_options_fusion_helps(tmp_path: Path) -> None:
+    assert script("train_with_cross_modal_attention.py").main(["--output_dir", str(tmp_path), "--device", "cpu"]) == 0
+    metrics = json.loads((tmp_path / PROPERTY / "run.json").read_text())["metrics"]
+    alone = min(metrics["graph_only_test_mae"], metrics["text_only_test_mae"])
+    assert metrics["test_mae"] < 0.5 * alone
+    assert alone < metrics["mean_predictor_test_mae"]
+
+
+def test_evaluate_reaches_the_recorded_numbers(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["--checkpoint", str(run / "best_model.pt"), "--output_dir", str(tmp_path), "--figures", "False"]
+    assert script("evaluate.py").main([*words, "--bootstrap", "0"]) == 0
+    text = capsys.readouterr().out
+    assert "equals what training recorded" in text
+    assert "test_mae" in text
