@@ -1,0 +1,63 @@
+"""scripts/promptad/train_harmonic.sh: the document's sweep, restartable, with its environment overrides."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from anomaly_lib.data.demo import write_demo
+from anomaly_lib.errors import UserError
+from anomaly_lib.recipes.promptad_sweep import CLASSES, SweepArgs, sweep_jobs
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def sweep(folder: Path, *more: str, **environment: str) -> str:
+    env = {**os.environ, "PYTHON": sys.executable, "OUTPUT": str(folder), "EPOCHS": "1", **environment}
+    command = ["bash", str(ROOT / "scripts/promptad/train_harmonic.sh"), *more]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_sweep_runs_skips_and_tabulates(tmp_path: Path) -> None:
+    write_demo(tmp_path / "data", categories=["grid"], size=64, train=4, test_good=4, per_defect=1)
+    settings = {
+        "DATA_PATH": str(tmp_path / "data"), "DATASETS": "mvtec", "CLASSES": "grid", "K_SHOTS": "1",
+        "FUSION_MODE": "max", "TRAIN_FLAGS": "--backbone tiny-clip --weights random --no-figures --resolution 64",
+    }  # fmt: skip
+    assert "2 done, 0 done before, 0 failed" in sweep(tmp_path, **settings)
+    for task in ("cls", "seg"):
+        saved = tmp_path / "mvtec" / "k_1" / "grid" / f"{task}_checkpoint.pth"
+        assert torch.load(saved, weights_only=True)["extra"]["fusion_mode"] == "max"
+        assert "fusion max" in (saved.parent / f"{task}_train.log").read_text()
+    with (tmp_path / "sweep" / "results.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["class"], row["task"], row["status"]) for row in rows] == [
+        ("grid", t, "finished") for t in ("cls", "seg")
+    ]
+    assert "0 done, 2 done before, 0 failed" in sweep(tmp_path, **settings)
+
+
+def test_dry_run_prints_the_documents_short_list(tmp_path: Path) -> None:
+    (tmp_path / "visa").mkdir()
+    (tmp_path / "mvtec").mkdir()
+    out = sweep(tmp_path, "--dry-run", DATA_PATH=str(tmp_path), CLASSES="key", EPOCHS="100")
+    assert len(out.splitlines()) == 36
+    assert "--obj pipe_fryum --shot 4 --epoch 100 --fusion-mode harmonic" in out
+
+
+def test_full_sweep_is_162_runs(tmp_path: Path) -> None:
+    for name in ("mvtec", "visa"):
+        (tmp_path / name).mkdir()
+    assert len(sweep_jobs(SweepArgs(data_path=str(tmp_path)), ROOT)) == 162
+    assert len(sweep_jobs(SweepArgs(), ROOT)) == len(CLASSES["demo"]) * 6
+    with pytest.raises(UserError, match="must hold the folder mvtec/"):
+        sweep_jobs(SweepArgs(data_path=str(tmp_path / "visa")), ROOT)
+    with pytest.raises(UserError, match="--data-path: where is visa"):
+        sweep_jobs(SweepArgs(datasets=["visa"]), ROOT)
