@@ -6,7 +6,7 @@ Frozen encoders run once over the data (weld_features); the loop below then trai
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -65,11 +65,21 @@ class CausalFiLMTask(nn.Module):
         return anomaly_score(out.z_result, out.z_pred, kind=self.score_kind, topk_ratio=self.score_topk)
 
 
-def open_runs(args: Args) -> list[WeldRun]:
+class WeldSource(Protocol):
+    """Where runs come from, in the options of every weld recipe."""
+
+    data_path: str | None
+    demo_seed: int
+    demo_train: int
+    demo_good: int
+    demo_defects: int
+
+
+def open_runs(args: WeldSource) -> list[WeldRun]:
     """The runs of resolved options: built-in, or those of --data-path."""
     if args.data_path:
         return read_manifest(args.data_path)
-    return weld_demo_runs(train=args.demo_train, good=args.demo_good, per_defect=args.demo_defects)
+    return weld_demo_runs(seed=args.demo_seed, train=args.demo_train, good=args.demo_good, per_defect=args.demo_defects)
 
 
 def build_features(args: Args, device: torch.device, settings: WeldSettings) -> WeldFeatures:
@@ -79,7 +89,7 @@ def build_features(args: Args, device: torch.device, settings: WeldSettings) -> 
         branches=parse_branches(str(args.branches)),
         layer_index=str(args.layer_index),
         patch_only=args.patch_only,
-        video_token_pool=args.video_token_pool,
+        video_token_pool=str(args.video_token_pool),
         swap_audio_axes=settings.swap_audio_axes,
     )
     encoders = WeldEncoders(
@@ -242,9 +252,9 @@ def loop(
         if better:
             state.best = {"epoch": epoch + 1, "val_auroc": row["val_auroc"]}
         run.log.line(f"epoch {epoch + 1}: {spell(row)}{' *' if better else ''}")
+        if better:  # before end_epoch: a kill in between repeats the epoch, and no best epoch is ever lost
+            save_best(run, state, epoch + 1, row)
         run.end_epoch(state, epoch, row)
-        if better:
-            save_best(run, state, epoch + 1)
 
 
 def slow_encodings(args: Args, task: CausalFiLMTask, ema: Any, batch: dict[str, Any]) -> Encodings | None:
@@ -307,7 +317,7 @@ def validate(
     }
 
 
-def save_best(run: Run, state: TrainState, epochs_done: int) -> None:
+def save_best(run: Run, state: TrainState, epochs_done: int, row: dict[str, float] | None = None) -> None:
     """best_model.pth: everything a checkpoint has, and the bare weights under the names the original uses."""
     if not distributed.is_main():
         return
@@ -320,6 +330,7 @@ def save_best(run: Run, state: TrainState, epochs_done: int) -> None:
         "epoch": epochs_done,
         "wandb_run_id": run.trackers.wandb_run_id if run.trackers else None,
         **state.to_dict(),
+        "history": state.history + ([{"epoch": epochs_done - 1, **row}] if row else []),
         "model_state_dict": own,  # tensors shared with `model`: they are stored once
         "ema_state_dict": {name: averaged[f"model.{name}"] for name in own},
     }

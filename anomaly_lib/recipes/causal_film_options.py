@@ -14,17 +14,27 @@ from anomaly_lib.recipes.weld_features import LAYER_INDEX_MODES, VIDEO_TOKEN_POO
 
 
 @dataclass
+class WeldDemoArgs:
+    """The built-in welds."""
+
+    demo_seed: int = arg(0, "built-in data: seed of the welds", at_least=0)
+    demo_train: int = arg(96, "good welds to train on", at_least=1)
+    demo_good: int = arg(24, "good welds in each of val and test", at_least=1)
+    demo_defects: int = arg(6, "welds of each defect in each of val and test", at_least=1)
+
+
+@dataclass
 class WeldDataArgs:
     """Weld data and preprocessing."""
 
-    demo_train: int = arg(96, "built-in data: good welds to train on", at_least=1)
-    demo_good: int = arg(24, "built-in data: good welds in each of val and test", at_least=1)
-    demo_defects: int = arg(6, "built-in data: welds of each defect in each of val and test", at_least=1)
     video_frames: Optional[int] = arg(None, "frames of a clip; None = 16 (built-in data: 8)", type=int, at_least=1)
     video_size: Optional[int] = arg(None, "side of a frame; None = 224 (built-in data: 64)", type=int, at_least=8)
     video_norm: str = arg("half", "(x - 0.5) / 0.5, or ImageNet statistics", choices=["half", "imagenet"])
-    video_token_pool: str = arg("none", "spatial = one video token per time step", choices=list(VIDEO_TOKEN_POOLS))
-    image_size: Optional[int] = arg(None, "side of a photo; None = 224 (built-in data: 64)", type=int, at_least=8)
+    video_token_pool: Optional[str] = arg(
+        None, "spatial = one video token per time step; None = none (built-in data: spatial)", type=str,
+        choices=list(VIDEO_TOKEN_POOLS),
+    )  # fmt: skip
+    image_size: Optional[int] = arg(None, "side of a photo; None = 224 (built-in data: 96)", type=int, at_least=8)
     views: int = arg(5, "photos per weld", at_least=1)
     audio_frames: Optional[int] = arg(None, "spectrum frames; None = 1024 (built-in data: 64)", type=int, at_least=1)
     audio_norm: str = arg("ast", "ast = Kaldi log energies; db = dB below the maximum", choices=["ast", "db"])
@@ -85,6 +95,7 @@ class CausalModelArgs:
         "auto", "Mamba's scan: mamba_ssm's kernel or plain torch", choices=["auto", "torch", "kernel"]
     )
     split_film: Switch = arg(False, "own gamma and beta for video and audio")
+    process_dropout: float = arg(0.1, "dropout inside the process encoder", at_least=0, at_most=0.99)
     gem_p: float = arg(3.0, "initial exponent of GeM pooling", at_least=1)
     gem_mode: str = arg("clamp", "what GeM does with negative tokens", choices=list(GEM_MODES))
     view_pool: str = arg("max", "how the photos of a weld become one vector", choices=["max", "mean"])
@@ -143,8 +154,8 @@ class CausalTrainArgs:
 
 @dataclass
 class Args(
-    RunArgs, TrackArgs, DataArgs, WeldDataArgs, LegacyArgs, WeldEncoderArgs, CausalModelArgs, CausalLossArgs,
-    OptimArgs, CausalTrainArgs, CacheArgs, EvalArgs,
+    RunArgs, TrackArgs, DataArgs, WeldDemoArgs, WeldDataArgs, LegacyArgs, WeldEncoderArgs, CausalModelArgs,
+    CausalLossArgs, OptimArgs, CausalTrainArgs, CacheArgs, EvalArgs,
 ):  # fmt: skip
     """Causal-FiLM, process to result."""
 
@@ -157,7 +168,7 @@ class Args(
     batch_size: int = override(OptimArgs, "batch_size", 32)
     learning_rate: Optional[float] = arg(  # type: ignore[assignment]
         None,
-        "peak learning rate; None = 2e-5, stage1: 1e-4 (built-in data: 1e-3)",
+        "peak learning rate; None = 2e-5, stage1: 1e-4 (built-in data: 3e-3)",
         type=float,
         at_least=0,
         aliases=["lr"],
@@ -173,13 +184,15 @@ FULL = {
     "video_backbone": "vjepa2-vitl", "audio_backbone": "ast-14-14", "image_backbone": "dinov3-vith16plus",
     "layer_index": "seed", "d_model": 512, "sensor_hidden": 128, "epochs": 100, "learning_rate": 2e-5,
     "video_frames": 16, "video_size": 224, "image_size": 224, "audio_frames": 1024,
+    "video_token_pool": "none",
 }  # fmt: skip
 STAGE1 = {"image_backbone": "dinov2-base", "d_model": 256, "learning_rate": 1e-4}
 TINY = {
     "video_backbone": "tiny-vjepa2", "audio_backbone": "tiny-ast", "image_backbone": "tiny-dinov3",
     "video_weights": "random", "audio_weights": "random", "image_weights": "random", "branches": TINY_BRANCHES,
-    "layer_index": "block", "d_model": 64, "sensor_hidden": 32, "epochs": 40, "learning_rate": 1e-3,
-    "video_frames": 8, "video_size": 64, "image_size": 64, "audio_frames": 64,
+    "layer_index": "block", "d_model": 64, "sensor_hidden": 32, "epochs": 40, "learning_rate": 3e-3,
+    "video_frames": 8, "video_size": 64, "image_size": 96, "audio_frames": 64,
+    "video_token_pool": "spatial",
 }  # fmt: skip
 QUIRKS = ("legacy_video", "legacy_frame_64", "legacy_mel_64", "legacy_audio_axes", "legacy_image_norm")
 CLEAN = {"target_mode": "stopgrad", "decoder_activation": "relu", "decoder_dropout": 0.2, "encoder_dropout": 0.0}
@@ -233,7 +246,7 @@ def causal_config(args: Args, dims: dict[str, int]) -> CausalFiLMConfig:
     same = (
         "d_model", "sensor_hidden", "modulator", "split_film", "branches", "reduce", "gate", "gem_p", "gem_mode",
         "view_pool", "decoder", "decoder_activation", "decoder_dropout", "decoder_dropout_position", "encoder_dropout",
-        "feature_mask_ratio", "feature_noise", "target_mode", "scan_backend",
+        "feature_mask_ratio", "feature_noise", "target_mode", "scan_backend", "process_dropout",
     )  # fmt: skip
     changes: dict[str, Any] = {name: getattr(args, name) for name in same}
     return model_config(args.preset, **(changes | dims))

@@ -1,0 +1,35 @@
+"""Late fusion of Causal-FiLM and the video auto-encoder: z-scores added.
+
+python scripts/weld/evaluate_fusion.py --causal-checkpoint A/best_model.pth --video-checkpoint B/best_model.pt
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from anomaly_lib.config import command
+from anomaly_lib.files import write_json
+from anomaly_lib.recipes.video_ae import FusionArgs, evaluate_fusion
+
+
+def run(args: FusionArgs) -> None:
+    """Score, print the three AUROCs, write fusion.json."""
+    result = evaluate_fusion(args)
+    for name, value in result.metrics.items():
+        print(f"{name:>20} {value:.4f}")
+    if args.output_dir:
+        path = Path(args.output_dir) / "fusion.json"
+        write_json(path, asdict(result))
+        print(f"results in {path}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, leave with an exit code."""
+    return command(FusionArgs, run, argv, prog="evaluate_fusion.py", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""Train the video auto-encoder of late fusion: python scripts/weld/train_video_ae.py"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from anomaly_lib.config import command
+from anomaly_lib.recipes.video_ae import Args, train
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, train, leave with an exit code."""
+
+    def body(args: Args) -> None:
+        result = train(args)
+        print(f"image_auroc {result.metrics['image_auroc']:.4f}; checkpoint {result.checkpoint}")
+
+    return command(Args, body, argv, prog="train_video_ae.py", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
