@@ -1,0 +1,132 @@
+"""One training step of published-size ALIGNN here, against the same network written openly with scatter and with PyG.
+
+Same weights (the state dict is copied), same batch, interleaved in one run; outputs are compared first.
+    python benchmarks/bench_alignn.py [--crystals FILE.jsonl.gz] [--batch 16] [--hidden 256] [--output alignn.json]
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_graphs import load
+from harness import finish, machine, measure, parser
+from torch import Tensor, nn
+
+from anomaly_lib.data.crystal_batch import GraphBatch, batch_graphs
+from anomaly_lib.data.crystal_graph import GraphBuilder
+from anomaly_lib.models import alignn
+from anomaly_lib.models.alignn import ALIGNN, EdgeGatedGraphConv
+from anomaly_lib.ops import gated_message
+
+
+def scatter_sum(values: Tensor, index: Tensor, size: int) -> Tensor:
+    return torch.zeros(size, values.shape[1]).scatter_add(0, index.unsqueeze(1).expand_as(values), values)
+
+
+def open_messages(
+    send: Tensor, receive: Tensor, value: Tensor, edge: Tensor, source: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The formula, line by line."""
+    message = send[source] + receive[target] + edge
+    gate = torch.sigmoid(message)
+    total = scatter_sum(gate, target, len(value))
+    return message, scatter_sum(gate * value[source], target, len(value)) / (total + gated_message.EPSILON)
+
+
+def pyg_messages(
+    send: Tensor, receive: Tensor, value: Tensor, edge: Tensor, source: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same with torch_geometric's aggregation."""
+    from torch_geometric.utils import scatter
+
+    message = send.index_select(0, source) + receive.index_select(0, target) + edge
+    gate = torch.sigmoid(message)
+    total = scatter(gate, target, 0, len(value))
+    return message, scatter(gate * value.index_select(0, source), target, 0, len(value)) / (
+        total + gated_message.EPSILON
+    )
+
+
+def open_norm(x: Tensor, norm: nn.BatchNorm1d, residual: Tensor | None = None) -> Tensor:
+    out = nn.functional.silu(norm(x))
+    return out if residual is None else residual + out
+
+
+class AllEdges(EdgeGatedGraphConv):
+    """As published every layer updates its edges, also where nobody reads them."""
+
+    def forward(self, x: Tensor, edges: Tensor, source: Tensor, target: Tensor, **_: bool) -> Any:
+        return super().forward(x, edges, source, target, update_edges=True)
+
+
+def step(model: ALIGNN, batch: GraphBatch, target: Tensor) -> Tensor:
+    model.zero_grad(set_to_none=True)
+    prediction = model(batch)
+    nn.functional.mse_loss(prediction, target).backward()
+    return prediction.detach()
+
+
+def main() -> None:
+    flags = parser(__doc__ or "")
+    flags.add_argument("--crystals", type=Path, help="JARVIS JSON lines; default: the built-in demo crystals")
+    flags.add_argument("--batch", type=int, default=16)
+    flags.add_argument("--hidden", type=int, default=256)
+    flags.add_argument("--threads", type=int, default=2)
+    args = flags.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    builder = GraphBuilder()
+    batch = batch_graphs([builder(crystal) for crystal in load(args.crystals, args.batch)])
+    target = torch.randn(batch.num_crystals)
+    model = ALIGNN(hidden_features=args.hidden)
+    published = ALIGNN(hidden_features=args.hidden)
+    for module in published.modules():
+        if type(module) is EdgeGatedGraphConv:
+            module.__class__ = AllEdges
+    published.load_state_dict(model.state_dict())
+    print(f"{batch.num_crystals} crystals, {len(batch.numbers)} atoms, {len(batch.source)} bonds, "
+          f"{len(batch.leader)} angles, {sum(p.numel() for p in model.parameters()):,} parameters")  # fmt: skip
+    fused = alignn.gated_messages, alignn.batch_norm_silu
+    kinds: dict[str, tuple[ALIGNN, tuple[Callable[..., Any], Callable[..., Any]]]] = {
+        "here": (model, fused),
+        "scatter": (published, (open_messages, open_norm)),
+    }
+    try:
+        import torch_geometric.utils  # noqa: F401
+
+        kinds["pyg"] = (published, (pyg_messages, open_norm))
+    except ImportError:
+        print("torch_geometric is not installed: left out")
+
+    def run(name: str) -> Tensor:
+        net, (messages, norm) = kinds[name]
+        alignn.gated_messages, alignn.batch_norm_silu = messages, norm  # type: ignore[assignment]
+        try:
+            return step(net, batch, target)
+        finally:
+            alignn.gated_messages, alignn.batch_norm_silu = fused
+
+    found: dict[str, Any] = {}
+    for name in kinds:
+        m = measure(lambda name=name: run(name), repeats=args.repeats)  # type: ignore[misc]
+        found[name] = {"seconds": m.seconds, "peak_mib": m.peak_mib}
+        difference = float((m.value - (first := found.setdefault("_first", m.value))).abs().max())
+        found[name]["largest_difference"] = difference
+        assert difference < 1e-3 * max(1.0, float(first.abs().max())), f"{name} computes something else"
+        print(f"{name:>8}: {m.seconds:7.3f} s a step, peak +{m.peak_mib:6.0f} MiB, difference {difference:.1e}")
+    found.pop("_first")
+    report = {
+        **machine("torch_geometric"),
+        "atoms": len(batch.numbers), "bonds": len(batch.source), "angles": len(batch.leader), "steps": found,
+        "speed_ratio_scatter": found["scatter"]["seconds"] / found["here"]["seconds"],
+        "memory_ratio_scatter": found["scatter"]["peak_mib"] / found["here"]["peak_mib"],
+    }  # fmt: skip
+    print(
+        f"faster than scatter by {report['speed_ratio_scatter']:.2f}, memory ratio {report['memory_ratio_scatter']:.2f}"
+    )
+    finish(report, args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""How many crystals a second become neighbour graphs here, against jarvis-tools on the same cells in the same run?
+
+The reference part is what its pipeline does before DGL: `nearest_neighbor_edges` and `build_undirected_edgedata`
+(importing them needs a module called dgl, which they do not use; an empty one stands in for it).
+    python benchmarks/bench_graphs.py [--crystals FILE.jsonl.gz] [--count 200] [--output graphs.json]
+"""
+
+import sys
+import tempfile
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import finish, machine, measure, parser
+
+from anomaly_lib.data.crystal_batch import batch_graphs
+from anomaly_lib.data.crystal_demo import demo_table
+from anomaly_lib.data.crystal_graph import PAPER_GRAPH, CrystalGraph, GraphBuilder, GraphSettings
+from anomaly_lib.data.crystal_store import cached_graphs
+from anomaly_lib.data.crystal_structure import Crystal, crystal_from_record, read_jsonl
+
+TIE_FREE = ("JVASP-10", "JVASP-676", "JVASP-14014", "JVASP-98224")
+
+
+def reference_edges(crystal: Crystal) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """jarvis-tools: source, target, vectors."""
+    from jarvis.core.atoms import Atoms
+    from jarvis.core.graphs import build_undirected_edgedata, nearest_neighbor_edges
+
+    atoms = Atoms(lattice_mat=crystal.lattice, coords=crystal.frac_coords, elements=crystal.symbols, cartesian=False)
+    edges = nearest_neighbor_edges(atoms=atoms, cutoff=8, max_neighbors=12, id="", use_canonize=True)
+    edges = edges[0] if isinstance(edges, tuple) else edges
+    source, target, vectors = build_undirected_edgedata(atoms, edges)[:3]
+    return np.asarray(source), np.asarray(target), np.asarray(vectors)
+
+
+def edge_set(source: np.ndarray, target: np.ndarray, vectors: np.ndarray) -> list[tuple[float, ...]]:
+    rows = zip(source.tolist(), target.tolist(), *np.round(vectors, 3).T.tolist(), strict=True)
+    return sorted((s, t, *(value + 0.0 for value in vector)) for s, t, *vector in rows)
+
+
+def load(path: Path | None, count: int) -> list[Crystal]:
+    if path is None:
+        return [row.source for row in demo_table(count=count).rows if isinstance(row.source, Crystal)]
+    rows = read_jsonl(path)
+    chosen = [row for row in rows if row["id"] in TIE_FREE]
+    chosen += [row for row in rows if row["id"] not in TIE_FREE][: max(0, count - len(chosen))]
+    return [crystal_from_record(row) for row in chosen]
+
+
+def main() -> None:
+    flags = parser(__doc__ or "")
+    flags.add_argument("--crystals", type=Path, help="JARVIS JSON lines; default: the built-in demo crystals")
+    flags.add_argument("--count", type=int, default=200)
+    args = flags.parse_args()
+    torch.set_num_threads(1)
+    stand_in = types.ModuleType("dgl")
+    stand_in.DGLGraph = object  # type: ignore[attr-defined]
+    sys.modules.setdefault("dgl", stand_in)
+    crystals = load(args.crystals, args.count)
+
+    def build(settings: GraphSettings) -> list[CrystalGraph]:
+        builder = GraphBuilder(settings)
+        return [builder(crystal) for crystal in crystals]
+
+    theirs = measure(lambda: [reference_edges(crystal) for crystal in crystals], repeats=args.repeats)
+    paper = measure(lambda: build(PAPER_GRAPH), repeats=args.repeats)
+    clean = measure(lambda: build(GraphSettings()), repeats=args.repeats)
+    batched = measure(lambda: batch_graphs(clean.value), repeats=args.repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        cached_graphs(crystals, GraphSettings(), cache_dir=Path(folder))
+        opened = measure(lambda: cached_graphs(crystals, GraphSettings(), cache_dir=Path(folder)), repeats=args.repeats)
+    equal = [
+        edge_set(*want) == edge_set(have.source, have.target, have.vectors)
+        for want, have in zip(theirs.value, paper.value, strict=True)
+    ]
+    named = [(c.name, same) for c, same in zip(crystals, equal, strict=True) if c.name in TIE_FREE]
+    rates: dict[str, Any] = {
+        name: len(crystals) / m.seconds
+        for name, m in {"jarvis-tools": theirs, "here, paper": paper, "here, clean": clean}.items()
+    }
+    report = {
+        **machine("vesin", "jarvis-tools"),
+        "crystals": len(crystals),
+        "crystals_per_second": rates,
+        "ratio": rates["here, paper"] / rates["jarvis-tools"],
+        "line_graphs_per_second": len(crystals) / batched.seconds,
+        "cached_file_open_seconds": opened.seconds,
+        "equal_edge_sets": sum(equal),
+        "tie_free_equal": dict(named),
+    }
+    for name, rate in rates.items():
+        print(f"{name:>14}: {rate:8.0f} crystals/s")
+    print(f"ratio {report['ratio']:.1f}; line graphs {report['line_graphs_per_second']:.0f} crystals/s")
+    print(f"equal edge sets: {sum(equal)} of {len(equal)}; tie-free structures: {dict(named)}")
+    finish(report, args.output)
+
+
+if __name__ == "__main__":
+    main()
