@@ -379,6 +379,7 @@ def run_script(model: str, condition_file: Path, script: ScriptArgs) -> int:
     if earlier is not None and not script.fresh:
         sys.stdout.write(f"{condition['name']}: already done, {earlier['experiment_path']}\n")
         return 0
+    _name_log(Path(script.log_dir), script.experiment_id, script.gpu_id)
     result = run_condition(condition, script.experiment_id, model, script)
     if result["status"] != "success":
         sys.stderr.write(f"{condition['name']}: failed ({result['error']})\n")
@@ -388,6 +389,14 @@ def run_script(model: str, condition_file: Path, script: ScriptArgs) -> int:
         f"({result['analysis']['transfer_grade']}), {result['experiment_path']}\n"
     )
     return 0
+
+
+def _name_log(log_dir: Path, number: int, gpu: str | None) -> None:
+    """The runner cannot know the GPU when it opens the log; the documented name points to it."""
+    log = log_dir / f"output_exp_{number}.log"
+    named = log_dir / f"output_exp_{number}_gpu{gpu}.log"
+    if log.is_file() and not named.exists():
+        named.symlink_to(log.name)
 
 
 def script_main(model: str, script_file: str, argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# All conditions of multi_domain_hdmap_patchcore-exp_condition.json, one queue per GPU. Flags: see run_conditions.py --help.
+exec "$(dirname "${BASH_SOURCE[0]}")/run_conditions.sh" patchcore "$@"

@@ -1,0 +1,229 @@
+"""The commands of the HDMAP template on synthetic maps, small."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from anomaly_lib.errors import UserError
+from anomaly_lib.recipes import hdmap_experiment
+from anomaly_lib.recipes.hdmap_analysis import analyze, collect, paired_tests, summary_rows
+from anomaly_lib.recipes.hdmap_experiment import (
+    create_multi_domain_datamodule,
+    evaluate_source_domain,
+    evaluate_target_domains,
+    transfer_grade,
+)
+from anomaly_lib.recipes.hdmap_options import (
+    args_of,
+    extract_target_domains_from_config,
+    image_size_of,
+    load_experiment_conditions,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "scripts" / "hdmap"
+MODELS = ("patchcore", "padim", "reverse_distillation", "draem", "draem_sevnet")
+QUICK = ("patchcore", "draem_sevnet")
+SMALL = {
+    "image_size": "32x96", "max_epochs": 1, "figures": False, "target_domains": ["domain_B", "domain_C"],
+    "source_domain": "domain_A", "early_stopping_patience": 3,
+}  # fmt: skip
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name.replace("-", "_"), SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def conditions(folder, *configs):
+    path = folder / "conditions.json"
+    content = [{"name": f"small_{i}", "description": "small", "config": SMALL | c} for i, c in enumerate(configs)]
+    path.write_text(json.dumps({"experiment_conditions": content}))
+    return path
+
+
+@pytest.mark.parametrize("model", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in MODELS])
+def test_training_script_of_every_model(model, tmp_path, capsys):
+    main = script(f"multi_domain_hdmap_{model}-training").main
+    assert main(["--get-experiment-count"]) == 0
+    shipped = load_experiment_conditions(SCRIPTS / f"multi_domain_hdmap_{model}-exp_condition.json")
+    assert capsys.readouterr().out.strip() == str(len(shipped))
+    for condition in shipped:
+        assert args_of(condition, model).model == model  # every name in the file is an option
+    file = conditions(tmp_path, {})
+    flags = ["--gpu-id", "0", "--experiment-id", "0", "--log-dir", str(tmp_path / "logs"), "--conditions", str(file)]
+    assert main(flags) == 0
+    result = json.loads((tmp_path / "logs" / "result_exp_00_small_0_gpu0.json").read_text())
+    assert result["status"] == "success"
+    assert set(result["target_results"]) == {"domain_B", "domain_C"}
+    mean = sum(r["image_AUROC"] for r in result["target_results"].values()) / 2
+    assert result["avg_target_auroc"] == pytest.approx(mean)
+    analysis = result["analysis"]
+    assert analysis["transfer_ratio"] == pytest.approx(mean / result["source_results"]["test_image_AUROC"])
+    assert analysis["transfer_grade"] == transfer_grade(analysis["transfer_ratio"])
+    assert (result["best_checkpoint"] is None) == (model in ("patchcore", "padim"))
+    target = result["target_results"]["domain_B"]
+    threshold = result["source_results"]["source_threshold"]["threshold"]
+    assert target["source_threshold"]["threshold"] == threshold  # one threshold, set on the source
+    assert target["oracle"]["f1_max"] >= target["image_F1Score"]
+    assert (Path(result["experiment_path"]) / "analysis" / "target_domain_B" / "test_results.csv").is_file()
+    capsys.readouterr()
+    assert main(flags) == 0
+    assert "already done" in capsys.readouterr().out
+
+    detector = hdmap_experiment.hdmap.load_detector(result["checkpoint"])
+    data = create_multi_domain_datamodule("domain_A", ["domain_B", "domain_C"], image_size="32x96", seed=0)
+    again = evaluate_target_domains(detector, data)
+    assert again["domain_B"]["image_AUROC"] == pytest.approx(target["image_AUROC"])
+    assert evaluate_source_domain(detector, data)["image_F1Score"] == result["source_results"]["image_F1Score"]
+
+
+def test_a_failed_condition_says_so(tmp_path, capsys):
+    main = script("multi_domain_hdmap_draem-training").main
+    file = conditions(tmp_path, {"source_domain": "domain_B", "target_domains": ["domain_B"]}, {"max_epoch": 3})
+    for number in (0, 1):
+        flags = ["--gpu-id", "2", "--experiment-id", str(number), "--log-dir", str(tmp_path), "--conditions", str(file)]
+        assert main(flags) == 1
+        result = json.loads((tmp_path / f"result_exp_0{number}_small_{number}_gpu2.json").read_text())
+        assert result["status"] == "failed"
+        assert result["error"]
+        assert result["source_results"] == {}
+    assert "unknown config name 'max_epoch'" in result["error"]
+    assert main(["--gpu-id", "0", "--experiment-id", "9", "--log-dir", str(tmp_path), "--conditions", str(file)]) == 2
+    assert "conditions 0..1" in capsys.readouterr().err
+    assert main([]) == 2
+    assert main(["--conditions", str(tmp_path / "no.json"), "--get-experiment-count"]) == 2
+
+
+def test_condition_files_of_both_shapes(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text(
+        """{
+      // the template's shape
+      "condition_1": {"name": "a//b", "description": "x", /* inside */
+        "config": {"source_domain": "domain_C", "image_size": [256, 128], "patch_width_range": [32, 64],}},
+      "condition_2": {"config": {"target_domains": "domain_D"}},
+    }""",
+        encoding="utf-8",
+    )
+    first, second = load_experiment_conditions(path)
+    assert first["name"] == "a//b"
+    assert first["config"]["patch_width_range"] == (32, 64)
+    assert second["name"] == "condition_2"
+    assert extract_target_domains_from_config(first["config"]) == ["domain_B", "domain_C", "domain_D"]
+    assert extract_target_domains_from_config(second["config"]) == ["domain_D"]
+    automatic = {"source_domain": "domain_C", "target_domains": "auto"}
+    assert extract_target_domains_from_config(automatic) == ["domain_A", "domain_B", "domain_D"]
+    assert image_size_of("224x96") == [224, 96]
+    assert image_size_of([5, 6]) == [5, 6]
+    for text, message in (
+        ('{"a": 1}', "expected"),
+        ("{", "not valid JSON"),
+        ('{"experiment_conditions": [{}]}', "needs"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_experiment_conditions(path)
+    with pytest.raises(UserError, match="image_size"):
+        image_size_of("large")
+
+
+def test_grades():
+    assert [transfer_grade(r) for r in (0.95, 0.9, 0.75, 0.2, 0.0)] == ["우수", "양호", "보통", "개선필요", "개선필요"]
+
+
+def write_result(folder, name, source, targets, *, source_domain="domain_A", seed=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {
+        "status": "success", "experiment_name": name, "model_type": "DRAEM", "source_domain": source_domain,
+        "source_results": {"image_AUROC": source}, "avg_target_auroc": sum(targets.values()) / len(targets),
+        "target_results": {d: {"image_AUROC": v} for d, v in targets.items()}, "options": {"seed": seed},
+    }  # fmt: skip
+    (folder / f"result_exp_00_{name}_gpu0.json").write_text(json.dumps(result))
+
+
+def test_analysis_over_repeats(tmp_path):
+    for repeat in range(4):
+        write_result(tmp_path / str(repeat), "good", 0.9, {"domain_B": 0.8 + 0.01 * repeat, "domain_C": 0.6})
+        write_result(tmp_path / str(repeat), "bad", 0.9, {"domain_B": 0.6 + 0.013 * repeat, "domain_C": 0.6})
+    write_result(tmp_path / "x", "other_source", 0.7, {"domain_A": 0.5}, source_domain="domain_B")
+    found = collect(tmp_path)
+    rows = {row["experiment"]: row for row in summary_rows(found)}
+    assert rows["good"]["repeats"] == 4
+    assert rows["good"]["avg_target_auroc_mean"] == pytest.approx((0.7 + 0.705 + 0.71 + 0.715) / 4)
+    assert rows["good"]["domain_B_std"] == pytest.approx(0.0129099, rel=1e-4)
+    assert rows["good"]["transfer_ratio_mean"] == pytest.approx(0.7075 / 0.9)
+    test = next(t for t in paired_tests(found) if {t["first"], t["second"]} == {"good", "bad"})
+    assert abs(test["mean_difference"]) == pytest.approx(0.09775)
+    assert test["t_test_p"] < 0.001
+    assert test["t_test_p_holm"] >= test["t_test_p"]
+    names = {path.name for path in analyze(tmp_path)}
+    assert {"experiment_analysis_summary.csv", "paired_tests.csv", "transfer_matrix_DRAEM.png"} <= names
+    with pytest.raises(UserError, match="no result_exp"):
+        collect(SCRIPTS)
+
+
+def shell(*words, **environment):
+    variables = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment}
+    return subprocess.run(
+        ["bash", *map(str, words)], capture_output=True, text=True, env=variables, timeout=600, check=False
+    )
+
+
+def test_auto_runner_options(tmp_path):
+    runner = SCRIPTS / "auto_experiment_runner.sh"
+    for option in ("--interval", "--threshold", "--wait", "--check-only", "--results"):
+        assert option in shell(runner, "-h").stdout
+    assert shell(runner, "-c").returncode == 0
+    assert shell(runner).returncode == 2
+    assert shell(runner, "--bogus").returncode == 2
+    assert shell(runner, "-s", tmp_path / "none.sh").returncode == 2
+    job = tmp_path / "job.sh"
+    job.write_text('echo "iteration $ITERATION $*"; [ "$ITERATION" != 2 ]\n')
+    got = shell(runner, "-s", job, "-r", tmp_path / "r", "-i", "1", "-t", "5", "-w", "2", "-a", "--flag", "3")
+    assert got.returncode == 1  # the second repeat failed, the third ran all the same
+    summary = next((tmp_path / "r").glob("experiment_summary_*.txt")).read_text().split("\n")
+    assert [line[-1:] for line in summary[:3]] == ["0", "1", "0"]
+    assert "iteration 3 --flag" in next((tmp_path / "r").glob("auto_experiment_*.log")).read_text()
+
+
+@pytest.mark.slow
+def test_runner_is_killed_and_repeats_nothing(tmp_path):
+    """run.sh over three conditions, one of them impossible: killed once, started again."""
+    file = conditions(
+        tmp_path, {}, {"target_domains": ["domain_A"]}, {"source_domain": "domain_B", "target_domains": "auto"}
+    )
+    logs = tmp_path / "logs"
+    command = [SCRIPTS / "multi_domain_hdmap_patchcore-run.sh", "--conditions", file, "--log-dir", logs]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    first = subprocess.Popen(["bash", *map(str, command)], env={**os.environ, "PATH": path}, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 300
+        while not list(logs.glob("result_exp_00_*.json")):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    written = next(logs.glob("result_exp_00_*.json")).stat().st_mtime_ns
+    again = shell(*command)
+    assert again.returncode == 1, again.stdout + again.stderr  # the impossible one failed ...
+    status = {p.name[:13]: json.loads(p.read_text())["status"] for p in logs.glob("result_exp_*.json")}
+    assert status == {"result_exp_00": "success", "result_exp_01": "failed", "result_exp_02": "success"}
+    assert next(logs.glob("result_exp_00_*.json")).stat().st_mtime_ns == written
+    assert (logs / "output_exp_2_gpu0.log").is_file()
+    analysis = subprocess.run(
+        [sys.executable, str(SCRIPTS / "analyze_experiment_results.py"), "--results_dir", str(logs)],
+        capture_output=True, text=True, timeout=300, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert analysis.returncode == 0, analysis.stderr
+    assert (logs / "experiment_analysis_summary.csv").is_file()
