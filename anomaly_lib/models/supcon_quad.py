@@ -196,15 +196,18 @@ class QuadModal(nn.Module):
         masks = {name: batch[f"{name}_mask"] for name in tokens if f"{name}_mask" in batch}
         present = self._drop_modalities(batch.get("present"), next(iter(tokens.values())))
         fused, attention = self.fusion(tokens, masks=masks, present=present, need_weights=need_weights)
-        unit = F.normalize(self.norm(fused), dim=-1)
-        score = self.score(unit).squeeze(1)
-        out = {
-            "embedding": unit,
-            "features": F.normalize(self.projection(unit), dim=-1),
-            "logits": self.classifier(unit),
+        out = self.heads(F.normalize(self.norm(fused), dim=-1))
+        return out | {f"attention.{name}": weights for name, weights in attention.items()}
+
+    def heads(self, embedding: Tensor) -> dict[str, Tensor]:
+        """Everything that is read off the fused unit vector [B, D]; mixed vectors may be given, too."""
+        score = self.score(embedding).squeeze(1)
+        return {
+            "embedding": embedding,
+            "features": F.normalize(self.projection(embedding), dim=-1),
+            "logits": self.classifier(embedding),
             "anomaly_score": score.sigmoid() if self.config.score_sigmoid else score,
         }
-        return out | {f"attention.{name}": weights for name, weights in attention.items()}
 
     def _sensor_tokens(self, series: Tensor) -> Tensor:
         series = torch.nan_to_num(series)

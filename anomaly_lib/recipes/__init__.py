@@ -17,6 +17,7 @@ RECIPES: dict[str, str] = {
     "promptad": "promptad",
     "sowa": "sowa",
     "causal_film": "causal_film",
+    "weld_supcon": "weld_supcon",
     "crystal": "crystal",
     "detectors": "detectors",
     "hdmap": "hdmap",

@@ -1,0 +1,26 @@
+"""Train the V4 quad-modal weld model: ``python scripts/weld/train_supcon.py --quick-test --debug``."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from anomaly_lib.config import command
+from anomaly_lib.recipes.weld_supcon import train
+from anomaly_lib.recipes.weld_supcon_options import Args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, train, leave with an exit code."""
+
+    def body(args: Args) -> None:
+        result = train(args)
+        print(", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items()))
+        print(f"results in {result.run_dir}, checkpoint {result.checkpoint}")
+
+    return command(Args, body, argv, prog="train_supcon.py", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

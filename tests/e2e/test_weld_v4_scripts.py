@@ -1,0 +1,173 @@
+"""V4 and the baseline ladder through their scripts, at demo scale: the user's commands 28 to 32."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from anomaly_lib.data.weld_demo import write_weld_demo
+from anomaly_lib.engine.checkpoint import load_checkpoint
+from anomaly_lib.recipes import weld_supcon
+from anomaly_lib.recipes.weld_baselines import missing_study
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--demo-train", "3", "--demo-good", "2", "--demo-defects", "2", "--video-frames", "4", "--video-size", "32"]
+SMALL += ["--image-size", "32", "--views", "2", "--hidden-dim", "16", "--sensor-dim", "16", "--sensor-layers", "1"]
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"weld_{name}", ROOT / "scripts" / "weld" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_cache(tmp_path_factory):
+    """Encode the demo runs once for the whole file."""
+    before = os.environ.get("ANOMALY_LIB_CACHE")
+    os.environ["ANOMALY_LIB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        os.environ.pop("ANOMALY_LIB_CACHE")
+    else:
+        os.environ["ANOMALY_LIB_CACHE"] = before
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("v4")
+    assert (
+        script("train_supcon").main(
+            [*SMALL, "--quick-test", "--debug", "--mixed-precision", "--output-dir", str(folder)]
+        )
+        == 0
+    )
+    return folder
+
+
+def test_quick_test_trains_three_epochs_and_describes_the_first_batch(trained):
+    log = (trained / "log.txt").read_text()
+    for part in ("labels:", "cosine:", "positive pairs", "parameters have a gradient", "batch 1: loss"):
+        assert part in log
+    saved = load_checkpoint(trained / "checkpoint.pt", system="weld_supcon")
+    assert saved["epoch"] == 3
+    assert saved["args"]["batch_size"] == 4
+
+
+def test_evaluation_repeats_the_numbers_of_training(trained):
+    record = json.loads((trained / "run.json").read_text())["metrics"]
+    out = subprocess.run(
+        ["bash", "scripts/weld/evaluate.sh", str(trained / "best_model.pth"), "--output-dir", str(trained / "evaluation"), "--bootstrap", "0"],
+        cwd=ROOT, env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    assert f"{record['knn_accuracy']:.4f}" in out.stdout
+
+
+def test_missing_modalities_never_break_the_model(trained):
+    rows = missing_study(trained / "best_model.pth")
+    assert len(rows) == 15
+    assert all(0 <= row["auroc"] <= 1 for row in rows)
+
+
+def test_every_option_of_the_objective_runs_and_resumes(tmp_path):
+    flags = [
+        *SMALL,
+        "--batch-size",
+        "12",
+        "--mixup",
+        "0.2",
+        "--queue",
+        "24",
+        "--accumulate",
+        "2",
+        "--hard-negatives",
+        "0.5",
+    ]
+    flags += [
+        "--reconstruct-weight",
+        "0.1",
+        "--freeze",
+        "heads",
+        "--adapters",
+        "lora",
+        "--missing",
+        "embedding",
+        "--k",
+        "1",
+    ]
+    flags += ["--activation-checkpointing", "--pretrain", "simclr", "--pretrain-epochs", "1", "--sampler", "balanced"]
+    main = script("train_supcon").main
+    assert main([*flags, "--num-epochs", "1", "--output-dir", str(tmp_path)]) == 0
+    before = load_checkpoint(tmp_path / "checkpoint.pt")["model"]
+    assert main([*flags, "--num-epochs", "2", "--output-dir", str(tmp_path), "--resume", "latest"]) == 0
+    after = load_checkpoint(tmp_path / "checkpoint.pt")["model"]
+    frozen = [name for name in before if "attend" in name and ".base." in name]
+    assert frozen
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    moved = [name for name in before if "attend" in name and name.endswith(".up")]
+    assert any(not torch.equal(before[name], after[name]) for name in moved)
+
+
+def test_ladder_fills_one_table_and_never_repeats_a_row(tmp_path, capsys):
+    main = script("run_baselines").main
+    flags = [
+        *SMALL,
+        "--baseline-epochs",
+        "2",
+        "--results",
+        str(tmp_path),
+        "--num-epochs",
+        "1",
+        "--k",
+        "1",
+        "--batch-size",
+        "12",
+    ]
+    assert main([*flags, "--models", "A", "B-sensors", "--seeds", "0"]) == 0
+    first = json.loads((tmp_path / "rows.json").read_text())
+    assert main([*flags, "--seeds", "0"]) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert rows[:2] == first
+    assert [row["model"] for row in rows] == [
+        "A",
+        "B-sensors",
+        "B-video",
+        "B-images",
+        "B-audio",
+        "C-late",
+        "C-mid",
+        "D",
+    ]
+    assert "gain over A" in capsys.readouterr().out
+    assert main([*flags, "--models", "E"]) == 2
+
+
+def test_label_check_counts_and_warns(tmp_path, capsys):
+    root = write_weld_demo(tmp_path / "data", train=4, good=1, per_defect=1)
+    assert script("check_labels").main([str(root)]) == 0
+    text = capsys.readouterr().out
+    assert "warning: train has only good" in text
+    assert script("check_labels").main([str(tmp_path)]) == 2
+
+
+@pytest.mark.slow
+def test_test_server_script(tmp_path):
+    out = subprocess.run(
+        ["bash", "scripts/weld/test_server.sh"], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OUTPUT": str(tmp_path / "quick")},
+    )  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    assert "knn_accuracy" in out.stdout
+
+
+def test_recipe_refuses_what_cannot_work():
+    with pytest.raises(Exception, match="--adapters"):
+        weld_supcon.resolve(weld_supcon.Args(adapters="lora"))
