@@ -32,7 +32,7 @@ from anomaly_lib.metrics import auroc, regression_metrics
 from anomaly_lib.models.alignn import ALIGNN
 from anomaly_lib.models.crystal_fusion import CrystalFusionConfig, CrystalFusionModel, CrystalOutput, TextRegressor
 from anomaly_lib.recipes.crystal_data import Batch, CrystalData, TargetScale, load_data
-from anomaly_lib.recipes.crystal_options import NO_EFFECT, PUBLISHED, Args, model_config, resolve
+from anomaly_lib.recipes.crystal_options import PUBLISHED, Args, model_config, resolve, without_effect
 from anomaly_lib.recipes.evaluation import EvaluateArgs, Evaluation
 from anomaly_lib.types import Prediction, RunResult
 
@@ -177,7 +177,7 @@ def train(args: Args) -> RunResult:
         if run.finished:
             run.log.line(f"already done: {run.dir}")
             return replace(run.result(), already_done=True)
-        for name in [n for n in NO_EFFECT if getattr(args, n) != getattr(Args(), n)]:
+        for name in without_effect(args):
             run.log.line(f"--{name} is accepted but has no effect (nor in the published program)")
         data = load_data(args, device, say=run.log.line, track=progress)
         run.note(data=data.facts)

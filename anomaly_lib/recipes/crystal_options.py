@@ -116,12 +116,6 @@ class CompatibilityArgs:
     config_file: Optional[str] = arg(None, "no effect; use --config FILE.json", type=str)
 
 
-NO_EFFECT = [
-    "middle_fusion_num_heads", "fusion_strategy", "gated_fusion_type", "gated_fusion_hidden_dim",
-    "gated_fusion_dropout", "mask_stopwords", "remove_stopwords", "stopwords_dir", "config_file",
-]  # fmt: skip
-
-
 @dataclass
 class Args(
     CompatibilityArgs,
@@ -218,6 +212,22 @@ def resolve(args: Args) -> Args:
         raise UserError("--use_contrastive compares graph and text: it needs --modality both")
     model_config(resolved, text_features=1)  # checks --middle_fusion_layers
     return resolved
+
+
+def without_effect(args: Args) -> list[str]:
+    """Options that were given and change nothing, neither here nor in the published program."""
+    given = {
+        "middle_fusion_num_heads": args.middle_fusion_num_heads,
+        "fusion_strategy": args.fusion_strategy,
+        "gated_fusion_type": args.gated_fusion_type,
+        "gated_fusion_hidden_dim": args.gated_fusion_hidden_dim,
+        "gated_fusion_dropout": args.gated_fusion_dropout,
+        "mask_stopwords": args.mask_stopwords,
+        "remove_stopwords": args.remove_stopwords,
+        "stopwords_dir": args.stopwords_dir,
+        "config_file": args.config_file,
+    }
+    return [name for name, value in given.items() if value != getattr(Args(), name)]
 
 
 def graph_settings(args: Args) -> GraphSettings:
