@@ -3,6 +3,7 @@
 Frozen encoders run once over the data (weld_features); the loop below then trains on cached rows.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -222,6 +223,7 @@ def loop(
     for epoch in range(first, int(args.epochs or 0)):
         if stopper.should_stop:
             break
+        started = time.monotonic()
         wrapped.train()
         sums: dict[str, float] = dict.fromkeys((*TERMS, "score"), 0.0)
         scores: list[Tensor] = []
@@ -239,6 +241,7 @@ def loop(
             scores.append(terms["score"].cpu())
             if (number + 1) % args.log_every == 0:
                 run.log.line(f"epoch {epoch + 1} batch {number + 1}: " + spell(sums, len(batches) / (number + 1)))
+        trained = time.monotonic() - started
         learning_rate = optimizer.param_groups[0]["lr"]
         state.scheduler.step()  # type: ignore[union-attr]
         train_scores = torch.cat(scores)
@@ -251,7 +254,7 @@ def loop(
         better = stopper.improved(row["val_auroc"], epoch)
         if better:
             state.best = {"epoch": epoch + 1, "val_auroc": row["val_auroc"]}
-        run.log.line(f"epoch {epoch + 1}: {spell(row)}{' *' if better else ''}")
+        run.log.line(f"epoch {epoch + 1}: {spell(row)} ({trained:.2f} s){' *' if better else ''}")
         if better:  # before end_epoch: a kill in between repeats the epoch, and no best epoch is ever lost
             save_best(run, state, epoch + 1, row)
         run.end_epoch(state, epoch, row)
