@@ -110,8 +110,9 @@ def _is_option(token: str) -> bool:
     return bool(re.match(r"--?[A-Za-z]", token))  # "-0.5" is a value
 
 
-def _words(text: str) -> list[str]:
-    return [word for word in re.split(r"[,\s]+", text.strip("[] ")) if word]
+def _words(text: str, *, phrases: bool = False) -> list[str]:
+    """Entries of a list in one token; in a list of phrases ("damaged {}") only commas separate."""
+    return [word for word in re.split(r"\s*,\s*" if phrases else r"[,\s]+", text.strip("[] ")) if word]
 
 
 def normalise(argv: Sequence[str], cls: Any) -> list[str]:
@@ -121,20 +122,20 @@ def normalise(argv: Sequence[str], cls: Any) -> list[str]:
         alias: _flag(f) for f in fields(cls) for alias in f.metadata["aliases"]
     }
     switches = {name for name, f in known.items() if f.type == Switch}
-    lists = {name for name, f in known.items() if f.metadata.get("nargs")}
+    lists = {name: f.metadata["type"] is str for name, f in known.items() if f.metadata.get("nargs")}
     out: list[str] = []
-    in_list = False
+    in_list = phrases = False
     for i, token in enumerate(argv):
         if not _is_option(token):
-            out += _words(token) if in_list else [token]
+            out += _words(token, phrases=phrases) if in_list else [token]
             continue
         name, equals, value = token.partition("=")
         name = _dashed(name)
         positive = canonical.get("--" + name[5:]) if name.startswith("--no-") else None
         name = canonical.get(name, name)
-        in_list = name in lists
+        in_list, phrases = name in lists, lists.get(name, False)
         if equals:
-            out += [name, *_words(value)] if in_list else [f"{name}={value}"]
+            out += [name, *_words(value, phrases=phrases)] if in_list else [f"{name}={value}"]
             in_list = False
         elif name in switches:
             following = argv[i + 1].lower() if i + 1 < len(argv) else ""

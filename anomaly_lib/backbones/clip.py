@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -248,4 +249,9 @@ def _load(clip: Any, path: Path) -> None:
 
 def _tokenizer(config: Mapping[str, Any]) -> Tokenizer:
     words = config["text_cfg"].get("words")
-    return WordTokenizer(words) if words else ClipTokenizer()
+    return WordTokenizer(words) if words else _byte_pairs()
+
+
+@cache
+def _byte_pairs() -> ClipTokenizer:
+    return ClipTokenizer()  # reading its vocabulary takes a second

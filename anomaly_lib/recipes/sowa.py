@@ -99,7 +99,8 @@ def train(args: Args) -> RunResult:
         masks = torch.stack([taps.mask(item) for item in items])  # [N, H, W] bool
         learn, held_out = validation_split(len(items), args)
 
-        optimizer = torch.optim.AdamW(optimized(model, args), lr=args.learning_rate)
+        groups = optimized(model, args) or [{"params": [torch.zeros(1)]}]  # nothing trained: an optimizer of nothing
+        optimizer = torch.optim.AdamW(groups, lr=args.learning_rate)
         scheduler = make_schedule(optimizer, args.schedule, args.epochs)
         scaler, guard = make_scaler(device, args.precision), NonFiniteGuard()
         state = TrainState(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler)
@@ -138,7 +139,7 @@ def optimized(model: AnomalyCLIP, args: Args) -> list[dict[str, object]]:
     """Parameter groups; the original also decays norms, biases and temperatures."""
     if args.decay == "all":
         trained = [p for p in model.parameters() if p.requires_grad]
-        return [{"params": trained, "weight_decay": args.weight_decay}]
+        return [{"params": trained, "weight_decay": args.weight_decay}] if trained else []
     return param_groups(model, args.weight_decay)
 
 

@@ -33,17 +33,9 @@ METRICS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap",
 
 def make_clip(args: Args) -> ClipBackbone:
     """The frozen CLIP with the taps the adapters read."""
-    layers: list[int | str] = list(args.feature_map_idx)
-    if not layers:
-        probe = create_clip(args.backbone, weights=args.weights, layers=[-1], download=args.download)
-        layers = list(taps_of(probe.depth))
-    return create_clip(
-        args.backbone,
-        weights=args.weights,
-        layers=[*layers, "pooled"],
-        image_size=args.image_size,
-        download=args.download,
-    )
+    clip = create_clip(args.backbone, weights=args.weights, image_size=args.image_size, download=args.download)
+    clip.answer([*(args.feature_map_idx or taps_of(clip.depth)), "pooled"])
+    return clip
 
 
 def make_model(args: Args, clip: ClipBackbone) -> AnomalyCLIP:

@@ -121,4 +121,6 @@ def resolve(args: Args) -> Args:
         raise UserError(f"--test-classes: {', '.join(sorted(both))} would be trained on and tested on")
     if ("long" in args.normal_templates) != ("long" in args.anomaly_templates):
         raise UserError("--normal-templates and --anomaly-templates: 'long' for both or for none")
+    if args.prompt_learner == "zero" and args.adapter == "none" and args.epochs:
+        raise UserError("--prompt-learner zero with --adapter none trains nothing: add --epochs 0")
     return replace(args, **filled)  # type: ignore[arg-type]

@@ -1,0 +1,76 @@
+"""SOWA on the built-in demo data over several seeds, trained and not; fills the table of docs/sowa.md.
+
+    python scripts/sowa/demo_results.py --seeds 0 1 2 --output-dir runs/sowa/demo_results [--data-path DEMO_FILES]
+
+Three classes train, the two others are only tested. A killed study goes on where it stopped.
+"""
+
+import argparse
+import re
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from anomaly_lib.files import read_json, write_text
+from anomaly_lib.recipes.sowa import Args, train
+from anomaly_lib.recipes.tables import Cell, Table
+
+SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_aupro")
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "sowa.md"
+MARKS = ("<!-- demo results -->", "<!-- end of demo results -->")
+
+
+def settings(seed: int, epochs: int) -> dict[str, dict[str, object]]:
+    """What is compared: the same frozen tower, with nothing trained and with SOWA's parts trained."""
+    nothing: dict[str, object] = {"prompt_learner": "zero", "adapter": "none", "epochs": 0, "seed": seed}
+    return {
+        "zero-shot, nothing trained": nothing,
+        "trained, zero-shot": {"epochs": epochs, "seed": seed},
+        "nothing trained, k=4": {**nothing, "shot": 4},
+        "trained, k=4": {"epochs": epochs, "seed": seed, "shot": 4},
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    flags.add_argument("--epochs", type=int, default=Args().epochs)
+    flags.add_argument("--data-path", help="the demo data as files (python -m anomaly_lib demo DIR); drawn without it")
+    flags.add_argument("--output-dir", type=Path, default=Path("runs/sowa/demo_results"))
+    flags.add_argument("--cache-dir")
+    flags.add_argument("--page", type=Path, default=PAGE)
+    args = flags.parse_args(argv)
+    found: dict[str, list[dict[str, float]]] = {}
+    commits = set()
+    for seed in args.seeds:
+        for name, changes in settings(seed, args.epochs).items():
+            folder = args.output_dir / f"{re.sub(r'[^a-z0-9]+', '-', name)}-{seed}"
+            options = Args(output_dir=str(folder), data_path=args.data_path, cache_dir=args.cache_dir, figures=False)
+            for option, value in changes.items():
+                setattr(options, option, value)
+            found.setdefault(name, []).append(train(options).metrics)
+            commits.add(str(read_json(folder / "run.json").get("git_commit")))
+    rows: list[dict[str, Cell]] = []
+    for name, runs in found.items():
+        row: dict[str, Cell] = {"setting": name}
+        for metric in SHOWN:
+            values = [100 * run[metric] for run in runs]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(set(values)) > 1 else ""
+            row[metric] = f"{statistics.mean(values):.1f}{spread}"
+        rows.append(row)
+    table = Table(["setting", *SHOWN], rows)
+    print(table.text())
+    table.write(args.output_dir / "results")
+    text = args.page.read_text(encoding="utf-8")
+    head, tail = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
+    seeds = ", ".join(map(str, args.seeds))
+    note = f"Seeds {seeds}, {args.epochs} epochs, commit {', '.join(sorted(commits))}."
+    write_text(args.page, f"{head}{MARKS[0]}\n{table.markdown()}\n{note}\n{MARKS[1]}{tail}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""Every SOWA command of the user's documents, at tiny scale: training, evaluation, sweeps, the five usual changes."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import anomaly_lib
+import evaluate
+from anomaly_lib.data import open_dataset
+from anomaly_lib.recipes.sowa import Detector
+from scripts.sowa import make_meta, train_sowa
+
+ROOT = Path(__file__).resolve().parents[2]
+FAST = ["--backbone", "tiny-clip", "--weights", "random", "--cache", "ram", "--epochs", "2", "--device", "cpu"]
+CLASSES = {"bolt": 0, "nut": 1, "ring": 2}
+
+
+def picture(kind: int, number: int, *, scratched: bool) -> tuple[np.ndarray, np.ndarray]:
+    """A striped 64x64 picture, with a bright square where it is scratched."""
+    generator = np.random.default_rng((kind, number, scratched))
+    rows, columns = np.mgrid[:64, :64]
+    wave = np.sin((rows * (kind + 1) + columns * (3 - kind)) / 5 + number) * 40 + 110
+    image = np.repeat((wave + generator.normal(0, 5, wave.shape))[..., None], 3, axis=2)
+    mask = np.zeros((64, 64), dtype=bool)
+    if scratched:
+        top, left = generator.integers(4, 40, 2)
+        mask[top : top + 16, left : left + 16] = True
+        image[mask] = 250
+    return image.clip(0, 255).astype(np.uint8), mask
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes in the MVTec layout."""
+    root = tmp_path_factory.mktemp("parts")
+    for name, kind in CLASSES.items():
+        for folder, count in (("train/good", 4), ("test/good", 5), ("test/scratch", 5)):
+            (root / name / folder).mkdir(parents=True)
+            for number in range(count):
+                image, mask = picture(kind, number + 100 * folder.startswith("test"), scratched="scratch" in folder)
+                Image.fromarray(image).save(root / name / folder / f"{number:03d}.png")
+                if "scratch" in folder:
+                    truth = root / name / "ground_truth" / "scratch"
+                    truth.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(mask.astype(np.uint8) * 255).save(truth / f"{number:03d}_mask.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Command 10: training, here on two classes; zero-shot on the third."""
+    run = tmp_path_factory.mktemp("sowa") / "run"
+    flags = ["--dataset", "mvtec", "--data-path", str(data), "--test-classes", "ring", "--ablate-stages"]
+    assert train_sowa.main([*FAST, *flags, "--output-dir", str(run)]) == 0
+    return run
+
+
+def test_training_leaves_everything(trained: Path) -> None:
+    record = json.loads((trained / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["train_classes"] == ["bolt", "nut"]
+    assert record["test_classes"] == ["ring"]
+    assert len([name for name in record["metrics"] if name.startswith(("image_", "pixel_"))]) == 7
+    for name in ("classes.csv", "stages.csv", "maps.png", "stages.png", "metrics.jsonl", "checkpoint.pt"):
+        assert (trained / name).is_file(), name
+    assert len((trained / "stages.csv").read_text().splitlines()) == 1 + 4 + 1
+    losses = [json.loads(line)["loss"] for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert losses[1] < losses[0]
+    saved = torch.load(trained / "checkpoint.pt", weights_only=True)["model"]
+    assert not any("clip" in name or "resblocks" in name for name in saved)
+
+
+def test_the_same_command_again_says_done(trained: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (trained / "checkpoint.pt").stat().st_mtime_ns
+    flags = ["--dataset", "mvtec", "--data-path", str(data), "--test-classes", "ring", "--ablate-stages"]
+    assert train_sowa.main([*FAST, *flags, "--output-dir", str(trained)]) == 0
+    assert (trained / "checkpoint.pt").stat().st_mtime_ns == before
+
+
+def test_interrupted_training_ends_with_the_same_weights(trained: Path, data: Path, tmp_path: Path) -> None:
+    flags = [*FAST, "--dataset", "mvtec", "--data-path", str(data), "--test-classes", "ring", "--no-figures"]
+    flags += ["--ablate-stages", "--output-dir", str(tmp_path / "run")]
+    assert train_sowa.main([*flags, "--epochs", "1", "--schedule", "constant"]) == 0
+    assert train_sowa.main([*flags, "--epochs", "2", "--schedule", "constant", "--resume", "latest"]) == 0
+    resumed = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["model"]
+    whole = torch.load(trained / "checkpoint.pt", weights_only=True)["model"]
+    assert all(value.equal(whole[name]) for name, value in resumed.items())
+
+
+def test_evaluate_zero_shot_and_few_shot(trained: Path, data: Path, tmp_path: Path) -> None:
+    """Command 11, on the run's own classes and on another folder."""
+    trained_metrics = json.loads((trained / "run.json").read_text())["metrics"]
+    flags = ["--checkpoint", str(trained), "--bootstrap", "0", "--no-figures"]
+    assert evaluate.main([*flags, "--output-dir", str(tmp_path / "own")]) == 0
+    own = json.loads((tmp_path / "own" / "metrics.json").read_text())["runs"][0]["metrics"]
+    assert all(own[name] == pytest.approx(trained_metrics[name]) for name in own)
+    few = [*flags, "--data-path", str(data), "--k-shot", "2", "--output-dir", str(tmp_path / "few")]
+    assert evaluate.main(few) == 0
+    found = json.loads((tmp_path / "few" / "metrics.json").read_text())["runs"][0]
+    assert found["samples"] == 30
+    assert found["facts"]["k"] == 2
+    assert found["metrics"]["pixel_auroc"] > own["pixel_auroc"]
+    one = [*flags, "--data-path", str(data), "--obj", "nut", "--output-dir", str(tmp_path / "one")]
+    assert evaluate.main(one) == 0
+    assert json.loads((tmp_path / "one" / "metrics.json").read_text())["runs"][0]["samples"] == 10
+
+
+def test_few_shot_detector_scores_single_images(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = ["--dataset", "mvtec", "--data-path", str(data), "--test-classes", "ring", "--k-shot", "4"]
+    assert train_sowa.main([*FAST, *flags, "--fast-dev-run", "--no-figures", "--output-dir", str(run)]) == 0
+    detector = anomaly_lib.load(run / "checkpoint.pt")
+    assert isinstance(detector, Detector)
+    good = [picture(2, n, scratched=False)[0] for n in range(100, 105)]
+    bad = [picture(2, n, scratched=True) for n in range(100, 105)]
+    scores = detector.predict([*good, *(image for image, _ in bad)]).score
+    alone = detector.predict(bad[3][0])
+    torch.testing.assert_close(alone.score[0], scores[8], rtol=1e-4, atol=1e-5)
+    assert float(scores[5:].min()) > float(scores[:5].max())
+    heat = alone.map[0]
+    mask = torch.from_numpy(bad[3][1])
+    assert float(heat[mask].mean()) > float(heat[~mask].mean())
+    assert alone.anomalous.tolist() == [bool(alone.score[0] >= detector.threshold)]
+    again = detector.predict(data / "ring" / "test" / "good" / "000.png")
+    torch.testing.assert_close(again.score[0], scores[0], rtol=1e-4, atol=1e-5)
+
+
+def test_fast_dev_run_and_bf16(data: Path, tmp_path: Path) -> None:
+    """Command 12 (--compile needs a compiler: see the slow test)."""
+    flags = ["--dataset", "mvtec", "--data-path", str(data), "--fast-dev-run", "--precision", "bf16", "--no-figures"]
+    assert train_sowa.main([*FAST, *flags, "--output-dir", str(tmp_path)]) == 0
+    metrics = json.loads((tmp_path / "run.json").read_text())["metrics"]
+    assert all(math.isfinite(value) for name, value in metrics.items() if name != "threshold")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["--feature-map-idx", "1", "3"],
+        ["--adapter", "linear", "--no-text-linear"],
+        ["--window-size", "2,2,4,4", "--depth", "1,1,1,2", "--hidden-features", "16"],
+        ["--share-weight", "--no-value-only", "--drop-path", "0.2"],
+        ["--prompt-learner", "plain"],
+        ["--prompt-learner", "zero", "--adapter", "none", "--epochs", "0"],
+        ["--normal-templates", "{}", "a brand new {}", "--anomaly-templates", "damaged {}", "broken {}"],
+        ["--normal-templates", "long", "--anomaly-templates", "long", "--class-names", "bolt", "ring"],
+        ["--protocol", "paper", "--k-shot", "2", "--mosaic-rate", "0.5"],
+        ["--select", "val"],
+        ["--config", str(ROOT / "scripts" / "sowa" / "configs" / "sowa_hfwa.json"), "--dataset", "mvtec",
+         "--feature-map-idx", "0", "1", "2", "3", "--window-size", "0", "--image-size", "64"],
+    ],
+    ids=lambda change: " ".join(change)[:40].replace("/", "_"),
+)  # fmt: skip
+def test_usual_changes(change: list[str], data: Path, tmp_path: Path) -> None:
+    """Command 14: other layers, adapters, adapter lists, prompts, configuration files."""
+    flags = ["--dataset", "mvtec", "--data-path", str(data), "--fast-dev-run", "--no-figures"]
+    assert train_sowa.main([*flags, *change, *FAST[:-4], "--device", "cpu", "--output-dir", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert 0 <= record["metrics"]["image_auroc"] <= 1
+    assert hasattr(anomaly_lib.load(tmp_path / "checkpoint.pt"), "predict")
+
+
+def test_meta_json_of_any_folder(data: Path, tmp_path: Path) -> None:
+    """A new data set by meta.json: written by make_meta.py, read by --dataset meta."""
+    assert make_meta.main(["mvtec", str(data)]) == 0
+    content = json.loads((data / "meta.json").read_text())
+    assert sorted(content) == ["test", "train"]
+    entry = next(e for e in content["test"]["ring"] if e["anomaly"])
+    assert set(entry) == {"img_path", "mask_path", "cls_name", "specie_name", "anomaly"}
+    by_meta = [(i.path.name, i.label, i.class_name, i.split) for i in open_dataset("meta", data)]
+    by_layout = [(i.path.name, i.label, i.class_name, i.split) for i in open_dataset("mvtec", data)]
+    assert by_meta == by_layout
+    flags = ["--dataset", "meta", "--data-path", str(data), "--fast-dev-run", "--no-figures"]
+    assert train_sowa.main([*FAST, *flags, "--output-dir", str(tmp_path)]) == 0
+    (data / "meta.json").unlink()
+
+
+def test_meta_json_of_dagm(tmp_path: Path) -> None:
+    for split in ("Train", "Test"):
+        (tmp_path / "Class1" / split / "Label").mkdir(parents=True)
+        for number in range(3):
+            Image.new("L", (8, 8)).save(tmp_path / "Class1" / split / f"000{number}.PNG")
+    Image.new("L", (8, 8), 255).save(tmp_path / "Class1" / "Test" / "Label" / "0001_label.PNG")
+    assert make_meta.main(["dagm", str(tmp_path)]) == 0
+    items = open_dataset("meta", tmp_path)
+    assert [(i.split, i.path.name) for i in items if i.label] == [("test", "0001.PNG")]
+    assert make_meta.main(["dagm", str(tmp_path / "Class1")]) == 2
+
+
+def test_mistakes_are_one_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = [*FAST, "--dataset", "mvtec", "--data-path", str(data)]
+    for flags, message in {
+        ("--test-classes", "screw"): "--test-classes screw",
+        ("--train-classes", "bolt", "--test-classes", "bolt"): "trained on and tested on",
+        ("--feature-map-idx", "9"): "blocks 0..3",
+        ("--normal-templates", "{}", "good {}"): "2 normal against 1",
+        ("--k-shot", "9", "--epochs", "0"): "--shot 9",
+        ("--adapter", "none", "--prompt-learner", "zero"): "trains nothing",
+        ("--window-size", "2", "4"): "--window-size",
+    }.items():
+        assert train_sowa.main([*common, "--output-dir", str(tmp_path / flags[1]), *flags]) == 2, flags
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert message in lines[-1], (flags, lines)
+
+
+def shell(script: str, tmp_path: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    known = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    command = ["bash", str(ROOT / "scripts" / "sowa" / script), *arguments]
+    return subprocess.run(command, cwd=tmp_path, env=known, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_sweep_over_shots(trained: Path, data: Path, tmp_path: Path) -> None:
+    """Command 13."""
+    done = shell(
+        "infer_auto.sh", tmp_path, "--no-figures", "--bootstrap", "0", CHECKPOINT=str(trained / "checkpoint.pt"),
+        DATA_PATH=str(data), K_SHOTS="1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-500:]
+    assert (tmp_path / "result" / "sowa" / "k_1" / "metrics.json").is_file()
+
+
+@pytest.mark.slow
+def test_sweeps_over_data_and_seeds(data: Path, tmp_path: Path) -> None:
+    train = " ".join([*FAST, "--dataset", "mvtec", "--data-path", str(data), "--fast-dev-run", "--no-figures"])
+    quick = ["--no-figures", "--bootstrap", "0"]
+    done = shell("schedule.sh", tmp_path, *quick, SEEDS="0 1", K_SHOTS="0", TRAIN_FLAGS=train)
+    assert done.returncode == 0, done.stderr[-500:]
+    result = tmp_path / "result" / "sowa"
+    assert all((result / f"seed_{seed}" / "k_0" / "metrics.json").is_file() for seed in (0, 1))
+    checkpoint = str(result / "seed_0" / "run" / "checkpoint.pt")
+    done = shell("infer_data.sh", tmp_path, *quick, CHECKPOINT=checkpoint, DATA_PATHS=f"{data}", K_SHOT="2")
+    assert done.returncode == 0, done.stderr[-500:]
+    assert (result / data.name / "k_2" / "metrics.json").is_file()
+
+
+@pytest.mark.slow
+def test_compile(data: Path, tmp_path: Path) -> None:
+    flags = ["--dataset", "mvtec", "--data-path", str(data), "--fast-dev-run", "--no-figures", "--compile"]
+    assert train_sowa.main([*FAST, *flags, "--output-dir", str(tmp_path)]) == 0
