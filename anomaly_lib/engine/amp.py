@@ -1,6 +1,6 @@
 """Devices and number formats: one place decides what `--device` and `--precision` mean."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -28,7 +28,9 @@ def pick_device(name: str = "auto") -> torch.device:
 
 def autocast_for(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """Autocast to bf16 or fp16; with fp32 a context that changes nothing."""
-    return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")  # type: ignore[return-value]
+    if precision == "fp32":
+        return nullcontext()  # a disabled autocast block would still stand in the way of torch.export
+    return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
 def make_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:

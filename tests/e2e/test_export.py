@@ -1,0 +1,69 @@
+"""Exported detectors run by onnxruntime and by torch.export give the detector's own scores and maps."""
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from anomaly_lib import load
+from anomaly_lib.data.demo import render
+from anomaly_lib.recipes import detectors, promptad, sowa
+from anomaly_lib.recipes.export import load_exported
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SPEC = importlib.util.spec_from_file_location("export_script", ROOT / "scripts" / "export.py")
+assert SPEC is not None
+assert SPEC.loader is not None
+SCRIPT = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(SCRIPT)
+
+
+def train(system: str, folder: Path) -> Path:
+    if system == "promptad":
+        args = replace(promptad.tiny(), output_dir=str(folder), task="seg")
+        result = promptad.train(args)
+    elif system == "sowa":
+        result = sowa.train(replace(sowa.tiny(), output_dir=str(folder)))
+    else:
+        options = {} if system in ("patchcore", "padim") else {"epochs": 1, "repair_width": 8, "segment_width": 8}
+        known = {name: value for name, value in options.items() if hasattr(detectors.tiny(), name)}
+        result = detectors.train(replace(detectors.tiny(), model=system, output_dir=str(folder), **known))
+    assert result.checkpoint is not None
+    return result.checkpoint
+
+
+TRAINED = ("reverse_distillation", "draem", "draem_sevnet", "padim", "sowa")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in TRAINED]
+
+
+@pytest.mark.parametrize("system", ["promptad", "patchcore", *SLOW])
+def test_parity_of_both_formats(system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    checkpoint = train(system, tmp_path)
+    detector = load(checkpoint)
+    picture = render("woven", "cut", 1, size=96)[0][0]
+    batch = detector.transform(picture)[None]
+    wanted = detector.predict(batch)
+    for kind, suffix in (("onnx", ".onnx"), ("torch", ".pt2")):
+        assert SCRIPT.main(["--checkpoint", str(checkpoint), "--format", kind, "--repeats", "1"]) == 0
+        assert "milliseconds" in capsys.readouterr().out
+        path = checkpoint.parent / "export" / f"{checkpoint.stem}{suffix}"
+        score, score_map = load_exported(path)(batch)
+        np.testing.assert_allclose(score, wanted.score.numpy(), rtol=2e-3, atol=1e-5)
+        np.testing.assert_allclose(score_map, wanted.map.numpy(), rtol=2e-3, atol=2e-4)
+        description = json.loads(path.with_suffix(".json").read_text())
+        assert description["threshold"] == pytest.approx(detector.threshold, nan_ok=True)
+        assert description["input"]["shape"] == list(batch.shape)
+    other = detector.transform(render("woven", "good", 1, size=96)[0][0])[None]
+    assert not torch.allclose(detector.predict(other).score, wanted.score)  # the input matters
+
+
+def test_what_cannot_be_exported_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert SCRIPT.main([]) == 2
+    assert SCRIPT.main(["--checkpoint", str(tmp_path / "none.pt")]) == 2
+    assert "none.pt" in capsys.readouterr().err
