@@ -244,7 +244,7 @@ def draw(folder: Path, items: list[Item], prediction: Prediction, labels: Tensor
     from anomaly_lib.viz import overlay_grid, save_figure, score_histogram
 
     histogram = score_histogram(prediction.score, labels, threshold=threshold)
-    order = prediction.score.argsort(descending=True)
+    order = prediction.score.cpu().argsort(descending=True)
     shown = [int(i) for i in order[labels[order] == 1]][::6][:8] + [int(i) for i in order[labels[order] == 0]][:4]
     assert prediction.map is not None
     pictures = [load_pixels(items[i]) for i in shown]
