@@ -196,7 +196,7 @@ class ShardWriter:
             raw = self._record.pack(key, *sums, 0)[:-4]
             records += raw + zlib.crc32(raw).to_bytes(4, "little")
         try:
-            _write_all(self._rows, np.ascontiguousarray(rows).data.cast("B"))
+            _write_all(self._rows, np.ascontiguousarray(rows).reshape(-1).data)
             _write_all(self._index, memoryview(records))
         except OSError:
             self._cut()

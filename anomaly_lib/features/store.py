@@ -64,6 +64,7 @@ class FeatureStore:
         self._ram_layout: RowLayout | None = None
         self._disk: ShardFolder | None = None
         self._writes_to_disk = False
+        self._verified: set[bytes] = set()  # rows this process has found whole; reading checks them again anyway
         if cache == "disk" or (cache == "auto" and not spec.is_random):
             self._open_disk()
 
@@ -141,6 +142,7 @@ class FeatureStore:
                 if (row := self._ram.get(_raw(key))) is not None:
                     out[:] = row[field.start : field.start + field.size]
                 elif self._disk is None or not self._disk.read(_raw(key), field, out):
+                    self._verified.discard(_raw(key))
                     raise MissingFeatures([key])
         return answer
 
@@ -191,7 +193,11 @@ class FeatureStore:
         if raw in self._ram or self._disk is None or self._disk.layout is None:
             return raw in self._ram
         fields = self._disk.layout.fields
-        return all(self._disk.read(raw, f, np.empty(f.size, np.uint8)) for f in fields if f.size)
+        if raw not in self._verified and all(
+            self._disk.read(raw, f, np.empty(f.size, np.uint8)) for f in fields if f.size
+        ):
+            self._verified.add(raw)
+        return raw in self._verified
 
 
 def available_memory() -> int:

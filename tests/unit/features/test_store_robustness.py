@@ -48,11 +48,11 @@ def fill(root: Path, *, count: int = COUNT, pause: float = 0.0) -> int:
     return encoded
 
 
-def check(root: Path, *, complete: bool = False) -> int:
+def check(root: Path, *, complete: bool = False, count: int = COUNT) -> int:
     """Every row there is right; how many there are."""
     store = FeatureStore(SPEC, root=root)
     found = 0
-    for index in range(COUNT):
+    for index in range(count):
         try:
             got = store.rows([key(index)])
         except MissingFeatures:
@@ -60,7 +60,7 @@ def check(root: Path, *, complete: bool = False) -> int:
         found += 1
         for name, value in row(index).items():
             assert torch.equal(got[name], value), f"row {index}, {name}"
-    assert found == COUNT or not complete
+    assert found == count or not complete
     store.close()
     return found
 
@@ -81,24 +81,31 @@ def _one_thread() -> Iterator[None]:
 
 
 def test_kill_9_twenty_times_during_fill(tmp_path: Path) -> None:
-    generator, grown = random.Random(0), [0]
+    generator, grown, count = random.Random(0), [0], 2000
     for _ in range(20):
-        child = in_child(slow_fill, tmp_path)
-        time.sleep(generator.uniform(0.02, 0.06))
+        before = written(tmp_path)
+        child = in_child(slow_fill, tmp_path, 0.002, count)
+        while written(tmp_path) == before:  # a busy machine may need a while to get going
+            time.sleep(0.001)
+        time.sleep(generator.uniform(0, 0.01))
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)
         child.join()
-        grown.append(check(tmp_path))
+        grown.append(check(tmp_path, count=count))
     assert grown == sorted(grown)  # nothing finished is lost
-    assert grown[-1] > 0
-    assert fill(tmp_path) == COUNT - grown[-1]
-    check(tmp_path, complete=True)
+    assert 40 < grown[-1] < count
+    assert fill(tmp_path, count=count) == count - grown[-1]
+    check(tmp_path, complete=True, count=count)
     (folder,) = tmp_path.iterdir()
     assert len(list(folder.glob("*.rows"))) == 1  # every run went on in the dead one's shard
 
 
-def slow_fill(root: Path) -> None:
-    fill(root, pause=0.01)
+def slow_fill(root: Path, pause: float = 0.01, count: int = COUNT) -> None:
+    fill(root, pause=pause, count=count)
+
+
+def written(root: Path) -> int:
+    return sum(file.stat().st_size for file in root.glob("*/*.rows"))
 
 
 def test_cut_at_any_byte(tmp_path: Path) -> None:
