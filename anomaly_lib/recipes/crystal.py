@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from anomaly_lib.config import to_plain
 from anomaly_lib.data.crystal_dataset import property_name
+from anomaly_lib.data.crystal_store import build_graphs
+from anomaly_lib.data.crystal_structure import Crystal
 from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
 from anomaly_lib.engine.checkpoint import TrainState, load_checkpoint
 from anomaly_lib.engine.early_stop import EarlyStopping
@@ -30,9 +32,17 @@ from anomaly_lib.files import write_atomic, write_json
 from anomaly_lib.losses import info_nce_loss
 from anomaly_lib.metrics import auroc, regression_metrics
 from anomaly_lib.models.alignn import ALIGNN
-from anomaly_lib.models.crystal_fusion import CrystalFusionConfig, CrystalFusionModel, CrystalOutput, TextRegressor
-from anomaly_lib.recipes.crystal_data import Batch, CrystalData, TargetScale, load_data
-from anomaly_lib.recipes.crystal_options import PUBLISHED, Args, model_config, resolve, without_effect
+from anomaly_lib.models.crystal_fusion import CrystalFusionModel, CrystalOutput, TextRegressor
+from anomaly_lib.recipes.crystal_data import (
+    Batch,
+    CrystalData,
+    TargetScale,
+    encode_texts,
+    load_data,
+    make_batch,
+    text_encoder,
+)
+from anomaly_lib.recipes.crystal_options import PUBLISHED, Args, graph_settings, model_config, resolve, without_effect
 from anomaly_lib.recipes.evaluation import EvaluateArgs, Evaluation
 from anomaly_lib.types import Prediction, RunResult
 
@@ -190,7 +200,12 @@ def train(args: Args) -> RunResult:
         watched = "accuracy" if args.classification else "mae"
         stopper = EarlyStopping(args.early_stopping_patience, higher_is_better=args.classification)
         state = TrainState(model, learner.optimizer, learner.scheduler, learner.scaler, learner.ema, stopper)
-        state.extra = {"model_config": _listed(config), "target_scale": asdict(scale), "data": data.facts}
+        state.extra = {
+            "model_config": _listed(config),
+            "text_features": data.text_features,
+            "target_scale": asdict(scale),
+            "data": data.facts,
+        }
         run.log.line(f"{sum(p.numel() for p in model.parameters()):,} parameters, {steps} steps an epoch, on {device}")
         for epoch in range(run.restore(state), args.epochs or 0):
             if stopper.should_stop:
@@ -369,6 +384,18 @@ class CrystalDetector:
         args = replace(self.args, data_path=data_path if data_path is not None else self.args.data_path, **changes)
         return load_data(args, self.device, say=lambda _: None)
 
+    def prepare(self, crystals: Sequence[Crystal], texts: Sequence[str] | None = None) -> Batch:
+        """Structures (and their descriptions, unless the model reads none) as one batch, as in training."""
+        if texts is None and self.args.modality != "graph":
+            raise UserError("this model reads text: give a description for every crystal")
+        graphs = build_graphs(crystals, graph_settings(self.args))
+        for reason in graphs.errors.values():
+            raise UserError(reason)
+        text: dict[str, Tensor] = {"pooled": torch.zeros(len(crystals), 1)}
+        if texts is not None and self.args.modality != "graph":
+            text = encode_texts(texts, self.args, text_encoder(self.args), self.device, None)
+        return make_batch(graphs, text, range(len(crystals)), [0.0] * len(crystals), self.args)
+
     def predict(self, batch: Batch) -> Prediction:
         """Predicted property values as scores."""
         return predict(self, batch)
@@ -391,17 +418,11 @@ def load_detector(path: str | Path, device: str = "auto") -> CrystalDetector:
     known = set(Args.__dataclass_fields__)
     args = Args(**{name: value for name, value in checkpoint["args"].items() if name in known})
     target_device = pick_device(device)
-    config = checkpoint["extra"]["model_config"]
-    text_features = CrystalFusionConfig(**_tupled(config)).text_features if config else 768
-    model = build(args, target_device, text_features=text_features)
+    model = build(args, target_device, text_features=checkpoint["extra"]["text_features"])
     load_weights(model, checkpoint)
     scale = TargetScale(**checkpoint["extra"]["target_scale"])
     averaged = checkpoint.get("ema") is not None
     return CrystalDetector(model.eval(), args, scale, target_device, int(checkpoint["epoch"]), averaged)
-
-
-def _tupled(config: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
 
 
 @torch.no_grad()

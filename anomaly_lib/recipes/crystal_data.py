@@ -37,6 +37,20 @@ class Batch:
         return Batch(self.graph.to(device), self.text.to(device), mask, self.target.to(device))
 
 
+def make_batch(
+    graphs: GraphStore, text: dict[str, Tensor], positions: Sequence[int], targets: Sequence[float], args: Args
+) -> Batch:
+    """Cut these crystals out of stored graphs and encoded texts."""
+    graph = batch_graphs([graphs[i] for i in positions], keep_self_links=args.periodic_images == "exact")
+    index = torch.tensor(list(positions))
+    target = torch.tensor(list(targets), dtype=torch.float32)
+    if "tokens" not in text:
+        return Batch(graph, text["pooled"][index].float(), None, target)
+    mask = text["attention_mask"][index].bool()
+    width = int(mask.sum(1).max())  # padding goes behind, so the batch needs no more columns than this
+    return Batch(graph, text["tokens"][index, :width].float(), mask[:, :width], target)
+
+
 @dataclass
 class CrystalData:
     """All crystals in memory-mapped or plain arrays; `batch` cuts out what is asked for."""
@@ -45,7 +59,7 @@ class CrystalData:
     graphs: GraphStore
     text: dict[str, Tensor]
     split: Split
-    exact_periodic: bool
+    args: Args
     facts: dict[str, Any]
 
     @property
@@ -58,17 +72,7 @@ class CrystalData:
 
     def batch(self, positions: Sequence[int]) -> Batch:
         """The crystals at these positions."""
-        graph = batch_graphs([self.graphs[i] for i in positions], keep_self_links=self.exact_periodic)
-        index = torch.tensor(list(positions))
-        mask = None
-        if "tokens" in self.text:
-            mask = self.text["attention_mask"][index].bool()
-            width = int(mask.sum(1).max())  # padding goes behind, so the batch needs no more columns than this
-            text, mask = self.text["tokens"][index, :width].float(), mask[:, :width]
-        else:
-            text = self.text["pooled"][index].float()
-        target = torch.tensor([self.rows[i].target for i in positions], dtype=torch.float32)
-        return Batch(graph, text, mask, target)
+        return make_batch(self.graphs, self.text, positions, [self.rows[i].target for i in positions], self.args)
 
     def batches(self, positions: Sequence[int], size: int) -> Iterator[Batch]:
         """In order; the last one may be smaller."""
@@ -159,7 +163,7 @@ def load_data(args: Args, device: torch.device, *, say: Callable[[str], None], t
         "text_weights": encoder_id,
         "fingerprint": sha256("".join(f"{row.id}{row.target}{row.text}" for row in rows).encode()).hexdigest()[:16],
     }
-    return CrystalData(rows, graphs, text, split, args.periodic_images == "exact", facts)
+    return CrystalData(rows, graphs, text, split, args, facts)
 
 
 def _table(args: Args) -> Any:

@@ -233,3 +233,51 @@ def test_evaluate_reaches_the_recorded_numbers(run: Path, capsys: pytest.Capture
     text = capsys.readouterr().out
     assert "equals what training recorded" in text
     assert "test_mae" in text
+
+
+def tiny_bert(folder: Path) -> Path:
+    """A local folder as the hub has it, with random weights and a small vocabulary."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "compound", "is", "sample", "was", "annealed"]
+    words += ["quenched", "water", "high", "low", "vacancies"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("words", [["--modality", "text"], ["--use_fine_grained_attention", "True"]])
+def test_local_bert_is_read_once_and_cached(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from anomaly_lib.backbones.huggingface import HuggingFaceBackbone
+    from anomaly_lib.recipes.crystal import load_detector
+
+    calls: list[int] = []
+    original = HuggingFaceBackbone.encode_texts
+
+    def counted(self: HuggingFaceBackbone, texts: list[str], **options: int) -> dict[str, torch.Tensor]:
+        calls.append(len(texts))
+        return original(self, texts, **options)
+
+    monkeypatch.setattr(HuggingFaceBackbone, "encode_texts", counted)
+    common = ["--backbone", "matscibert", "--weights", str(tiny_bert(tmp_path / "bert")), "--n_train", "20", "--n_val",
+              "10", "--n_test", "10", *words, "--compare", "False", "--text_max_tokens", "64"]  # fmt: skip
+    main = script("train_with_cross_modal_attention.py").main
+    small = [*SMALL, "--cache", "disk", "--cache_dir", str(tmp_path / "cache")]
+    assert main([*common, *small, "--output_dir", str(tmp_path / "a")]) == 0
+    first = sum(calls)
+    assert main([*common, *small, "--output_dir", str(tmp_path / "b"), "--fresh"]) == 0
+    assert first > 0
+    assert sum(calls) == first  # the second run reads the cache
+    detector = load_detector(tmp_path / "a" / PROPERTY / "best_model.pt")
+    data = detector.load_data(None)
+    row = data.rows[data.split.test[0]]
+    batch = detector.prepare([row.source], [row.text])
+    want = detector.predict(data.batch(data.split.test[:1])).score
+    torch.testing.assert_close(detector.predict(batch).score, want, rtol=1e-3, atol=1e-3)
