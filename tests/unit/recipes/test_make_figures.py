@@ -1,0 +1,62 @@
+"""docs/results.md says what the run folders say, and the README's marked part is renewed, nothing else."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from anomaly_lib.errors import UserError
+
+SPEC = importlib.util.spec_from_file_location("make_figures", Path(__file__).parents[3] / "scripts" / "make_figures.py")
+assert SPEC is not None
+assert SPEC.loader is not None
+SCRIPT = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(SCRIPT)
+
+
+def put_run(root: Path, name: str, system: str, **changes) -> None:
+    record = {
+        "system": system, "status": "finished", "args": {"select": "last"}, "seed": 7, "seconds": 12.6,
+        "machine": "x86_64", "threads": 2, "gpu": None, "git_commit": "abc123", "metrics": {"image_auroc": 0.91234, "threshold": 0.5},
+        "argv": ["--fusion-mode", "harmonic", "--output-dir", "/somewhere/else", "--data-path=/private"],
+    }  # fmt: skip
+    (root / name).mkdir(parents=True)
+    (root / name / "run.json").write_text(json.dumps(record | changes))
+
+
+def test_page_and_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, docs, readme = tmp_path / "runs", tmp_path / "docs", tmp_path / "README.md"
+    put_run(runs, "cls", "promptad")
+    put_run(runs, "oracle-cls", "promptad", args={"select": "best-on-test", "weights": "random"})
+    put_run(runs, "half", "promptad", status="interrupted")
+    readme.write_text(f"before\n{SCRIPT.BEGIN}\nold\n{SCRIPT.END}\nafter\n")
+
+    def draw(run, folder: Path) -> None:
+        run.figures = [folder / f"{run.folder.name}_overlays.png"]
+
+    monkeypatch.setattr(SCRIPT, "draw_run", draw)
+    argv = ["--runs", str(runs), "--docs", str(docs), "--readme", str(readme), "--only", "results"]
+    assert SCRIPT.main(argv) == 0
+    page = (docs / "results.md").read_text()
+    assert "| cls | 0.912 | - | 7 | 13 | x86_64, 2 threads | abc123 |" in page
+    assert "oracle, random weights" in page
+    assert "half" not in page
+    assert "`--fusion-mode harmonic`" in page
+    assert "/somewhere" not in page
+    assert "/private" not in page
+    assert "](figures/cls_overlays.png)" in page
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert "image_auroc 0.912" in text
+    assert SCRIPT.main(argv) == 0  # a second time changes nothing
+    assert readme.read_text() == text
+
+
+def test_nothing_to_show_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="train something first"):
+        SCRIPT.finished_runs(tmp_path / "none")
+    with pytest.raises(UserError, match="no finished run"):
+        SCRIPT.finished_runs(tmp_path)
