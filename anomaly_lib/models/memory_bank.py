@@ -7,9 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_lib.ops import half_squared_norms, nearest_neighbours
-from anomaly_lib.ops.search import SievedBank, sieve_bank, sieve_is_fast, sieved_nearest
-
-SIEVE_FROM = 4096  # rows; below, the plain search is as fast
 
 
 class MemoryBank(nn.Module):
@@ -35,7 +32,6 @@ class MemoryBank(nn.Module):
             raise ValueError(f"rows [M, D] and owners [M] expected, got {list(rows.shape)} and {list(owners.shape)}")
         self.rows, self.owners = rows.contiguous(), owners.long()
         self.half_norms = half_squared_norms(self.rows)
-        self._sieve: SievedBank | None = None
         self.table = torch.empty(len(rows), 0, dtype=torch.long, device=rows.device)
 
     def __len__(self) -> int:
@@ -45,9 +41,6 @@ class MemoryBank(nn.Module):
         """Distances and bank rows of the k nearest, [N, k] each."""
         if not len(self):
             raise ValueError("the memory bank is empty: fit the detector before it is asked")
-        if k == 1 and len(self) >= SIEVE_FROM and not torch.compiler.is_compiling() and sieve_is_fast(self.rows.device):
-            self._sieve = sieve_bank(self.rows) if self._sieve is None else self._sieve
-            return sieved_nearest(queries, self._sieve)
         return nearest_neighbours(queries, self.rows, min(k, len(self)), half_norms=self.half_norms)
 
     def neighbours_of(self, indices: Tensor, k: int) -> Tensor:
