@@ -31,7 +31,7 @@ from anomaly_lib.metrics import auroc
 from anomaly_lib.models.causal_film import CausalFiLM, Encodings, parameter_report, parse_branches
 from anomaly_lib.models.causal_film_loss import CausalFiLMLoss, anomaly_score, collapse_monitor
 from anomaly_lib.recipes.causal_film_options import Args, causal_config, causal_loss_config, resolve, weld_settings
-from anomaly_lib.recipes.causal_film_report import diagnose, final_report, split_metrics
+from anomaly_lib.recipes.causal_film_report import diagnose, draw_run, final_report, split_metrics
 from anomaly_lib.recipes.evaluation import EvaluateArgs, Evaluation
 from anomaly_lib.recipes.weld_features import TokenSettings, WeldEncoders, WeldFeatures
 from anomaly_lib.types import Prediction, RunResult
@@ -110,6 +110,7 @@ def build_features(args: Args, device: torch.device, settings: WeldSettings) -> 
         cache_dir=args.cache_dir,
         device=device,
         precision=args.precision,
+        dtype=args.feature_dtype,
         augment=augment_weld if args.augment else None,
     )
 
@@ -154,8 +155,11 @@ def usable(runs: Sequence[WeldRun], features: WeldFeatures, say: Any) -> list[We
     return kept
 
 
-def train(args: Args) -> RunResult:
-    """Train, keep the best epoch by validation AUROC, report on the test split."""
+def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
+    """Train, keep the best epoch by validation AUROC, report on the test split.
+
+    `features` of equal preprocessing and encoders may be handed in, so that several runs share one encoding.
+    """
     args = resolve(args)
     device = pick_device(args.device)
     with distributed.process_group(device), Run.open(SYSTEM, args, name=run_name(args)) as run:
@@ -166,7 +170,12 @@ def train(args: Args) -> RunResult:
         runs = open_runs(args)
         train_runs = select_runs(runs, "train", normal_only=True)
         val_runs = select_runs(runs, "val")
-        features = build_features(args, device, settings)
+        features = features or build_features(args, device, settings)
+        if args.on_error == "skip":
+            runs, skipped = features.readable(runs)
+            run.note(skipped=skipped)
+            train_runs, val_runs = select_runs(runs, "train", normal_only=True), select_runs(runs, "val")
+            run.log.line(f"{len(skipped)} unreadable runs are skipped (listed in run.json)")
         settings = with_sensor_statistics(settings, features, train_runs)
         features.settings = settings
         features.prepare([*train_runs, *val_runs])
@@ -198,9 +207,20 @@ def train(args: Args) -> RunResult:
             extra={"settings": settings.to_dict(), "model_config": task.model.config.to_dict()},
         )
         first = run.restore(state, best_name=BEST)
+        apply_overrides(args, optimizer, schedule)
         seed_everything_for_rank(args.seed, first)
         loop(args, run, state, features, train_runs, val_runs, first)
         return finish(args, run, state, features, runs)
+
+
+def apply_overrides(args: Args, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
+    """A resumed optimiser brings its old learning rate and decay along: the options given now win."""
+    rate = float(args.learning_rate or 0.0)
+    for i, group in enumerate(optimizer.param_groups):
+        if group["weight_decay"]:
+            group["weight_decay"] = args.weight_decay
+        group["initial_lr"] = schedule.base_lrs[i] = rate
+        group["lr"] = rate * schedule.lr_lambdas[i](schedule.last_epoch)  # the same bits when nothing has changed
 
 
 def seed_everything_for_rank(seed: int, first_epoch: int) -> None:
@@ -377,6 +397,8 @@ def report_checkpoint(
         scores, test_runs, metrics, features, [r for r in runs if r.split == "train" and not r.label]
     ):
         run.log.line(line)
+    if run.args.figures:
+        run.note(figures=draw_run(run.dir, scores, test_runs, load_checkpoint(final)["history"]))
     return metrics
 
 
@@ -449,10 +471,14 @@ def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
     detector = load_detector(checkpoint, weights=wanted, device=args.device)
     own = detector.args
     runs = open_runs(replace(own, data_path=args.data_path or own.data_path))
+    notes = []
+    if args.on_error == "skip":
+        runs, skipped = detector.features.readable(runs)
+        notes += [f"skipped {one['path']}: {one['reason']}" for one in skipped]
     chosen = usable_of(runs, detector.features, args.split, lambda _: None)
     scores = detector.score_runs(chosen)
     metrics = split_metrics(scores, chosen)
-    notes = [f"epoch {detector.epoch}, best validation AUROC {saved['best'].get('val_auroc', float('nan')):.4f}"]
+    notes += [f"epoch {detector.epoch}, best validation AUROC {saved['best'].get('val_auroc', float('nan')):.4f}"]
     other = "raw" if detector.weights == "ema" else "ema"
     if (saved.get("ema") or {}).get("shadow") is not None:
         second = load_detector(checkpoint, weights=other, features=detector.features)
@@ -482,4 +508,6 @@ def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
 
 def tiny() -> Args:
     """Seconds on a CPU."""
-    return Args(epochs=2, demo_train=16, demo_good=4, demo_defects=1, d_model=16, sensor_hidden=16, patience=0)
+    return Args(
+        epochs=2, demo_train=16, demo_good=4, demo_defects=1, d_model=16, sensor_hidden=16, patience=0, figures=False
+    )

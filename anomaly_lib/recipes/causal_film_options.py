@@ -41,6 +41,7 @@ class WeldDataArgs:
     frame_select: str = arg("uniform", "which spectrum frames", choices=["uniform", "truncate", "active"])
     sensor_steps: int = arg(128, "steps the sensor series is resampled to", at_least=2)
     sensor_norm: str = arg("sample", "z-score by the run itself, or by the training runs", choices=["sample", "train"])
+    feature_dtype: str = arg("fp32", "number format of cached features; fp16 halves them", choices=["fp32", "fp16"])
     augment: Switch = arg(False, "augment the inputs of training runs (needs --cache off)")
 
 

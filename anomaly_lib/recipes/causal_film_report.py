@@ -1,6 +1,7 @@
 """What a Causal-FiLM run says at its end: metrics, per-class tables, hints, and what single modalities manage."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -148,6 +149,20 @@ def diagnose(history: Sequence[dict[str, float]]) -> list[str]:
                 "hint: validation has not improved since epoch 20; lower --learning-rate or raise --weight-decay"
             )
     return lines
+
+
+def draw_run(folder: Path, scores: Tensor, runs: Sequence[WeldRun], history: Sequence[dict[str, float]]) -> list[str]:
+    """AUROC of every defect, and loss and validation curves, into the run folder; returns the file names."""
+    from anomaly_lib.viz import class_bars, save_figure, training_lines
+
+    bars = {name: row["auroc"] for name, row in per_class(scores, runs).items() if "auroc" in row}
+    figures = {"defects.png": class_bars({"Causal-FiLM": bars}, title="each defect against good welds")}
+    if history:
+        curves = {name: [row[name] for row in history] for name in ("loss", "val_auroc", "val_auroc_raw", "collapse")}
+        figures["training.png"] = training_lines(curves)
+    for name, figure in figures.items():
+        save_figure(figure, folder / name)
+    return list(figures)
 
 
 # -- what single modalities manage --------------------------------------------------------------------------------

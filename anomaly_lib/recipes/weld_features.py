@@ -130,6 +130,7 @@ class WeldFeatures:
         cache_dir: str | Path | None = None,
         device: torch.device,
         precision: str = "fp32",
+        dtype: str = "fp32",
         augment: Augment | None = None,
         notice: Callable[[str], None] | None = None,
     ) -> None:
@@ -155,6 +156,7 @@ class WeldFeatures:
                     outputs=self.outputs[part],
                     transform=self._describe(part),
                     precision=precision,
+                    dtype=dtype,
                 ),
                 root=cache_dir,
                 cache=cache,
@@ -201,6 +203,23 @@ class WeldFeatures:
             raw = load_raw(run, self.settings, ("sensors",))
             self._sensors[run.run_id] = sensor_series(raw, self.settings), raw.sensors is not None
         return self._sensors[run.run_id]
+
+    def readable(self, runs: Sequence[WeldRun]) -> tuple[list[WeldRun], list[dict[str, str]]]:
+        """The runs whose files can be read, and the others with the reason (``--on-error skip``)."""
+        kept, skipped = [], []
+        for run in runs:
+            try:
+                self.sensors(run)
+                for part, store in self.stores.items():
+                    if run_key(run) not in store:
+                        self.load_part(run, part)
+            except UserError as error:
+                skipped.append({"path": str(run.folder), "reason": str(error)})
+                continue
+            kept.append(run)
+        if not kept:
+            raise UserError(f"none of the {len(skipped)} runs can be read; the first: {skipped[0]['reason']}")
+        return kept, skipped
 
     # -- features -------------------------------------------------------------------------------------------------
 

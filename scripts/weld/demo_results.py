@@ -29,20 +29,20 @@ VARIANTS: dict[str, dict[str, object]] = {
 }
 
 
-def one_seed(seed: int, names: Sequence[str], folder: Path) -> dict[str, dict[str, float]]:
+def one_seed(seed: int, names: Sequence[str], folder: Path, epochs: int) -> dict[str, dict[str, float]]:
     """AUROC over all defects and over mismatches, and of each class, for every row of the table."""
-    base = Args(seed=seed, demo_seed=seed)
+    base = Args(seed=seed, demo_seed=seed, epochs=epochs)
     resolved = resolve(base)
     runs = open_runs(resolved)
     features = build_features(resolved, pick_device("cpu"), weld_settings(resolved))
     normal, test = select_runs(runs, "train", normal_only=True), select_runs(runs, "test")
-    features.prepare([*normal, *test])
+    features.prepare(runs)
     scores = {f"{name} only": s for name, s in single_modality_scores(features, normal, test).items()}
     for name in names:
         args = dataclasses.replace(base, output_dir=str(folder / f"{name}-{seed}"), **VARIANTS[name])
-        result = train(args)
+        result = train(args, features=features)
         assert result.checkpoint is not None
-        scores[f"Causal-FiLM {name}"] = load_detector(result.checkpoint).score_runs(test)
+        scores[f"Causal-FiLM {name}"] = load_detector(result.checkpoint, features=features).score_runs(test)
     rows = {}
     for name, values in scores.items():
         metrics = split_metrics(values, test)
@@ -70,10 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--output", type=Path, default=Path("runs/weld_demo_results/results.json"))
     args = parser.parse_args(argv)
-    results = [one_seed(seed, args.variants, args.output.parent) for seed in args.seeds]
-    write_json(args.output, {"torch": str(torch.__version__), "seeds": args.seeds, "results": results})
+    results = [one_seed(seed, args.variants, args.output.parent, args.epochs) for seed in args.seeds]
+    write_json(
+        args.output, {"torch": str(torch.__version__), "seeds": args.seeds, "epochs": args.epochs, "results": results}
+    )
     print(table(results))
     return 0
 

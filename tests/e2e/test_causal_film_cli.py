@@ -19,10 +19,11 @@ from anomaly_lib.recipes.causal_film_options import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--demo-train", "16", "--demo-good", "4", "--demo-defects", "1", "--d-model", "16", "--sensor-hidden", "16"]
+PLAIN = "--no-figures"
 
 
 def command(*words: str) -> int:
-    return train_causal_film.main([*TINY, *words])
+    return train_causal_film.main([*TINY, *([] if "--data-path" in words else [PLAIN]), *words])
 
 
 def tiny_args(folder: Path, **changes: object) -> Args:
@@ -101,6 +102,12 @@ def test_a_finished_run_is_reported_not_repeated_and_resume_continues_it(
     out = tmp_path / "on"
     assert command("--epochs", "4", "--patience", "0", "--resume", best, "--output-dir", str(out)) == 0
     assert [row["epoch"] for row in rows(out)] == [0, 1, 2, 3]
+    assert rows(out)[3]["lr"] < rows(out)[2]["lr"]
+    new = ["--learning-rate", "1e-4", "--weight-decay", "0.5"]
+    assert command("--epochs", "4", "--resume", best, "--output-dir", str(tmp_path / "new"), *new) == 0
+    assert rows(tmp_path / "new")[3]["lr"] == pytest.approx(rows(out)[3]["lr"] * 1e-4 / 3e-3, rel=0.05)
+    decays = {g["weight_decay"] for g in torch.load(tmp_path / "new" / "checkpoint.pt")["optimizer"]["param_groups"]}
+    assert decays == {0.0, 0.5}
     assert command("--epochs", "4", "--resume", str(tmp_path / "none.pth"), "--output-dir", str(tmp_path / "x")) == 2
     assert "there is no" in capsys.readouterr().err
 
@@ -182,6 +189,16 @@ def test_files_give_a_run_too_and_mistakes_one_line(tmp_path: Path, capsys: pyte
     data = write_weld_demo(tmp_path / "data", train=8, good=2, per_defect=1)
     flags = ["--data-path", str(data), "--dummy", "--epochs", "1", "--output-dir", str(tmp_path / "run")]
     assert command(*flags) == 0
+    assert (tmp_path / "run" / "defects.png").stat().st_size > 1000
+    assert (tmp_path / "run" / "training.png").is_file()
+    damaged = next(data.glob("overlap_val/*/*.flac"))
+    damaged.write_bytes(b"no sound")
+    assert command(*flags[:-1], str(tmp_path / "fails")) == 2
+    assert damaged.name in capsys.readouterr().err
+    assert command(*flags[:-1], str(tmp_path / "skips"), "--on-error", "skip") == 0
+    assert [Path(one["path"]).name for one in json.loads((tmp_path / "skips" / "run.json").read_text())["skipped"]] == [
+        damaged.parent.name
+    ]
     assert command("--data-path", str(tmp_path / "nowhere")) == 2
     assert "no manifest.csv" in capsys.readouterr().err
     assert command("--learning-rat", "1") == 2
@@ -246,10 +263,10 @@ def test_shell_wrappers_forward_every_flag(tmp_path: Path) -> None:
         done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
         return done.stdout
 
-    bash("train_causal_film.sh", *TINY, "--epochs", "1")
+    bash("train_causal_film.sh", *TINY, PLAIN, "--epochs", "1")
     assert len(rows(tmp_path / "causal_film")) == 1
     best = str(tmp_path / "causal_film" / "best_model.pth")
-    assert "continuing" in bash("train_causal_film.sh", *TINY, "--epochs", "2", "--resume", best)
+    assert "continuing" in bash("train_causal_film.sh", *TINY, PLAIN, "--epochs", "2", "--resume", best)
     assert len(rows(tmp_path / "causal_film")) == 2
     assert "crater_cracks" in bash("evaluate_causal_film.sh", best, "--verbose", "--no-figures")
     bash("train_video_ae.sh", *TINY[:6], "--epochs", "1")
@@ -279,7 +296,7 @@ def test_evaluation_in_a_new_process_gives_the_identical_number(reference: Path,
 
 @pytest.mark.slow
 def test_two_gloo_processes_train_the_same_curve_as_one(tmp_path: Path) -> None:
-    flags = [*TINY, "--epochs", "3", "--patience", "0", "--feature-mask-ratio", "0", "--decoder-dropout", "0"]
+    flags = [*TINY, PLAIN, "--epochs", "3", "--patience", "0", "--feature-mask-ratio", "0", "--decoder-dropout", "0"]
     flags += ["--process-dropout", "0", "--batch-size", "6"]  # 16 welds: the last batch is uneven
     for name, launch in (
         ("one", []),
