@@ -63,6 +63,7 @@ class PromptOptions:
     state_template: Mapping[str, Sequence[str]] = field(default_factory=lambda: STATE_TEMPLATE)
     truncate: bool = False
     linear: bool = True  # the trained map on text features (published: yes)
+    initial_words: str = ""  # what a learned context says before training; "" = random
 
 
 class DotProductFusion(nn.Module):
@@ -185,6 +186,7 @@ class AnomalyCLIP(nn.Module):
                 prompt_length=prompt.prompt_length,
                 state_template=prompt.state_template,
                 truncate=prompt.truncate,
+                initial_words=prompt.initial_words,
             )
         else:
             self.prompt_learner = PromptEncoder(clip.text, class_names=prompt.class_names)
@@ -193,6 +195,16 @@ class AnomalyCLIP(nn.Module):
         )
         linear = clip.embed_dim if prompt.linear and prompt.kind != "zero" else None
         self.cross_fusion = FusionModule(DotProductFusion(), class_names=prompt.class_names, embedding_dim=linear)
+
+    @torch.no_grad()
+    def start_from_zero_shot(self) -> None:
+        """Make adapters and the linear map the identity, so that training begins where plain CLIP stands."""
+        for name, parameter in self.visual_encoder.named_parameters():
+            if ".norm" in name:
+                parameter.zero_()
+        if isinstance(self.cross_fusion.linear, nn.Linear):
+            nn.init.eye_(self.cross_fusion.linear.weight)
+            nn.init.zeros_(self.cross_fusion.linear.bias)
 
     def text_features(self) -> Tensor:
         """Raw text features [2*M*K, D], normal ones first."""

@@ -105,6 +105,7 @@ class AnomalyPromptLearner(nn.Module):
         prompt_length: int = 12,
         state_template: Mapping[str, Sequence[str]] = STATE_TEMPLATE,
         truncate: bool = False,
+        initial_words: str = "",
     ) -> None:
         super().__init__()
         check_templates(state_template)
@@ -124,6 +125,17 @@ class AnomalyPromptLearner(nn.Module):
         shape = (len(class_names), len(state_template["normal"]), prompt_length, text.width)
         self.ctx_pos = nn.Parameter(torch.empty(shape).normal_(std=0.02))
         self.ctx_neg = nn.Parameter(torch.empty(shape).normal_(std=0.02))
+        if initial_words:
+            self._start_as(text, initial_words)
+
+    @torch.no_grad()
+    def _start_as(self, text: TextTower, words: str) -> None:
+        """Let every context begin as ``words``, repeated to fill it and ending right before the class."""
+        ids = text.tokenize([words])
+        spoken = text.embed(ids)[0, 1 : int(text.end_of_text(ids)[0])]  # [n, C]
+        count = -(-self.prompt_length // len(spoken))
+        for context in (self.ctx_pos, self.ctx_neg):
+            context.copy_(spoken.repeat(count, 1)[-self.prompt_length :].expand_as(context))
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Prompt embeddings and token ids, in the order described above."""

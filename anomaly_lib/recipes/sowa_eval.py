@@ -43,7 +43,8 @@ def make_model(args: Args, clip: ClipBackbone) -> AnomalyCLIP:
     long = "long" in args.normal_templates
     templates = LONG_TEMPLATE if long else {"normal": args.normal_templates, "anomaly": args.anomaly_templates}
     taps = [int(name.removeprefix("layer.")) for name in clip.outputs if name.startswith("layer.")]
-    return AnomalyCLIP(
+    warm = args.start == "zero-shot"
+    model = AnomalyCLIP(
         clip,
         feature_map_idx=taps,
         temperature=args.temperature,
@@ -67,8 +68,12 @@ def make_model(args: Args, clip: ClipBackbone) -> AnomalyCLIP:
             state_template=templates,
             truncate=args.truncate,
             linear=args.text_linear,
+            initial_words=args.context_words if warm else "",
         ),
-    ).to(next(clip.parameters()).device)
+    )
+    if warm:
+        model.start_from_zero_shot()
+    return model.to(next(clip.parameters()).device)
 
 
 # -- scoring -----------------------------------------------------------------------------------------------------------

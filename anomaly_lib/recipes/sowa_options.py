@@ -43,6 +43,7 @@ class PromptArgs:
     prompt_length: int = arg(12, "tokens of a learned context", at_least=1)
     normal_templates: list[str] = arg(["{}"], "normal phrasings; 'long' = the 44 of the original", type=str)
     anomaly_templates: list[str] = arg(["damaged {}"], "anomaly phrasings, as many as normal ones, or 'long'", type=str)
+    context_words: str = arg("a photo of a", "what contexts say at the start of --start zero-shot")
     truncate: Switch = arg(False, "cut prompts that are too long instead of refusing them")
     text_linear: Switch = arg(True, "train a linear map on the text features")
     temperature: float = arg(0.07, "divides the cosines of the image score", at_least=1e-6)
@@ -70,6 +71,10 @@ class ScoreArgs:
         None, "label of a mosaic: any part anomalous (clean) or that of the replaced image (paper)", type=str,
         choices=["any", "replaced"],
     )  # fmt: skip
+    start: Optional[str] = arg(
+        None, "training begins at plain CLIP's zero-shot answer (clean) or at random maps (paper)", type=str,
+        choices=["zero-shot", "random"],
+    )  # fmt: skip
     decay: Optional[str] = arg(
         None, "weight decay on matrices only (clean) or on everything (paper)", type=str, choices=["matrices", "all"]
     )
@@ -80,6 +85,7 @@ QUIRKS: dict[str, tuple[object, object]] = {
     "score_scaling": ("support", "transductive"),
     "loss": ("clean", "paper"),
     "mosaic_label": ("any", "replaced"),
+    "start": ("zero-shot", "random"),
     "decay": ("matrices", "all"),
 }
 """option: (its value under --protocol clean, under --protocol paper)."""

@@ -356,3 +356,20 @@ def test_stage_attention_averages_to_one(clip: ClipBackbone) -> None:
     model = AnomalyCLIP(clip, feature_map_idx=STAGES)
     for stage in model.stage_attention(clip.encode(images())):
         torch.testing.assert_close(stage.mean((1, 2)), torch.ones(2))
+
+
+def test_training_can_start_at_the_zero_shot_answer(clip: ClipBackbone) -> None:
+    """Adapters and linear map are the identity and contexts speak: the model answers what plain CLIP answers."""
+    prompt = PromptOptions(prompt_length=4, initial_words="a photo of a")
+    model = AnomalyCLIP(clip, feature_map_idx=STAGES, prompt=prompt).eval()
+    model.start_from_zero_shot()
+    taps = clip.encode(images())
+    out = model.from_taps(taps)
+    torch.testing.assert_close(out.patch_features, out.patches)
+    plain = clip.text.encode_text(["a photo of a object.", "a photo of a damaged object."])
+    cosines = F.normalize(taps["pooled"], dim=-1) @ F.normalize(plain, dim=-1).T
+    torch.testing.assert_close(out.text_probs, (cosines / 0.07).softmax(-1), rtol=1e-4, atol=1e-5)
+    long = PromptOptions(prompt_length=6, initial_words="a photo of a")
+    context = AnomalyCLIP(clip, feature_map_idx=STAGES, prompt=long).prompt_learner.ctx_neg[0, 0]  # type: ignore[union-attr]
+    words = clip.text.embed(clip.text.tokenize(["of a a photo of a"]))[0, 1:7]
+    torch.testing.assert_close(context, words)
