@@ -36,9 +36,21 @@ def reference_edges(crystal: Crystal) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return np.asarray(source), np.asarray(target), np.asarray(vectors)
 
 
-def edge_set(source: np.ndarray, target: np.ndarray, vectors: np.ndarray) -> list[tuple[float, ...]]:
-    rows = zip(source.tolist(), target.tolist(), *np.round(vectors, 3).T.tolist(), strict=True)
-    return sorted((s, t, *(value + 0.0 for value in vector)) for s, t, *vector in rows)
+Edges = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def same_edges(one: Edges, other: Edges, tolerance: float = 2e-3) -> bool:
+    """The same multiset of directed edges; vectors are compared within `tolerance` Angstrom."""
+    if len(one[0]) != len(other[0]):
+        return False
+    for source, target in set(zip(one[0].tolist(), one[1].tolist(), strict=True)):
+        a, b = (edges[2][(edges[0] == source) & (edges[1] == target)] for edges in (one, other))
+        if len(a) != len(b):
+            return False
+        close = np.linalg.norm(a[:, None] - b[None], axis=-1) < tolerance
+        if not (close.sum(1) == [(np.linalg.norm(a - row, axis=-1) < tolerance).sum() for row in a]).all():
+            return False
+    return True
 
 
 def load(path: Path | None, count: int) -> list[Crystal]:
@@ -73,7 +85,7 @@ def main() -> None:
         cached_graphs(crystals, GraphSettings(), cache_dir=Path(folder))
         opened = measure(lambda: cached_graphs(crystals, GraphSettings(), cache_dir=Path(folder)), repeats=args.repeats)
     equal = [
-        edge_set(*want) == edge_set(have.source, have.target, have.vectors)
+        same_edges(want, (have.source, have.target, have.vectors))
         for want, have in zip(theirs.value, paper.value, strict=True)
     ]
     named = [(c.name, same) for c, same in zip(crystals, equal, strict=True) if c.name in TIE_FREE]
