@@ -107,7 +107,8 @@ def run_gate(args: GateArgs, say: Callable[[str], None]) -> list[dict[str, Any]]
         fusion_by_name(mode)
     folder = Path(args.output_dir) / args.branch
     shared: dict[tuple[Any, ...], Towers] = {}
-    results = []
+    results: list[dict[str, Any]] = []
+    notices: set[str] = set()
     checkpoints = find_checkpoints(args)
     for number, found in enumerate(checkpoints, start=1):
         file = _result_file(folder, found)
@@ -120,8 +121,11 @@ def run_gate(args: GateArgs, say: Callable[[str], None]) -> list[dict[str, Any]]
         result = {"of": stamp, **measure(detector, found, args, folder)}
         write_json(file, result)
         results.append(result)
+        notices |= {text for mode in args.modes if (text := detector.with_fusion(mode).fusion_notice())}
         scores = ", ".join(f"{mode} {values['auroc']:.2f}" for mode, values in result["modes"].items())
         say(f"[{number}/{len(checkpoints)}] {found.dataset} {found.class_name} k={found.k} {found.task}: {scores}")
+    for text in sorted(notices):
+        say(text)
     return results
 
 

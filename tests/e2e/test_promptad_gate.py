@@ -49,7 +49,9 @@ def test_full_results_are_measured(sweep: tuple[Path, Path], capsys: pytest.Capt
     rows = gate(sweep, "gate_harmonic")
     assert len(rows) == 3 * 5
     assert list(rows[0])[:6] == ["dataset", "class", "k_shot", "task", "mode", "auroc"]
-    assert "oracle chooses the better branch with the label" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "oracle chooses the better branch with the label" in out
+    assert "scored with fusion max, trained with harmonic: the contexts do not depend on it" in out
     by_mode = {row["mode"]: row for row in rows if row["task"] == "cls" and row["k_shot"] == "2"}
     trained = json.loads(
         next((sweep[1] / "harmonic_baseline").glob("mvtec/k_2/grid/cls_checkpoint/run.json")).read_text()
