@@ -1,0 +1,78 @@
+"""PaDiM's fit and maps against anomalib's Gaussian, on equal embeddings.
+
+python benchmarks/bench_padim.py [--images 100] [--features 100] [--threads 2] [--output padim.json]
+"""
+
+from typing import Any
+
+import torch
+from harness import finish, machine, measure, parser
+
+from anomaly_lib.models.padim import RIDGE, Moments
+from anomaly_lib.ops import mahalanobis, whitening_matrix
+
+SIDE = 56  # resnet18, 224 pixels: 3136 positions
+BATCH = 25
+
+
+def fit_here(embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    moments = Moments()
+    for batch in embeddings.split(BATCH):
+        moments.add(batch.flatten(2).transpose(1, 2))
+    mean, covariance = moments.finish()
+    covariance.diagonal(dim1=1, dim2=2).add_(RIDGE)
+    return mean, whitening_matrix(covariance)
+
+
+def fit_there(embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    from anomalib.models.components.stats import MultiVariateGaussian
+
+    mean, inverse = MultiVariateGaussian().fit(torch.cat(embeddings.split(BATCH)))
+    return mean, inverse
+
+
+def maps_there(rows: torch.Tensor, fitted: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    from anomalib.models.image.padim.anomaly_map import AnomalyMapGenerator
+
+    found: torch.Tensor = AnomalyMapGenerator.compute_distance(rows, list(fitted))
+    return found
+
+
+def run(images: int, features: int, repeats: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(images, features, 1, 1, generator=generator)
+    embeddings = (shared + torch.randn(images, features, SIDE, SIDE, generator=generator)).relu()
+    ours = measure(lambda: fit_here(embeddings), repeats=repeats, warmup=1)
+    theirs = measure(lambda: fit_there(embeddings), repeats=1, warmup=0)
+    test = embeddings[:8] + 0.3
+    rows = test.flatten(2).transpose(1, 2)
+    our_maps = measure(lambda: mahalanobis(rows, *ours.value), repeats=repeats)
+    their_maps = measure(lambda: maps_there(test, theirs.value), repeats=repeats)
+    peer = their_maps.value.flatten(1)
+    return {
+        "images": images, "features": features, "positions": SIDE**2,
+        "fit_seconds": ours.seconds, "anomalib_fit_seconds": theirs.seconds, "fit_ratio": theirs.seconds / ours.seconds,
+        "fit_peak_mib": ours.peak_mib, "anomalib_fit_peak_mib": theirs.peak_mib,
+        "map_seconds": our_maps.seconds, "anomalib_map_seconds": their_maps.seconds,
+        "map_ratio": their_maps.seconds / our_maps.seconds,
+        "largest_map_difference": float((our_maps.value - peer).abs().max() / peer.max()),
+    }  # fmt: skip
+
+
+def main() -> None:
+    flags = parser(__doc__ or "")
+    flags.add_argument("--images", type=int, default=100)
+    flags.add_argument("--features", type=int, default=100)
+    flags.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = flags.parse_args()
+    torch.set_num_threads(args.threads)
+    found = run(args.images, args.features, args.repeats)
+    print(
+        f"fit: {found['fit_seconds']:.2f} s, anomalib {found['anomalib_fit_seconds']:.2f} s, {found['fit_ratio']:.1f}x"
+    )
+    print(f"maps of 8 images: {found['map_ratio']:.1f}x, largest difference {found['largest_map_difference']:.1e}")
+    finish({"machine": machine("anomalib"), "padim": found}, args.output)
+
+
+if __name__ == "__main__":
+    main()
