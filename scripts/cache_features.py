@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works
 from anomaly_lib.backbones import FrozenBackbone, create_backbone
 from anomaly_lib.config import arg, command, override
 from anomaly_lib.data import ImageTransform, open_dataset
-from anomaly_lib.data.base import load_pixels, select
+from anomaly_lib.data.base import ImageDataset, load_pixels, select
 from anomaly_lib.data.transforms import RESIZE_MODES
 from anomaly_lib.engine.distributed import barrier, local_rank, process_group, rank, world_size
 from anomaly_lib.engine.log import Log, progress
@@ -87,6 +87,11 @@ def fill(args: Args) -> None:
         precision=args.precision,
     )
     log = Log()
+    if args.on_error == "skip":
+        readable = ImageDataset(items, transform=transform, cache_bytes=0, on_error="skip")
+        items = readable.items
+        for one in readable.skipped:
+            log.line(f"left out {one['path']}: {one['reason']}")
     if net.is_random:
         raise UserError("--weights random: features of random weights have no identity and are never cached on disk")
     with process_group(device), FeatureStore(spec, root=args.cache_dir, cache=args.cache, notice=log.line) as store:

@@ -66,6 +66,16 @@ def test_fill_again_and_read(data: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert value.abs().mean() > 1e-3
 
 
+def test_a_damaged_picture_stops_the_run_or_is_left_out(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (data / "part" / "train" / "good" / "bad.png").write_bytes(b"not a picture")
+    assert main(arguments(data)) == 2
+    assert "bad.png" in capsys.readouterr().err
+    assert main([*arguments(data), "--on-error", "skip"]) == 0
+    said = capsys.readouterr().out
+    assert "left out" in said
+    assert "11 images are cached" in said
+
+
 def test_random_weights_are_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*arguments(data), "--weights", "random"]) == 2
     assert "never cached on disk" in capsys.readouterr().err
