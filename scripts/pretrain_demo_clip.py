@@ -1,10 +1,11 @@
 """Train the built-in demo CLIP from scratch on procedurally drawn, captioned pictures; about an hour on two CPU cores.
 
-    python scripts/pretrain_demo_clip.py --output-dir runs/demo_clip      # draw, train, write demo_clip.safetensors + .json
-    python scripts/pretrain_demo_clip.py --evaluate --weights demo_clip.safetensors
+    python scripts/pretrain_demo_clip.py --output-dir runs/demo_clip  # draws, trains, writes the two files
+    python scripts/evaluate_demo_clip.py --weights runs/demo_clip/demo_clip.safetensors    # (or --evaluate here)
 
-Two stages with equally many patches a step: windows of 8 x 8 patches cut out of the picture, then whole pictures. Captions are
-contrasted with pictures, with single patches (is this spot damaged? how? which material?) and with value-value patches.
+Two stages with equally many patches a step: windows of 8 x 8 patches cut out of the picture, then whole pictures.
+Captions are contrasted with pictures, with single patches (is this spot damaged? how? which material?) and with
+value-value patches. The same command continues an interrupted run.
 """
 
 import ctypes
@@ -14,7 +15,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +24,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from anomaly_lib.backbones.attention import feed_forward, merge_heads, project_qkv
 from anomaly_lib.backbones.clip import CLIP_MEAN, CLIP_STD
 from anomaly_lib.backbones.clip_text import ClipText
 from anomaly_lib.backbones.tokenizer import WordTokenizer
+from anomaly_lib.config import Switch, arg, command
 from anomaly_lib.data import captions
 from anomaly_lib.data.procedural import MATERIALS, SURFACE, draw
 from anomaly_lib.data.procedural_defects import DEFECT_NAMES
@@ -39,6 +41,7 @@ from anomaly_lib.engine.schedule import make_schedule
 from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.metrics import auroc
 
+STEPS = 1600
 SIZE, PATCH, MARGIN = 128, 8, 16
 GRID = SIZE // PATCH
 DRAWN = SIZE + MARGIN  # pictures are drawn larger and cut to SIZE at random
@@ -184,7 +187,7 @@ def build() -> tuple[Any, ClipText, WordTokenizer]:
 
 
 def attend(attn: nn.MultiheadAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """As `backbones.attention.attend`, spelled out: on a CPU the fused kernel's backward takes four times as long here."""
+    """As `backbones.attention.attend`, spelled out: on a CPU the fused kernel's backward takes four times as long."""
     weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)
     return attn.out_proj(merge_heads(weights.to(v.dtype) @ v))
 
@@ -288,21 +291,20 @@ WEIGHTS = {"state": 1.0, "patch": 2.0, "vv": 1.5, "kind": 0.4, "material": 0.3, 
 class Options:
     """Everything that decides the weights."""
 
-    output_dir: str = "runs/demo_clip"
-    pairs: int = 24000
-    steps: int = 4800
-    whole_from: float = 0.55
-    learning_rate: float = 1.2e-3
-    weight_decay: float = 0.05
-    warmup: int = 200
-    window_pairs: int = 64
-    ema_decay: float = 0.998
-    precision: str = "bf16"
-    seed: int = 2026
-    threads: int = 2
-    save_every: int = 200
-    weights: Optional[str] = None
-    evaluate: bool = False
+    output_dir: str = arg("runs/demo_clip", "folder for the pool of pictures, the checkpoint and the weights")
+    pairs: int = arg(24000, "clean/damaged pairs drawn once", at_least=2)
+    steps: int = arg(STEPS, "optimiser steps", at_least=1)
+    whole_from: float = arg(0.6, "share of the steps on windows; the rest sees whole pictures", at_least=0, at_most=1)
+    learning_rate: float = arg(1.2e-3, "peak learning rate", at_least=0)
+    weight_decay: float = arg(0.05, "decoupled weight decay", at_least=0)
+    warmup: int = arg(200, "steps of linear warm-up", at_least=0)
+    window_pairs: int = arg(64, "pairs a step in the first stage", at_least=4)
+    ema_decay: float = arg(0.998, "decay of the average that is exported", at_least=0, at_most=1)
+    precision: str = arg("bf16", "number format of matrix work", choices=["bf16", "fp32"])
+    seed: int = arg(2026, "seed of the pictures and of training", at_least=0)
+    threads: int = arg(2, "CPU threads", at_least=1)
+    save_every: int = arg(200, "steps between checkpoints", at_least=1)
+    evaluate: Switch = arg(False, "after training (or at once, if it is done) measure the weights on the demo data")
 
 
 def train(options: Options) -> Path:
@@ -323,7 +325,7 @@ def train(options: Options) -> Path:
         state.load_dict(load_checkpoint(checkpoint, system="demo-clip"))
         print(f"continuing after step {state.extra['step']}", flush=True)
     clip.train()
-    began, running = time.monotonic(), {name: math.nan for name in WEIGHTS}
+    began, running = time.monotonic(), dict.fromkeys(WEIGHTS, math.nan)
     for index in range(int(state.extra["step"]), options.steps):
         window = GRID // 2 if index < options.whole_from * options.steps else GRID
         pairs = options.window_pairs * GRID**2 // (4 * window**2)
@@ -336,7 +338,7 @@ def train(options: Options) -> Path:
         for name, part in parts.items():
             running[name] = part.item() if math.isnan(running[name]) else 0.98 * running[name] + 0.02 * part.item()
         state.extra["step"] = index + 1
-        if index % 10 == 9:
+        if index % 50 == 49:
             shown = "  ".join(f"{name} {value:.3f}" for name, value in running.items())
             print(f"step {index + 1}  {time.monotonic() - began:.0f}s  window {window}  {shown}", flush=True)
         if (index + 1) % options.save_every == 0 or index + 1 == options.steps:
@@ -398,11 +400,20 @@ def export(clip: nn.Module, tokenizer: WordTokenizer, folder: Path) -> None:
     save_file(tensors, str(folder / "demo_clip.safetensors"))
 
 
-def main() -> int:
-    options = Options(output_dir=sys.argv[1]) if len(sys.argv) > 1 else Options()
-    print(json.dumps(asdict(options)))
-    print(train(options))
-    return 0
+def main(argv: list[str] | None = None) -> int:
+    """Train what is left to train, then measure if asked to."""
+
+    def body(options: Options) -> int:
+        print(json.dumps(asdict(options)))
+        weights = train(options)
+        print(f"weights in {weights}")
+        if not options.evaluate:
+            return 0
+        import evaluate_demo_clip
+
+        return evaluate_demo_clip.main(["--weights", str(weights)])
+
+    return command(Options, body, argv, prog="pretrain_demo_clip.py", description=__doc__ or "")
 
 
 if __name__ == "__main__":

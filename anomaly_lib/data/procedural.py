@@ -45,7 +45,7 @@ def _shading(rng: Generator, coverage: Array) -> Array:
 
 
 def _decorate(rng: Generator, picture: Array, coverage: Array) -> Array:
-    """Regular marks that belong there: a printed band, a concentric groove, bolt holes. Damage must be told from these."""
+    """Regular marks that belong there (a printed band, a groove, bolt holes): damage must be told from these."""
     size = picture.shape[0]
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) - size / 2
     radius = np.hypot(x, y)

@@ -36,7 +36,7 @@ def _path(rng: Generator, start: Point, length: float, *, wander: float, steps: 
 def _lines(size: int, paths: list[NDArray[np.int32]], width: int) -> Array:
     canvas = np.zeros((size, size), np.uint8)
     cv2.polylines(canvas, paths, False, 255, width, cv2.LINE_AA, 4)
-    return canvas.astype(np.float32) / 255
+    return np.asarray(canvas, np.float32) / np.float32(255)
 
 
 def _tone(rng: Generator, image: Array, where: Array, *, least: float = 0.22) -> Array:

@@ -227,7 +227,7 @@ def _polygon(points: NDArray[np.float64], size: int) -> Array:
     """Antialiased filled polygon; `points` [N, 2] are pixels."""
     canvas = np.zeros((size, size), np.uint8)
     cv2.fillPoly(canvas, [np.round(points * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
-    return canvas.astype(np.float32) / 255
+    return np.asarray(canvas, np.float32) / np.float32(255)
 
 
 def _radial(
@@ -249,6 +249,8 @@ OBJECTS = ("disc", "ring", "nut", "gear", "plate", "screw", "star", "bracket", "
 
 def silhouette(rng: Generator, size: int, name: str) -> Array:
     """Coverage of one object in [0, 1]."""
+    if name not in OBJECTS:
+        raise KeyError(f"unknown object {name!r}; known: {', '.join(OBJECTS)}")
     centre = size / 2 + rng.uniform(-0.06, 0.06, 2) * size
     radius = size * rng.uniform(0.28, 0.42)
     turn = rng.uniform(0, 2 * math.pi)
@@ -280,6 +282,11 @@ def silhouette(rng: Generator, size: int, name: str) -> Array:
             centre,
             lambda a: radius * (np.hypot(np.cos(a + turn), squash * np.sin(a + turn)) + lobes * np.cos(3 * a)),
         )
+    return _straight(rng, size, name, centre, radius)
+
+
+def _straight(rng: Generator, size: int, name: str, centre: NDArray[np.float64], radius: float) -> Array:
+    """The objects made of bars."""
     angle = _angle(rng)
     along, across = radius * rng.uniform(0.9, 1.15), radius * rng.uniform(0.2, 0.4)
     if name == "plate":
@@ -294,7 +301,5 @@ def silhouette(rng: Generator, size: int, name: str) -> Array:
     if name == "bracket":
         foot = _rectangle(size, centre - direction * (along - across), (across, along), angle)
         return np.maximum(_rectangle(size, centre, (along, across), angle), foot)
-    if name == "screw":
-        head = _radial(size, centre - direction * along * 0.8, lambda a: np.full_like(a, across * 2.0))
-        return np.maximum(_rectangle(size, centre, (along, across * 0.8), angle), head)
-    raise KeyError(f"unknown object {name!r}; known: {', '.join(OBJECTS)}")
+    head = _radial(size, centre - direction * along * 0.8, lambda a: np.full_like(a, across * 2.0))  # screw
+    return np.maximum(_rectangle(size, centre, (along, across * 0.8), angle), head)

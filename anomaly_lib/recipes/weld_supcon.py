@@ -56,11 +56,11 @@ def open_runs(args: Args) -> list[WeldRun]:
             good=args.demo_good,
             per_defect=args.demo_defects,
             supervised=True,
-            seed=args.data_seed,
+            seed=args.demo_seed,
         )
     runs = read_manifest(args.data_path)
     trained = {run.class_name for run in runs if run.split == "train"}
-    return runs if len(trained) > 1 else assign_splits(runs, seed=args.data_seed, train_ratio=0.8, supervised=True)
+    return runs if len(trained) > 1 else assign_splits(runs, seed=args.demo_seed, train_ratio=0.8, supervised=True)
 
 
 def build(args: Args, device: torch.device, *, dims: dict[str, int] | None = None) -> QuadTask:

@@ -8,7 +8,7 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.metrics.knn import METRICS
 from anomaly_lib.models.supcon_quad import FREEZE_POLICIES, QuadConfig
 from anomaly_lib.options import CacheArgs, DataArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
-from anomaly_lib.recipes.causal_film_options import LegacyArgs, WeldDataArgs, WeldEncoderArgs
+from anomaly_lib.recipes.causal_film_options import LegacyArgs, WeldDataArgs, WeldDemoArgs, WeldEncoderArgs
 
 
 @dataclass
@@ -74,16 +74,16 @@ class SupConTrainArgs:
 
 @dataclass
 class Args(
-    RunArgs, TrackArgs, DataArgs, WeldDataArgs, LegacyArgs, WeldEncoderArgs, QuadModelArgs, SupConArgs, OptimArgs,
-    SupConTrainArgs, CacheArgs, EvalArgs,
+    RunArgs, TrackArgs, DataArgs, WeldDemoArgs, WeldDataArgs, LegacyArgs, WeldEncoderArgs, QuadModelArgs, SupConArgs,
+    OptimArgs, SupConTrainArgs, CacheArgs, EvalArgs,
 ):  # fmt: skip
     """V4: supervised-contrastive quad-modal weld classification."""
 
     dataset: str = override(DataArgs, "dataset", "demo", choices=["demo", "weld"])
     wandb_project: str = override(TrackArgs, "wandb_project", "weld-anomaly-detection")
-    demo_train: int = override(WeldDataArgs, "demo_train", 24)
-    demo_good: int = override(WeldDataArgs, "demo_good", 12)
-    demo_defects: int = override(WeldDataArgs, "demo_defects", 8)
+    demo_train: int = override(WeldDemoArgs, "demo_train", 24)
+    demo_good: int = override(WeldDemoArgs, "demo_good", 12)
+    demo_defects: int = override(WeldDemoArgs, "demo_defects", 8)
     dummy: Switch = override(WeldEncoderArgs, "dummy", False, aliases=["use-dummy"])
     epochs: Optional[int] = arg(  # type: ignore[assignment]
         None, "passes over the training data; None = 100 (built-in data: 30)", type=int, at_least=0,
@@ -96,7 +96,6 @@ class Args(
     weight_decay: float = override(OptimArgs, "weight_decay", 1e-4)
     grad_clip: float = override(OptimArgs, "grad_clip", 1.0)
     seed: int = override(RunArgs, "seed", 42)
-    data_seed: int = arg(42, "seed of the built-in data and of a redrawn split", at_least=0)
     select: str = override(EvalArgs, "select", "val", choices=["val", "last"])
 
 
@@ -154,6 +153,6 @@ def quad_config(args: Args, dims: dict[str, int]) -> QuadConfig:
 def tiny() -> Args:
     """Seconds on a CPU."""
     return Args(
-        epochs=2, demo_train=3, demo_good=2, demo_defects=2, hidden_dim=16, sensor_dim=16, sensor_layers=1, batch_size=12,
-        k=1, video_frames=4, video_size=32, image_size=32, views=2,
+        epochs=2, demo_train=3, demo_good=2, demo_defects=2, hidden_dim=16, sensor_dim=16, sensor_layers=1,
+        batch_size=12, k=1, video_frames=4, video_size=32, image_size=32, views=2,
     )  # fmt: skip

@@ -28,6 +28,12 @@ def script(name):
     return module
 
 
+def shell(name, *words, **variables):
+    env = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), **variables}
+    command = ["bash", f"scripts/weld/{name}", *words]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_cache(tmp_path_factory):
     """Encode the demo runs once for the whole file."""
@@ -63,10 +69,8 @@ def test_quick_test_trains_three_epochs_and_describes_the_first_batch(trained):
 
 def test_evaluation_repeats_the_numbers_of_training(trained):
     record = json.loads((trained / "run.json").read_text())["metrics"]
-    out = subprocess.run(
-        ["bash", "scripts/weld/evaluate.sh", str(trained / "best_model.pth"), "--output-dir", str(trained / "evaluation"), "--bootstrap", "0"],
-        cwd=ROOT, env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    flags = ["--output-dir", str(trained / "evaluation"), "--bootstrap", "0"]
+    out = shell("evaluate.sh", str(trained / "best_model.pth"), *flags)
     assert out.returncode == 0, out.stderr
     assert f"{record['knn_accuracy']:.4f}" in out.stdout
 
@@ -160,10 +164,7 @@ def test_label_check_counts_and_warns(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_test_server_script(tmp_path):
-    out = subprocess.run(
-        ["bash", "scripts/weld/test_server.sh"], cwd=ROOT, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OUTPUT": str(tmp_path / "quick")},
-    )  # fmt: skip
+    out = shell("test_server.sh", OUTPUT=str(tmp_path / "quick"))
     assert out.returncode == 0, out.stderr
     assert "knn_accuracy" in out.stdout
 

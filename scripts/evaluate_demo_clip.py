@@ -1,0 +1,148 @@
+"""What the built-in demo CLIP is worth on the demo data: zero-shot from text alone, and a memory of k normal images.
+
+    python scripts/evaluate_demo_clip.py [--weights demo_clip.safetensors] [--shot 4] [--output results.json]
+
+Random weights of the same architecture are measured beside it. `seen` categories have relatives among the pictures the
+model was trained on (cloth, steel, wire mesh); `held out` ones (capsule, circuit board) have none.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from anomaly_lib.backbones import create_backbone
+from anomaly_lib.config import arg, command
+from anomaly_lib.data import captions
+from anomaly_lib.data.demo import CATEGORIES, demo_items
+from anomaly_lib.data.transforms import clip_transform
+from anomaly_lib.metrics import auroc, pixel_auroc
+from anomaly_lib.ops import nearest_neighbours
+
+SEEN = ("woven", "brushed_metal", "grid")
+MEMORY_LAYERS = (1, 3)
+
+
+@dataclass
+class Args:
+    """Evaluation of the demo backbone."""
+
+    weights: Optional[str] = arg(None, "weight file; None = the packaged one", type=str)
+    shot: int = arg(4, "normal images in the memory", at_least=1)
+    seed: int = arg(0, "seed of the demo data", at_least=0)
+    test_good: int = arg(20, "normal test images a category", at_least=2)
+    per_defect: int = arg(5, "test images a defect", at_least=1)
+    image_size: Optional[int] = arg(None, "side of the input; None = the trained 128 px", type=int, at_least=64)
+    output: Optional[str] = arg(None, "write the table to this JSON file as well", type=str)
+
+
+def encode(backbone: torch.nn.Module, images: Tensor) -> dict[str, Tensor]:
+    parts = [backbone.encode(part) for part in images.split(32)]  # type: ignore[operator]
+    return {name: torch.cat([part[name].float() for part in parts]) for name in parts[0]}
+
+
+def as_map(scores: Tensor, size: int) -> Tensor:
+    """Patch scores [B, P] -> [B, size, size]."""
+    side = round(scores.shape[1] ** 0.5)
+    grid = scores.unflatten(1, (1, side, side))
+    return F.interpolate(grid, size=(size, size), mode="bilinear", align_corners=False).squeeze(1)
+
+
+def strongest(scores: Tensor) -> Tensor:
+    """Mean of the highest 2 % of patch scores [B, P] -> [B]."""
+    return scores.topk(max(1, scores.shape[1] // 50), dim=1).values.mean(1)
+
+
+def zero_shot(backbone: torch.nn.Module, features: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Scores from two averaged prompts: image [B] (pooled plus strongest patch) and patches [B, P]."""
+    noun = name.replace("_", " ")
+    groups = (captions.NORMAL_STATES, captions.DAMAGED_STATES)
+    prompts = [[f"a photo of a {state.format(noun)}." for state in states] for states in groups]
+    normal, damaged = (F.normalize(backbone.text.encode_text(texts).float(), dim=-1).mean(0) for texts in prompts)
+    unit = {
+        key: F.normalize(features[key], dim=-1) @ (damaged - normal) for key in ("pooled", "patch_tokens", "vv_tokens")
+    }
+    patches = unit["patch_tokens"]
+    return {
+        "pooled": unit["pooled"],
+        "patches": patches,
+        "vv": unit["vv_tokens"],
+        "image": unit["pooled"] + strongest(patches),
+    }
+
+
+def memory(train: dict[str, Tensor], test: dict[str, Tensor]) -> Tensor:
+    """Distance [B, P] of each patch to the nearest normal patch, features of two layers side by side."""
+
+    def rows(features: dict[str, Tensor]) -> Tensor:
+        return torch.cat([F.normalize(features[f"layer.{layer}"], dim=-1) for layer in MEMORY_LAYERS], -1)
+
+    queries, bank = rows(test), rows(train)
+    distance, _ = nearest_neighbours(queries.flatten(0, 1), bank.flatten(0, 1), 1)
+    return distance.reshape(queries.shape[:2])
+
+
+def measure(backbone: torch.nn.Module, args: Args, *, with_text: bool) -> dict[str, dict[str, float]]:
+    """AUROC by category."""
+    size = int(backbone.image_size[0])  # type: ignore[index]
+    transform = clip_transform(size)
+    table = {}
+    for name in CATEGORIES:
+        items = demo_items(
+            categories=[name],
+            size=256,
+            train=args.shot,
+            test_good=args.test_good,
+            per_defect=args.per_defect,
+            seed=args.seed,
+        )
+        train, test = ([item for item in items if item.split == split] for split in ("train", "test"))
+        shown = [encode(backbone, torch.stack([transform(item.image) for item in part])) for part in (train, test)]
+        labels = np.array([item.label for item in test])
+        masks = np.stack([transform.mask(item.mask).numpy() for item in test])
+        distance = memory(*shown)
+        row = {"memory image": auroc(strongest(distance), labels)}
+        row["memory pixel"] = pixel_auroc(as_map(distance, size).numpy(), masks)
+        if with_text:
+            text = zero_shot(backbone, shown[1], name)
+            row |= {f"zero-shot {key}": auroc(text[key], labels) for key in ("image", "pooled")}
+            row["zero-shot patches"] = auroc(strongest(text["patches"]), labels)
+            row |= {
+                f"zero-shot pixel {key}": pixel_auroc(as_map(text[key], size).numpy(), masks)
+                for key in ("patches", "vv")
+            }
+        table[name] = {key: round(float(value), 4) for key, value in row.items()}
+    keys = list(next(iter(table.values())))
+    for group, members in (("seen", SEEN), ("held out", tuple(name for name in table if name not in SEEN))):
+        table[group] = {key: round(float(np.mean([table[name][key] for name in members])), 4) for key in keys}
+    return table
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure the trained and the random network and print both tables."""
+    return command(Args, run, argv, prog="evaluate_demo_clip.py", description=__doc__ or "")
+
+
+def run(args: Args) -> None:
+    outputs = [*MEMORY_LAYERS, "pooled", "patch_tokens", "vv_tokens"]
+    trained = create_backbone("demo-clip", weights=args.weights, layers=outputs, image_size=args.image_size)
+    random = create_backbone("demo-clip", weights="random", layers=outputs, image_size=args.image_size)
+    results = {"trained": measure(trained, args, with_text=True), "random": measure(random, args, with_text=False)}
+    for kind, table in results.items():
+        print(kind)
+        for name, row in table.items():
+            print(f"  {name:14}" + "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
+    if args.output:
+        Path(args.output).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

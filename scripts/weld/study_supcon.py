@@ -1,0 +1,26 @@
+"""Calibration, uncertainty, missing modalities, deployment and explanations of a trained V4 model:
+
+python scripts/weld/study_supcon.py --checkpoint runs/weld_supcon/.../best_model.pth --output runs/weld_study
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from anomaly_lib.config import command
+from anomaly_lib.recipes.weld_study import Args, run_study
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, study, print."""
+
+    def body(args: Args) -> None:
+        run_study(args, print)
+
+    return command(Args, body, argv, prog="study_supcon.py", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

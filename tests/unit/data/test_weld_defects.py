@@ -1,0 +1,86 @@
+"""Synthetic damage changes what its mask says and nothing else; disturbances keep shape and do what they are called."""
+
+import numpy as np
+import pytest
+
+from anomaly_lib.data.captions import TEMPLATES, grammar_words, noun
+from anomaly_lib.data.procedural import MATERIALS, SURFACE, draw
+from anomaly_lib.data.procedural_textures import OBJECTS, TEXTURES, silhouette
+from anomaly_lib.data.weld_defects import PHOTO_DEFECTS, SERIES_DISTURBANCES, damage_photo, disturb_series
+from anomaly_lib.errors import UserError
+
+
+def photo():
+    return np.random.default_rng(0).integers(90, 140, (96, 96, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", sorted(PHOTO_DEFECTS))
+def test_photo_defects_change_the_masked_place_and_repeat(kind):
+    before = photo()
+    after, mask = damage_photo(np.random.default_rng(3), before, kind, centre=(40.0, 50.0))
+    again, _ = damage_photo(np.random.default_rng(3), before, kind, centre=(40.0, 50.0))
+    assert np.array_equal(after, again)
+    assert 4 < mask.sum() < 0.6 * mask.size
+    change = np.abs(after.astype(int) - before.astype(int)).max(-1)
+    assert change[mask].mean() > 4 * change[~mask].mean()
+
+
+def test_unknown_kinds_and_shapes_are_refused():
+    with pytest.raises(UserError, match="scratch"):
+        damage_photo(np.random.default_rng(0), photo(), "dents")
+    with pytest.raises(UserError, match="square"):
+        damage_photo(np.random.default_rng(0), photo()[:50], "hole")
+    with pytest.raises(UserError, match="warp"):
+        disturb_series(np.random.default_rng(0), np.zeros((5, 1), np.float32), "noise")
+
+
+@pytest.mark.parametrize("kind", sorted(SERIES_DISTURBANCES))
+def test_disturbances(kind):
+    series = np.cumsum(np.random.default_rng(1).normal(size=(120, 3)), 0).astype(np.float32)
+    out = disturb_series(np.random.default_rng(2), series, kind)
+    assert out.shape == series.shape
+    assert out.dtype == np.float32
+    assert not np.array_equal(out, series)
+    if kind == "warp":
+        assert np.allclose(out[[0, -1]], series[[0, -1]])
+        assert out.min() >= series.min() - 1e-5
+    if kind == "scale":
+        assert np.allclose(np.diff(out / series, axis=0), 0, atol=1e-3)
+    if kind == "spikes":
+        assert 0 < (out != series).mean() < 0.1
+    if kind == "dropout":
+        stuck = np.all(np.diff(out, axis=0) == 0, axis=1)
+        assert 0 < stuck.sum() < 40
+
+
+def test_every_texture_and_object_draws_values_in_range():
+    rng = np.random.default_rng(0)
+    for name, texture in TEXTURES.items():
+        values = texture(rng, 48)
+        assert values.shape == (48, 48), name
+        assert values.min() > -0.1, name
+        assert values.max() < 1.6, name
+        assert values.std() > 0.005, name
+    for name in OBJECTS:
+        coverage = silhouette(rng, 48, name)
+        assert 0.05 < coverage.mean() < 0.8, name
+
+
+def test_a_drawing_repeats_and_differs_where_it_is_damaged():
+    one, same = (draw(np.random.default_rng((5, 1)), 64) for _ in range(2))
+    assert np.array_equal(one.damaged, same.damaged)
+    change = np.abs(one.damaged.astype(int) - one.clean.astype(int)).max(-1)
+    assert one.mask.any()
+    assert change[one.mask].mean() > 10 * max(change[~one.mask].mean(), 0.1)
+
+
+def test_nouns_commit_only_to_what_they_say():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        text, material, kind = noun(rng, 3, SURFACE if rng.random() < 0.5 else 2)
+        assert (material == -1) == (MATERIALS[3] not in text)
+        assert (kind == -1) == (OBJECTS[2] not in text)
+    words = set(grammar_words())
+    assert {"photo", "scratched", "marble", "."} <= words
+    assert "zzz" not in words
+    assert all("{}" in template for template in TEMPLATES)
