@@ -106,7 +106,7 @@ class Args(
     eval_dataset: Optional[str] = arg(None, "layout of --eval-data-path; None = that of --dataset", type=str)
     eval_data_path: Optional[str] = arg(None, "data set to test on; None = held-out classes of --data-path", type=str)
     image_size: Optional[int] = arg(None, "side of the network's input; None = the backbone's", type=int)
-    epochs: int = override(OptimArgs, "epochs", 10, aliases=["max-epochs"])
+    epochs: int = override(OptimArgs, "epochs", 5, aliases=["max-epochs"])
     batch_size: int = override(OptimArgs, "batch_size", 8)
     learning_rate: float = override(OptimArgs, "learning_rate", 1e-3)
     weight_decay: float = override(OptimArgs, "weight_decay", 0.2, help="decoupled weight decay")
