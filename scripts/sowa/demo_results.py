@@ -6,7 +6,6 @@ Three classes train, the two others are only tested. A killed study goes on wher
 """
 
 import argparse
-import re
 import statistics
 import sys
 from collections.abc import Sequence
@@ -15,23 +14,28 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from anomaly_lib.files import read_json, write_text
-from anomaly_lib.recipes.sowa import Args, train
+from anomaly_lib.recipes.evaluation import EvaluateArgs
+from anomaly_lib.recipes.sowa import Args, evaluate, train
 from anomaly_lib.recipes.tables import Cell, Table
 
 SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_aupro")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "sowa.md"
+Metrics = dict[str, float]
 MARKS = ("<!-- demo results -->", "<!-- end of demo results -->")
 
 
-def settings(seed: int, epochs: int) -> dict[str, dict[str, object]]:
-    """What is compared: the same frozen tower, with nothing trained and with SOWA's parts trained."""
-    nothing: dict[str, object] = {"prompt_learner": "zero", "adapter": "none", "epochs": 0, "seed": seed}
-    return {
-        "zero-shot, nothing trained": nothing,
-        "trained, zero-shot": {"epochs": epochs, "seed": seed},
-        "nothing trained, k=4": {**nothing, "shot": 4},
-        "trained, k=4": {"epochs": epochs, "seed": seed, "shot": 4},
-    }
+def study(seed: int, epochs: int, folder: Path, data_path: str | None, cache_dir: str | None) -> dict[str, Metrics]:
+    """The same frozen tower with nothing trained and with SOWA's parts trained, each zero-shot and with four images."""
+    common = {"seed": seed, "data_path": data_path, "cache_dir": cache_dir, "figures": False}
+    plain = Args(**common, output_dir=str(folder / f"plain-{seed}"), prompt_learner="zero", adapter="none", epochs=0)
+    trained = Args(**common, output_dir=str(folder / f"trained-{seed}"), epochs=epochs)
+    found = {}
+    for name, options in (("nothing trained", plain), ("trained", trained)):
+        result = train(options)
+        assert result.checkpoint is not None
+        found[f"{name}, zero-shot"] = result.metrics
+        found[f"{name}, k=4"] = evaluate(result.checkpoint, EvaluateArgs(shot=4, device="cpu")).metrics
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,16 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--cache-dir")
     flags.add_argument("--page", type=Path, default=PAGE)
     args = flags.parse_args(argv)
-    found: dict[str, list[dict[str, float]]] = {}
-    commits = set()
+    found: dict[str, list[Metrics]] = {}
     for seed in args.seeds:
-        for name, changes in settings(seed, args.epochs).items():
-            folder = args.output_dir / f"{re.sub(r'[^a-z0-9]+', '-', name)}-{seed}"
-            options = Args(output_dir=str(folder), data_path=args.data_path, cache_dir=args.cache_dir, figures=False)
-            for option, value in changes.items():
-                setattr(options, option, value)
-            found.setdefault(name, []).append(train(options).metrics)
-            commits.add(str(read_json(folder / "run.json").get("git_commit")))
+        for name, metrics in study(seed, args.epochs, args.output_dir, args.data_path, args.cache_dir).items():
+            found.setdefault(name, []).append(metrics)
+    record = read_json(args.output_dir / f"trained-{args.seeds[0]}" / "run.json")
     rows: list[dict[str, Cell]] = []
     for name, runs in found.items():
         row: dict[str, Cell] = {"setting": name}
@@ -67,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = args.page.read_text(encoding="utf-8")
     head, tail = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
     seeds = ", ".join(map(str, args.seeds))
-    note = f"Seeds {seeds}, {args.epochs} epochs, commit {', '.join(sorted(commits))}."
+    note = f"Seeds {seeds}, {args.epochs} epochs, commit {record['git_commit']}."
     write_text(args.page, f"{head}{MARKS[0]}\n{table.markdown()}\n{note}\n{MARKS[1]}{tail}")
     return 0
 
