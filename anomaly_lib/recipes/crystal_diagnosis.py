@@ -9,8 +9,8 @@ import numpy as np
 
 from anomaly_lib.data.crystal_elements import SYMBOLS
 from anomaly_lib.models.crystal_diagnosis import fusion_measures
-from anomaly_lib.recipes.crystal import CrystalDetector
 from anomaly_lib.recipes.crystal_data import CrystalData
+from anomaly_lib.recipes.crystal_detector import CrystalDetector
 
 Values = dict[str, np.ndarray]
 

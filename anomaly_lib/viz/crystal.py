@@ -40,7 +40,7 @@ def gate_analysis_figure(alphas: Sequence[np.ndarray], targets: np.ndarray, labe
     axis.hist(every_atom, bins=40, color=NORMAL)
     for border in (0.3, 0.7):
         axis.axvline(border, color="#888888", linestyle="--")
-    low, high = min(0.25, every_atom.min()), max(0.75, every_atom.max())
+    low, high = min(0.1, every_atom.min()), max(0.9, every_atom.max())
     axis.set(xlabel="alpha", ylabel="atoms", xlim=(low, high), title=f"All atoms (mean {every_atom.mean():.3f})")
     top = axis.get_ylim()[1]
     for border, text, side in ((0.3, "graph", "right"), (0.7, "text", "left")):

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout works
 
 from anomaly_lib.config import arg, command
 from anomaly_lib.errors import UserError
-from anomaly_lib.recipes.crystal import figures_of, load_detector, predict_rows
+from anomaly_lib.recipes.crystal import load_detector
 from anomaly_lib.recipes.crystal_diagnosis import Summary, comparison_lines, measure, sample_positions, text_scales
 
 
@@ -37,8 +37,7 @@ def compare(args: CompareArgs) -> None:
         values = measure(detector, data, positions)
         summaries.append(Summary.of(values[sorted(values)[0]]))
         own = detector.args
-        found = predict_rows(detector.model, data, data.split.test, own, detector.scale, detector.device)
-        figures = figures_of(found, data.targets[data.split.test], own)
+        figures = detector.figures(data, data.split.test)
         scales = ", ".join(f"{name} {value:.4f}" for name, value in text_scales(detector).items())
         print(f"model {number}: {path}")
         print(f"  gate norm {own.middle_fusion_use_gate_norm}, text_scale {scales}")
