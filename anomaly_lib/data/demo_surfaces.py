@@ -14,7 +14,7 @@ from anomaly_lib.data.demo_draw import Draws, Scene, blend, edge, noise_field, s
 
 # Boxes (u, v, half width, half height) of the parts of the circuit board.
 CHIPS = ((-0.38, -0.30, 0.20, 0.20), (0.42, 0.34, 0.17, 0.13))
-RESISTORS = tuple((0.20 + 0.20 * (i % 3), -0.52 + 0.17 * (i // 3), 0.060, 0.035) for i in range(6))
+RESISTORS = tuple((0.20 + 0.22 * (i % 3), -0.52 + 0.18 * (i // 3), 0.080, 0.048) for i in range(6))
 CAPACITORS = ((-0.56, 0.40, 0.10, 0.10), (-0.30, 0.52, 0.08, 0.08))
 THREAD_PITCH = 2 / 26
 CAPSULE_LENGTH, CAPSULE_RADIUS = 0.48, 0.30
@@ -59,7 +59,7 @@ def woven(draws: Draws, scene: Scene) -> Surface:
     colour = torch.where(
         warp_up[:, None], warp[:, None] * base_warp[:, None, None], weft[:, None] * base_weft[:, None, None]
     )
-    beneath = torch.tensor([0.13, 0.12, 0.12])[:, None, None] * (1 + 0.1 * noise_field(draws, scene, 30, 30))[:, None]
+    beneath = torch.tensor([0.18, 0.17, 0.16])[:, None, None] * (1 + 0.1 * noise_field(draws, scene, 30, 30))[:, None]
     return Surface(colour, beneath, everywhere)
 
 
@@ -78,7 +78,7 @@ def brushed_metal(draws: Draws, scene: Scene) -> Surface:
         + 0.012 * noise_field(draws, scene, 500, 70)
     )
     band = torch.exp(-(((scene.v - draws.uniform(-0.5, 0.5) + draws.uniform(-0.25, 0.25) * scene.u) / 0.45) ** 2))
-    grey = 0.52 + streaks + 0.14 * band
+    grey = 0.52 + streaks + draws.uniform(0.06, 0.22) * band
     colour = grey[:, None] * torch.tensor([1.0, 1.01, 1.04])[:, None, None]
     return Surface(colour, 0.45 * colour, everywhere)
 

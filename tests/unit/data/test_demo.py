@@ -49,7 +49,7 @@ def test_masks_are_where_the_defect_is(name: str, monkeypatch: pytest.MonkeyPatc
         colour, touched = demo._draw(seeds, category, defect, size)
         draws = Draws(seeds)
         scene = posed_scene(draws, size, angle=category.angle, shift=category.shift, zoom=category.zoom)
-        draws.uniform(0.1, 1.0)
+        draws.uniform(*demo.STRENGTH)
         clean = category.surface(draws, scene).colour
         change = (colour - clean).abs().amax(1)
         assert touched.flatten(1).any(1).all(), defect
