@@ -13,10 +13,9 @@ from anomaly_lib.data import ImageTransform, Item, KShot, class_names, k_shot, o
 from anomaly_lib.data.base import load_pixels
 from anomaly_lib.data.splits import PROMPTAD_SHOTS
 from anomaly_lib.errors import UserError
-from anomaly_lib.recipes.promptad_options import Args
+from anomaly_lib.recipes.promptad_options import ALL, Args
 
-DEMO_CLASS = "capsule"
-ALL = "all"  # --obj all: one model for every class of the data
+DEMO_CLASS = "brushed_metal"
 
 
 @dataclass(frozen=True)

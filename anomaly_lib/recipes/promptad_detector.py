@@ -26,10 +26,9 @@ from anomaly_lib.models.promptad_scores import (
     combine,
 )
 from anomaly_lib.models.promptad_states import class_text, state_templates
-from anomaly_lib.recipes.promptad_data import ALL
 from anomaly_lib.recipes.promptad_eval import fit_support, image_scores, settings_of
 from anomaly_lib.recipes.promptad_features import Towers
-from anomaly_lib.recipes.promptad_options import Args
+from anomaly_lib.recipes.promptad_options import ALL, Args
 from anomaly_lib.types import Prediction
 
 SYSTEM = "promptad"

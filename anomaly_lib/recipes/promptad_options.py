@@ -54,8 +54,12 @@ class ScoreArgs:
         None, "another frozen encoder for the visual branch, e.g. timm:vit_small_patch14_dinov2", type=str
     )
     visual_weights: Optional[str] = arg(None, "weights of --visual-backbone; as --weights", type=str)
-    threshold_quantile: float = arg(
-        0.95, "the decision threshold is this quantile of leave-one-out support scores", at_least=0, at_most=1
+    threshold_quantile: Optional[float] = arg(
+        None,
+        "quantile of leave-one-out support scores that decides; None = 0.5, or 1 for a single support image",
+        type=float,
+        at_least=0,
+        at_most=1,
     )
 
 
@@ -86,6 +90,8 @@ class QuirkArgs:
         choices=["all", "modulo"],
     )  # fmt: skip
 
+
+ALL = "all"  # --obj all: one model for every class of the data
 
 QUIRKS: dict[str, tuple[object, object]] = {
     # The published learning rate was tuned with the stored value, so both protocols keep it; exp is there to be tried.
@@ -161,4 +167,7 @@ def resolve(args: A) -> A:
         raise UserError(f"--fusion-weights: two numbers (textual, visual), got {args.fusion_weights}")
     if args.memory_layers and len(set(args.memory_layers)) != len(args.memory_layers):
         raise UserError(f"--memory-layers: every block once, got {args.memory_layers}")
+    if args.threshold_quantile is None:
+        # A memory of k - 1 lies farther from the k-th than k images do from a new one; views of one image lie nearer.
+        filled["threshold_quantile"] = 1.0 if args.shot == 1 and args.obj != ALL else 0.5
     return replace(args, **filled)  # type: ignore[arg-type]
