@@ -41,10 +41,10 @@ def damage_photo(
         raise UserError(f"unknown synthetic defect {kind!r}; choose from {', '.join(PHOTO_DEFECTS)}")
     if photo.shape[0] != photo.shape[1]:
         raise UserError(f"synthetic defects need a square photo, got {photo.shape[0]}x{photo.shape[1]}")
-    clean = photo.astype(np.float32) / 255
+    clean = np.asarray(photo, np.float32) / np.float32(255)
     size = photo.shape[0]
     where = (float(rng.uniform(0.2, 0.8) * size), float(rng.uniform(0.2, 0.8) * size)) if centre is None else centre
-    damaged = np.clip(PHOTO_DEFECTS[kind](rng, clean, where), 0, 1)
+    damaged = np.clip(PHOTO_DEFECTS[kind](rng, clean, where), 0, 1, dtype=np.float32)
     return (damaged * 255).round().astype(np.uint8), visible_change(clean, damaged)
 
 

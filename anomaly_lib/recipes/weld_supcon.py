@@ -235,9 +235,13 @@ def loop(
                 terms = objective(args, task, batch, labels, queue)
             last = (number + 1) % args.accumulate == 0 or number + 1 == len(batches)
             if args.debug and epoch == first and number == 0:
-                for line in describe_batch(task, batch, labels, terms["loss"], temperature=args.temperature):
+                for line in describe_batch(
+                    task, task.model, batch, labels, terms["loss"], temperature=args.temperature
+                ):
                     run.log.line(line)
-            step(terms["loss"] / args.accumulate, optimizer, scaler=state.scaler, clip=args.grad_clip, guard=guard, update=last)  # type: ignore[arg-type]  # fmt: skip  # noqa: E501
+            scaler = cast(torch.amp.GradScaler, state.scaler)
+            part = terms["loss"] / args.accumulate
+            step(part, optimizer, scaler=scaler, clip=args.grad_clip, guard=guard, update=last)
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0.0) + float(term.detach()) / len(batches)
             if (number + 1) % args.log_every == 0:

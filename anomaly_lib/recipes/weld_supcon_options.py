@@ -133,8 +133,8 @@ def resolve(args: Args) -> Args:
 def quad_config(args: Args, dims: dict[str, int]) -> QuadConfig:
     """The model's configuration from resolved options and the encoders' widths."""
     assert args.hidden_dim and args.sensor_dim and args.sensor_layers  # noqa: PT018
-    return QuadConfig(
-        **dims,
+    return replace(
+        QuadConfig(**{name: int(width) for name, width in dims.items()}),  # type: ignore[arg-type]
         sensor_dim=args.sensor_dim,
         sensor_layers=args.sensor_layers,
         sensor_heads=min(8, args.sensor_dim // 8),

@@ -158,7 +158,7 @@ def test_label_check_counts_and_warns(tmp_path, capsys):
     root = write_weld_demo(tmp_path / "data", train=4, good=1, per_defect=1)
     assert script("check_labels").main([str(root)]) == 0
     text = capsys.readouterr().out
-    assert "warning: train has only good" in text
+    assert "train has one class" in text
     assert script("check_labels").main([str(tmp_path)]) == 2
 
 

@@ -59,7 +59,7 @@ def test_masked_sensors_learn_a_predictable_series():
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    assert sum(losses[-5:]) < 0.75 * sum(losses[:5])
 
 
 def test_reconstruction_leaves_out_absent_modalities():
