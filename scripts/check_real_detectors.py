@@ -42,11 +42,12 @@ class Args:
     categories: list[str] = arg(["bottle"], "classes below mvtec_ad/")
     image_size: int = arg(224, "side of the images", at_least=32)
     train_images: int = arg(0, "first normal images used; 0 = all", at_least=0)
+    coreset_ratio: float = arg(0.1, "share of patches that PatchCore keeps", at_least=0, at_most=1)
     peer: Switch = arg(True, "also run anomalib's modules when they can be imported")
     write_docs: Switch = arg(False, "put the table into docs/hdmap.md")
 
 
-def options(model: str, category: str, size: int) -> Any:
+def options(model: str, category: str, args: Args) -> Any:
     root = Path(os.environ.get("ANOMALY_LIB_DATA", ""))
     found = sorted((root / "weights").glob("resnet18*.pth"))
     if not found:
@@ -55,7 +56,8 @@ def options(model: str, category: str, size: int) -> Any:
     return resolve(
         DetectorArgs(
             model=model, dataset="mvtec", data_path=str(root / "mvtec_ad"), obj=category, backbone="resnet18",
-            weights=str(found[0]), layers=layers, image_size=[size, size], figures=False,
+            weights=str(found[0]), layers=layers, image_size=[args.image_size] * 2, figures=False,
+            coreset_ratio=args.coreset_ratio,
         )
     )  # fmt: skip
 
@@ -106,7 +108,7 @@ def fit_peer(peer: Any, batches: list[torch.Tensor], args: Any) -> None:
 
 
 def check(category: str, model: str, args: Args) -> dict[str, Any]:
-    opts = options(model, category, args.image_size)
+    opts = options(model, category, args)
     _, normal, test = open_class(opts)
     count = args.train_images or len(normal)
     train = [stack_images(normal, rows) for rows in torch.arange(count).split(32)]
@@ -117,6 +119,7 @@ def check(category: str, model: str, args: Args) -> dict[str, Any]:
     detector = build(opts, device)
     detector.eval().fit(train)
     row = {"category": category, "model": model, "size": args.image_size, "train_images": count}
+    row["coreset_ratio"] = opts.coreset_ratio
     row["here"] = measures(score_batches(detector, batches, device), labels, masks)
     if args.peer:
         try:
@@ -139,7 +142,8 @@ def table(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
             values = row.get(side, {})
             cells += [f"{values[k]:.4f}" if k in values else "-" for k in ("image_auroc", "pixel_auroc", "aupro")]
         lines.append("| " + " | ".join(cells) + " |")
-    about = f"ResNet-18, {rows[0]['size']} x {rows[0]['size']}, {rows[0]['train_images']} normal images, coreset 10 %"
+    about = f"ResNet-18, {rows[0]['size']} x {rows[0]['size']}, {rows[0]['train_images']} normal images, "
+    about += f"coreset {100 * rows[0]['coreset_ratio']:g} %"
     return "\n".join([*lines, "", f"{about}, seed 0, commit {facts['git_commit']}, torch {facts['torch']}."])
 
 

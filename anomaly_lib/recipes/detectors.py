@@ -82,6 +82,8 @@ def stack_images(data: ImageDataset, index: Tensor | Sequence[int], channels: in
 def train(args: Args) -> RunResult:
     """Fit one detector, score the test images once."""
     args = resolve(args)
+    if args.early_stopping_patience:
+        raise UserError("--early-stopping-patience: there is no validation split here (the HDMAP experiments have one)")
     device = pick_device(args.device)
     name, normal, test = open_class(args)
     with process_group(device), Run.open(SYSTEM, args, name=f"{args.model}-{args.dataset}-{name}") as run:

@@ -1,0 +1,116 @@
+"""scripts/train_detector.py: resume, torchrun, wrong input; real images and weights where they are at hand."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import anomaly_lib
+from anomaly_lib.engine.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--model", "draem", "--repair-width", "4", "--segment-width", "4", "--image-size", "32", "32", "--no-figures"]
+
+
+def script(name="train_detector"):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tiny_data(tmp_path_factory):
+    """A class of six normal images and two good, two broken test images, 32 x 32, in MVTec's layout."""
+    root = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    for place, count in (("train/good", 6), ("test/good", 2), ("test/hole", 2)):
+        for i in range(count):
+            path = root / "part" / place / f"{i:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = generator.integers(90, 140, (32, 32, 3), dtype=np.uint8)
+            if place == "test/hole":
+                pixels[8:16, 8:16] = 0
+                mask = np.zeros((32, 32), np.uint8)
+                mask[8:16, 8:16] = 255
+                truth = root / "part" / "ground_truth" / "hole" / f"{i:03d}_mask.png"
+                truth.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(mask).save(truth)
+            Image.fromarray(pixels).save(path)
+    return ["--dataset", "mvtec", "--data-path", str(root)]
+
+
+def test_interrupted_training_ends_with_the_same_weights(tiny_data, tmp_path, monkeypatch, capsys):
+    main = script().main
+    assert main([*SMALL, *tiny_data, "--epochs", "2", "--output-dir", str(tmp_path / "straight")]) == 0
+    from anomaly_lib.engine.run import Run
+
+    original = Run.end_epoch
+
+    def stop_after_first(self, state, epoch, values):
+        original(self, state, epoch, values)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "end_epoch", stop_after_first)
+    flags = [*SMALL, *tiny_data, "--epochs", "2", "--output-dir", str(tmp_path / "broken")]
+    assert main(flags) == 130
+    monkeypatch.undo()
+    assert main(flags) == 0
+    straight, resumed = (load_checkpoint(tmp_path / n / "checkpoint.pt")["model"] for n in ("straight", "broken"))
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    assert main(flags) == 0
+    assert "already done" in capsys.readouterr().out
+    found = anomaly_lib.load(tmp_path / "broken" / "checkpoint.pt").predict(torch.rand(2, 3, 32, 32))
+    assert found.map.shape == (2, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "draem_sevnet", "--image-size", "31", "95"], "--patch-width-range"),
+        (["--model", "padim", "--backbone", "resnet50"], "--n-features"),
+        (["--dataset", "mvtec"], "--data-path"),
+        (["--obj", "unheard"], "unheard"),
+        (["--early-stopping-patience", "3"], "no validation split"),
+        (["--model", "patchcor"], "patchcor"),
+    ],
+)
+def test_wrong_input_is_one_line(flags, message, capsys, tmp_path):
+    assert script().main([*flags, "--output-dir", str(tmp_path / "r")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["draem", "reverse_distillation"])
+def test_torchrun_with_two_ranks(model, tiny_data, tmp_path):
+    flags = [*SMALL, *tiny_data, "--epochs", "1", "--batch-size", "8", "--output-dir", str(tmp_path / "run")]
+    flags += ["--model", model, "--backbone", "resnet18", "--weights", "random"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(ROOT / "scripts" / "train_detector.py"), *flags],
+        capture_output=True, text=True, timeout=900, check=False, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_real_bottle_with_real_weights(real_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("ANOMALY_LIB_DATA", str(real_data))
+    flags = ["--train-images", "60", "--coreset-ratio", "0.01", "--no-peer", "--output-dir", str(tmp_path)]
+    assert script("check_real_detectors").main(flags) == 0
+    rows = {row["model"]: row["here"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
+    assert rows["patchcore"]["image_auroc"] > 0.98
+    assert rows["patchcore"]["pixel_auroc"] > 0.96
+    assert rows["padim"]["image_auroc"] > 0.95
+    assert rows["padim"]["pixel_auroc"] > 0.95
