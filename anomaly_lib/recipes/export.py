@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -15,6 +16,7 @@ from anomaly_lib.config import arg
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import atomic_file, write_json
 from anomaly_lib.models.memory_bank import MemoryBank
+from anomaly_lib.models.sowa import AnomalyCLIP
 from anomaly_lib.recipes import load_detector
 from anomaly_lib.recipes.tables import Table
 
@@ -49,6 +51,10 @@ class ExportedDetector(nn.Module):
         for module in self.modules():
             if isinstance(module, MemoryBank):
                 module.complete_table()
+            if isinstance(module, AnomalyCLIP):  # the prompts are learned: their features are constants of the file
+                with torch.no_grad():
+                    features = module.text_features()
+                module.text_features = partial(torch.clone, features)  # type: ignore[method-assign]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         prediction = self._predict(images)
