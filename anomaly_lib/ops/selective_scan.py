@@ -55,7 +55,7 @@ def selective_scan(
     delta_bias: Tensor | None = None,  # [E]
     backend: str = "auto",
 ) -> Tensor:  # [B, L, E]
-    """The scan with softplus(delta + bias), skip ``D u``, gate ``silu(z)``: float32 or wider, answered in ``u``'s dtype."""
+    """The scan with softplus(delta + bias), skip ``D u`` and gate ``silu(z)``, at least in float32; keeps the dtype."""
     if scan_backend(backend, u.device) == "kernel":
         return _kernel_scan(u, delta, A, B, C, D, z, delta_bias)
     wide = torch.promote_types(u.dtype, torch.float32)  # half precision loses the slow states: exp(delta A) near 1
