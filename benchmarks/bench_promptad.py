@@ -1,6 +1,6 @@
 """How much of PromptAD's training is repeated work? The original's schedule against this library's recipe.
 
-All times are processor seconds (sum over threads), so that a busy machine does not distort the ratio.
+All times are processor seconds. On a busy machine set OMP_NUM_THREADS=1: waiting threads burn processor time too.
 
 The reference repeats the same work in every epoch: one epoch is measured and multiplied. The recipe is measured cold,
 warm and with more epochs, which gives what an image, an epoch and the rest cost. The agreement part runs both and
