@@ -26,12 +26,14 @@ REQUIRED = [
     "pillow>=10",
     "tqdm>=4.65",
     "argparse-dataclass==2.0.0",
+    "vesin>=0.3",
+    "ase>=3.23",
 ]
 EXTRAS = {
     "mamba": ["mamba-ssm>=2.2", "causal-conv1d>=1.4"],  # CUDA kernels; the pure-PyTorch scan is the default
     "wandb": ["wandb>=0.16"],
     "tensorboard": ["tensorboard>=2.14"],
-    "crystal": ["vesin>=0.3", "ase>=3.23"],
+    "crystal": [],  # structure readers and neighbour lists are small and come with the package
     "describe": ["robocrys>=0.2.9", "pymatgen>=2024.1"],  # descriptions of crystals by robocrystallographer
     "export": ["onnx>=1.16", "onnxscript>=0.1", "onnxruntime>=1.18"],
     "cluster": ["ray>=2.10"],
@@ -48,7 +50,6 @@ EXTRAS["test"] = [
     "nbclient>=0.10",
     "ipykernel>=6.29",
     *EXTRAS["tensorboard"],
-    *EXTRAS["crystal"],
     *EXTRAS["export"],
 ]
 EXTRAS["bench"] = [

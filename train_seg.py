@@ -4,8 +4,8 @@ import sys
 from collections.abc import Sequence
 
 from anomaly_lib.config import command
-from anomaly_lib.recipes.promptad import train
-from anomaly_lib.recipes.promptad_options import SegArgs
+from anomaly_lib.recipes.promptad.options import SegArgs
+from anomaly_lib.recipes.promptad.recipe import train
 
 
 def main(argv: Sequence[str] | None = None) -> int:

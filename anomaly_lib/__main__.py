@@ -107,10 +107,10 @@ def check(args: CheckArgs) -> int:
 
 # Who writes the built-in data of which system: (module of anomaly_lib.data, function).
 DEMO_WRITERS = {
-    "promptad": ("demo", "write_demo"),
-    "weld": ("weld_demo", "write_weld_demo"),
-    "crystal": ("crystal_demo", "write_crystal_demo"),
-    "hdmap": ("hdmap_demo", "write_hdmap_demo"),
+    "promptad": ("demo.items", "write_demo"),
+    "weld": ("weld.demo", "write_weld_demo"),
+    "crystal": ("crystal.demo", "write_crystal_demo"),
+    "hdmap": ("hdmap.demo", "write_hdmap_demo"),
 }
 
 
@@ -135,7 +135,7 @@ def cache(args: CacheInfoArgs) -> None:
 
 
 def predict(argv: list[str]) -> int:
-    from anomaly_lib.recipes.predict import main as predict_main
+    from anomaly_lib.recipes.evaluation.predict import main as predict_main
 
     return predict_main(argv)
 

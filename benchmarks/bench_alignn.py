@@ -13,10 +13,10 @@ from bench_graphs import load
 from harness import finish, machine, measure, parser
 from torch import Tensor, nn
 
-from anomaly_lib.data.crystal_batch import GraphBatch, batch_graphs
-from anomaly_lib.data.crystal_graph import GraphBuilder
-from anomaly_lib.models import alignn
-from anomaly_lib.models.alignn import ALIGNN, EdgeGatedGraphConv
+from anomaly_lib.data.crystal.batch import GraphBatch, batch_graphs
+from anomaly_lib.data.crystal.graph import GraphBuilder
+from anomaly_lib.models.crystal import alignn
+from anomaly_lib.models.crystal.alignn import ALIGNN, EdgeGatedGraphConv
 from anomaly_lib.ops import gated_message
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from harness import finish, machine, measure, parser
 
-from anomaly_lib.models.memory_bank import MemoryBank
+from anomaly_lib.models.detectors.memory_bank import MemoryBank
 from anomaly_lib.ops import greedy_coreset, nearest_neighbours
 
 PEER_PICKS = 200

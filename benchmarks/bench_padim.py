@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from harness import finish, machine, measure, parser
 
-from anomaly_lib.models.padim import RIDGE, Moments
+from anomaly_lib.models.detectors.padim import RIDGE, Moments
 from anomaly_lib.ops import mahalanobis, whitening_matrix
 
 SIDE = 56  # resnet18, 224 pixels: 3136 positions

@@ -22,15 +22,15 @@ from promptad_reference import Reference
 from safetensors.torch import save_file
 
 from anomaly_lib.backbones.clip import create_clip
-from anomaly_lib.data.demo import write_demo
+from anomaly_lib.data.demo.items import write_demo
 from anomaly_lib.data.images import read_mask
 from anomaly_lib.data.transforms import ImageTransform
 from anomaly_lib.engine.checkpoint import load_checkpoint
-from anomaly_lib.models.promptad_prompts import PromptLearner
-from anomaly_lib.models.promptad_states import class_text, state_templates
-from anomaly_lib.recipes.promptad import train
-from anomaly_lib.recipes.promptad_data import open_task
-from anomaly_lib.recipes.promptad_options import Args, SegArgs, resolve
+from anomaly_lib.models.promptad.prompts import PromptLearner
+from anomaly_lib.models.promptad.states import class_text, state_templates
+from anomaly_lib.recipes.promptad.data import open_task
+from anomaly_lib.recipes.promptad.options import Args, SegArgs, resolve
+from anomaly_lib.recipes.promptad.recipe import train
 
 
 def seconds(work: Callable[[], Any]) -> float:

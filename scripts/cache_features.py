@@ -11,12 +11,9 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Optional
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without installing
 
 from anomaly_lib.backbones import FrozenBackbone, create_backbone
 from anomaly_lib.config import arg, command, override

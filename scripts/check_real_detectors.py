@@ -17,17 +17,15 @@ from typing import Any
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from anomaly_lib.config import Switch, arg, command
 from anomaly_lib.engine.run import machine_facts
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import write_json, write_text
 from anomaly_lib.metrics import aupro, auroc, pixel_auroc
-from anomaly_lib.recipes.detector_build import make_extractor
-from anomaly_lib.recipes.detector_options import resolve
-from anomaly_lib.recipes.detectors import Args as DetectorArgs
-from anomaly_lib.recipes.detectors import build, open_class, score_batches, stack_images
+from anomaly_lib.recipes.detectors.build import make_extractor
+from anomaly_lib.recipes.detectors.options import resolve
+from anomaly_lib.recipes.detectors.recipe import Args as DetectorArgs
+from anomaly_lib.recipes.detectors.recipe import build, open_class, score_batches, stack_images
 from anomaly_lib.types import Prediction
 
 ROOT = Path(__file__).resolve().parents[1]

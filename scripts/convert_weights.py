@@ -11,8 +11,6 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from anomaly_lib.backbones.weights import file_sha256, read_state_dict
 from anomaly_lib.errors import UserError
 

@@ -7,7 +7,6 @@ model was trained on (cloth, steel, wire mesh); `held out` ones (capsule, circui
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -17,12 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from anomaly_lib.backbones import create_backbone
 from anomaly_lib.config import arg, command
-from anomaly_lib.data import captions
-from anomaly_lib.data.demo import CATEGORIES, demo_items
+from anomaly_lib.data.demo.items import CATEGORIES, demo_items
+from anomaly_lib.data.procedural import captions
 from anomaly_lib.data.transforms import clip_transform
 from anomaly_lib.metrics import auroc, pixel_auroc
 from anomaly_lib.ops import nearest_neighbours

@@ -19,14 +19,14 @@ from PIL import Image
 
 from anomaly_lib import viz
 from anomaly_lib.config import arg, command
-from anomaly_lib.data.demo import CATEGORIES, render
+from anomaly_lib.data.demo.items import CATEGORIES, render
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json, write_text
 from anomaly_lib.metrics.inputs import to_numpy
 from anomaly_lib.recipes import recipe_of
-from anomaly_lib.recipes.evaluate import find_checkpoints
-from anomaly_lib.recipes.evaluation import EvaluateArgs, Evaluation
-from anomaly_lib.recipes.tables import Table
+from anomaly_lib.recipes.evaluation.contract import EvaluateArgs, Evaluation
+from anomaly_lib.recipes.evaluation.evaluate import find_checkpoints
+from anomaly_lib.recipes.evaluation.tables import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- figures: begin (make figures) -->", "<!-- figures: end -->"

@@ -24,16 +24,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from anomaly_lib.backbones.attention import feed_forward, merge_heads, project_qkv
 from anomaly_lib.backbones.clip import CLIP_MEAN, CLIP_STD
 from anomaly_lib.backbones.clip_text import ClipText
 from anomaly_lib.backbones.tokenizer import WordTokenizer
 from anomaly_lib.config import Switch, arg, command
-from anomaly_lib.data import captions
-from anomaly_lib.data.procedural import MATERIALS, SURFACE, draw
-from anomaly_lib.data.procedural_defects import DEFECT_NAMES
+from anomaly_lib.data.procedural import captions
+from anomaly_lib.data.procedural.defects import DEFECT_NAMES
+from anomaly_lib.data.procedural.pictures import MATERIALS, SURFACE, draw
 from anomaly_lib.engine.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from anomaly_lib.engine.ema import Ema
 from anomaly_lib.engine.optim import param_groups, step

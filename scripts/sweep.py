@@ -12,10 +12,7 @@ OUTPUT_DIR/jobs/NAME/.
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Optional
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without installing
 
 from anomaly_lib.config import Switch, arg, command
 from anomaly_lib.engine.launchers import LocalLauncher, RayLauncher

@@ -1,12 +1,9 @@
 """Train PatchCore, PaDiM, Reverse Distillation, DRAEM or DRAEM-SevNet on one class of any image data set."""
 
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from anomaly_lib.config import command
-from anomaly_lib.recipes.detectors import Args, train
+from anomaly_lib.recipes.detectors.recipe import Args, train
 
 
 def body(args: Args) -> None:

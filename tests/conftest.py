@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+# Tiny tensors, several test processes side by side: one thread each is fastest, and the same everywhere.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:

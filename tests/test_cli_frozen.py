@@ -18,14 +18,14 @@ GOLDEN = ROOT / "tests" / "golden" / "cli.json"
 def args_classes() -> dict[str, type]:
     """Every dataclass of options in recipes/ and __main__, by module and name."""
     found = {}
-    for path in [*sorted((PACKAGE / "recipes").glob("*.py")), PACKAGE / "__main__.py"]:
+    for path in [*sorted((PACKAGE / "recipes").rglob("*.py")), PACKAGE / "__main__.py"]:
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         module = importlib.import_module(name.removesuffix(".__init__"))
         for key, value in vars(module).items():
             if isinstance(value, type) and dataclasses.is_dataclass(value) and value.__module__ == module.__name__:
                 fields = dataclasses.fields(value)
                 if fields and all("raw_help" in f.metadata for f in fields):
-                    found[f"{path.stem}.{key}"] = value
+                    found[f"{module.__name__.removeprefix('anomaly_lib.')}.{key}"] = value
     return found
 
 

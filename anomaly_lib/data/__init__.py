@@ -1,7 +1,7 @@
 """Readers that yield items, the dataset that decodes them once, transforms, few-shot splits and demo data."""
 
 from anomaly_lib.data.base import ImageDataset, Item, class_names, load_pixels, select, sort_items
-from anomaly_lib.data.demo import demo_items, write_demo
+from anomaly_lib.data.demo.items import demo_items, write_demo
 from anomaly_lib.data.meta import read_meta, write_meta
 from anomaly_lib.data.registry import DATASETS, open_dataset
 from anomaly_lib.data.splits import KShot, k_shot

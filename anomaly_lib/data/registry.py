@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from anomaly_lib.data.base import Item
-from anomaly_lib.data.demo import demo_items
+from anomaly_lib.data.demo.items import demo_items
 from anomaly_lib.data.layouts import read_folders, read_visa
 from anomaly_lib.data.meta import read_meta
 from anomaly_lib.data.readers import read_mvtec

@@ -1,4 +1,4 @@
-"""One file a system: its Args, build(), the written-out training loop, predict(), evaluate().
+"""One folder a system: its Args, build(), the written-out training loop, predict(), evaluate().
 
 The contract (a convention, checked by one test over all recipes, not a base class):
 ``Args``, ``build(args, device)``, ``train(args) -> RunResult``, ``predict(model, batch) -> Prediction``,
@@ -14,13 +14,13 @@ from anomaly_lib.errors import UserError
 
 # What a checkpoint says under "system" -> the module of this folder that reads it.
 RECIPES: dict[str, str] = {
-    "promptad": "promptad",
-    "sowa": "sowa",
-    "causal_film": "causal_film",
-    "weld_supcon": "weld_supcon",
-    "crystal": "crystal",
-    "detectors": "detectors",
-    "hdmap": "hdmap",
+    "promptad": "promptad.recipe",
+    "sowa": "sowa.recipe",
+    "causal_film": "weld.causal_film",
+    "weld_supcon": "weld.supcon",
+    "crystal": "crystal.recipe",
+    "detectors": "detectors.recipe",
+    "hdmap": "hdmap.recipe",
 }
 
 

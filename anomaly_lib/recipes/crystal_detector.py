@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anomaly_lib.data.crystal_dataset import property_name
-from anomaly_lib.data.crystal_store import build_graphs
-from anomaly_lib.data.crystal_structure import Crystal
+from anomaly_lib.data.crystal.dataset import property_name
+from anomaly_lib.data.crystal.store import build_graphs
+from anomaly_lib.data.crystal.structure import Crystal
 from anomaly_lib.engine.amp import autocast_for, pick_device
 from anomaly_lib.engine.checkpoint import load_checkpoint
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import write_atomic
 from anomaly_lib.metrics import auroc, regression_metrics
-from anomaly_lib.models.alignn import ALIGNN
-from anomaly_lib.models.crystal_fusion import CrystalFusionModel, CrystalOutput, TextRegressor
-from anomaly_lib.recipes.crystal_data import (
+from anomaly_lib.models.crystal.alignn import ALIGNN
+from anomaly_lib.models.crystal.fusion import CrystalFusionModel, CrystalOutput, TextRegressor
+from anomaly_lib.recipes.crystal.data import (
     Batch,
     CrystalData,
     TargetScale,
@@ -28,8 +28,8 @@ from anomaly_lib.recipes.crystal_data import (
     make_batch,
     text_encoder,
 )
-from anomaly_lib.recipes.crystal_options import PUBLISHED, Args, graph_settings, model_config
-from anomaly_lib.recipes.evaluation import EvaluateArgs, Evaluation
+from anomaly_lib.recipes.crystal.options import PUBLISHED, Args, graph_settings, model_config
+from anomaly_lib.recipes.evaluation.contract import EvaluateArgs, Evaluation
 from anomaly_lib.types import Prediction
 
 SYSTEM = "crystal"

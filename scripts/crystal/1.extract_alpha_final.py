@@ -3,18 +3,15 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Optional
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout works without installing
-
 from anomaly_lib.config import arg, command
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import write_atomic
-from anomaly_lib.recipes.crystal import load_detector
-from anomaly_lib.recipes.crystal_diagnosis import extract_alphas, sample_positions
+from anomaly_lib.recipes.crystal.diagnosis import extract_alphas, sample_positions
+from anomaly_lib.recipes.crystal.recipe import load_detector
 
 
 @dataclass

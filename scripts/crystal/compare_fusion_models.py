@@ -3,15 +3,12 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Optional
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout works without installing
 
 from anomaly_lib.config import arg, command
 from anomaly_lib.errors import UserError
-from anomaly_lib.recipes.crystal import load_detector
-from anomaly_lib.recipes.crystal_diagnosis import Summary, comparison_lines, measure, sample_positions, text_scales
+from anomaly_lib.recipes.crystal.diagnosis import Summary, comparison_lines, measure, sample_positions, text_scales
+from anomaly_lib.recipes.crystal.recipe import load_detector
 
 
 @dataclass

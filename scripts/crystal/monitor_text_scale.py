@@ -8,10 +8,8 @@ from typing import Optional
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout works without installing
-
 from anomaly_lib.config import arg, command
-from anomaly_lib.recipes.crystal_scales import scale_history
+from anomaly_lib.recipes.crystal.scales import scale_history
 from anomaly_lib.viz.crystal import text_scale_figure
 from anomaly_lib.viz.style import save_figure
 

@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout works without installing
-
 from anomaly_lib.config import arg, command
 from anomaly_lib.files import write_text
-from anomaly_lib.recipes.crystal import train
-from anomaly_lib.recipes.crystal_options import Args
+from anomaly_lib.recipes.crystal.options import Args
+from anomaly_lib.recipes.crystal.recipe import train
 
 MIDDLE = {
     "use_middle_fusion": True, "middle_fusion_use_gate_norm": True, "middle_fusion_use_learnable_scale": True,

@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout works without installing
-
 from anomaly_lib.config import arg, command
 from anomaly_lib.errors import UserError
-from anomaly_lib.recipes.crystal_scales import scale_checkpoint
+from anomaly_lib.recipes.crystal.scales import scale_checkpoint
 
 
 @dataclass

@@ -3,13 +3,10 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Optional
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from anomaly_lib.config import arg, command
-from anomaly_lib.recipes.hdmap_analysis import analyze, collect, summary_rows
+from anomaly_lib.recipes.hdmap.analysis import analyze, collect, summary_rows
 
 
 @dataclass

@@ -3,13 +3,10 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Optional
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from anomaly_lib.config import arg, command
-from anomaly_lib.data.hdmap_convert import CLASS_SENSOR_NEW, CLASS_SENSOR_OLD, convert
+from anomaly_lib.data.hdmap.convert import CLASS_SENSOR_NEW, CLASS_SENSOR_OLD, convert
 
 
 @dataclass

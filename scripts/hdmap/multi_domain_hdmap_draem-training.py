@@ -3,11 +3,8 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from anomaly_lib.recipes.hdmap_experiment import script_main
+from anomaly_lib.recipes.hdmap.experiment import script_main
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from anomaly_lib.config import Switch, arg, command
 from anomaly_lib.engine.launchers import LocalLauncher
 from anomaly_lib.engine.log import Log
 from anomaly_lib.engine.sweep import Job, Sweep
 from anomaly_lib.files import read_json
-from anomaly_lib.recipes.detector_options import MODELS
-from anomaly_lib.recipes.hdmap_experiment import finished_result
-from anomaly_lib.recipes.hdmap_options import get_experiment_by_name, load_experiment_conditions
+from anomaly_lib.recipes.detectors.options import MODELS
+from anomaly_lib.recipes.hdmap.experiment import finished_result
+from anomaly_lib.recipes.hdmap.options import get_experiment_by_name, load_experiment_conditions
 
 HERE = Path(__file__).resolve().parent
 

@@ -5,10 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from anomaly_lib.errors import UserError
-from anomaly_lib.recipes.promptad_analysis import compare, read_results
+from anomaly_lib.recipes.promptad.analysis import compare, read_results
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,11 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from anomaly_lib.config import command
-from anomaly_lib.recipes.promptad_analysis import analyse, averages, collect
-from anomaly_lib.recipes.promptad_gate import GateArgs, run_gate
+from anomaly_lib.recipes.promptad.analysis import analyse, averages, collect
+from anomaly_lib.recipes.promptad.gate import GateArgs, run_gate
 
 
 def run(args: GateArgs) -> None:

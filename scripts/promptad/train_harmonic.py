@@ -4,13 +4,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from anomaly_lib.config import command
 from anomaly_lib.engine.launchers import LocalLauncher, RayLauncher
 from anomaly_lib.engine.log import Log
 from anomaly_lib.engine.sweep import Launcher, Sweep
-from anomaly_lib.recipes.promptad_sweep import SweepArgs, sweep_jobs
+from anomaly_lib.recipes.promptad.sweep import SweepArgs, sweep_jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 

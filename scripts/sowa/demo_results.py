@@ -11,12 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from anomaly_lib.files import read_json, write_text
-from anomaly_lib.recipes.evaluation import EvaluateArgs
-from anomaly_lib.recipes.sowa import Args, evaluate, train
-from anomaly_lib.recipes.tables import Cell, Table
+from anomaly_lib.recipes.evaluation.contract import EvaluateArgs
+from anomaly_lib.recipes.evaluation.tables import Cell, Table
+from anomaly_lib.recipes.sowa.recipe import Args, evaluate, train
 
 SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_aupro")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "sowa.md"

@@ -11,8 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from anomaly_lib.data import Item, open_dataset, write_meta
 from anomaly_lib.errors import UserError
 

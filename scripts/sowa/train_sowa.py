@@ -5,12 +5,9 @@ Without flags it trains on three built-in demo classes and tests on the two othe
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from anomaly_lib.config import command
-from anomaly_lib.recipes.sowa import Args, train
+from anomaly_lib.recipes.sowa.recipe import Args, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:

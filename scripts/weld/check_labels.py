@@ -4,12 +4,9 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from anomaly_lib.data.weld_demo import weld_demo_runs
-from anomaly_lib.data.weld_manifest import CLASSES, SPLITS, read_manifest
+from anomaly_lib.data.weld.demo import weld_demo_runs
+from anomaly_lib.data.weld.manifest import CLASSES, SPLITS, read_manifest
 from anomaly_lib.errors import UserError
 
 MAX_IMBALANCE = 10

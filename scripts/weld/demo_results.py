@@ -10,16 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import torch
 
-from anomaly_lib.data.weld_manifest import select_runs
+from anomaly_lib.data.weld.manifest import select_runs
 from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.files import write_json
-from anomaly_lib.recipes.causal_film import Args, build_features, load_detector, open_runs, train
-from anomaly_lib.recipes.causal_film_options import resolve, weld_settings
-from anomaly_lib.recipes.causal_film_report import per_class, single_modality_scores, split_metrics
+from anomaly_lib.recipes.weld.causal_film import Args, build_features, load_detector, open_runs, train
+from anomaly_lib.recipes.weld.causal_film_options import resolve, weld_settings
+from anomaly_lib.recipes.weld.causal_film_report import per_class, single_modality_scores, split_metrics
 
 VARIANTS: dict[str, dict[str, object]] = {
     "default": {},

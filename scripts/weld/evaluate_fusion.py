@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from anomaly_lib.config import command
 from anomaly_lib.files import write_json
-from anomaly_lib.recipes.video_ae import FusionArgs, evaluate_fusion
+from anomaly_lib.recipes.weld.video_ae import FusionArgs, evaluate_fusion
 
 
 def run(args: FusionArgs) -> None:

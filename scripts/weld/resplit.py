@@ -10,9 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from anomaly_lib.data.weld_manifest import assign_splits, read_manifest
+from anomaly_lib.data.weld.manifest import assign_splits, read_manifest
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import atomic_file
 

@@ -5,12 +5,9 @@ Interrupted or repeated, it goes on with the rows that are not there yet (``--fr
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from anomaly_lib.config import command
-from anomaly_lib.recipes.weld_baselines import Args, run_ladder
+from anomaly_lib.recipes.weld.baselines import Args, run_ladder
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,13 +2,10 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from anomaly_lib.config import command
-from anomaly_lib.recipes.weld_supcon import train
-from anomaly_lib.recipes.weld_supcon_options import Args
+from anomaly_lib.recipes.weld.supcon import train
+from anomaly_lib.recipes.weld.supcon_options import Args
 
 
 def main(argv: Sequence[str] | None = None) -> int:

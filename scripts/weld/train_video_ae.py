@@ -2,12 +2,9 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from anomaly_lib.config import command
-from anomaly_lib.recipes.video_ae import Args, train
+from anomaly_lib.recipes.weld.video_ae import Args, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:

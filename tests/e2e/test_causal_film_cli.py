@@ -13,9 +13,9 @@ import torch
 import train_causal_film
 from anomaly_lib.engine.run import Run
 from anomaly_lib.errors import UserError
-from anomaly_lib.recipes import causal_film
-from anomaly_lib.recipes.causal_film import Args, load_detector, train
-from anomaly_lib.recipes.causal_film_options import resolve
+from anomaly_lib.recipes.weld import causal_film
+from anomaly_lib.recipes.weld.causal_film import Args, load_detector, train
+from anomaly_lib.recipes.weld.causal_film_options import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--demo-train", "16", "--demo-good", "4", "--demo-defects", "1", "--d-model", "16", "--sensor-hidden", "16"]
@@ -184,7 +184,7 @@ def test_other_paths_train(words: list[str], tmp_path: Path) -> None:
 
 
 def test_files_give_a_run_too_and_mistakes_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from anomaly_lib.data.weld_demo import write_weld_demo
+    from anomaly_lib.data.weld.demo import write_weld_demo
 
     data = write_weld_demo(tmp_path / "data", train=8, good=2, per_defect=1)
     flags = ["--data-path", str(data), "--dummy", "--epochs", "1", "--output-dir", str(tmp_path / "run")]
@@ -205,8 +205,8 @@ def test_files_give_a_run_too_and_mistakes_one_line(tmp_path: Path, capsys: pyte
 
 
 def test_video_ae_and_late_fusion(reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from anomaly_lib.recipes import video_ae
-    from anomaly_lib.recipes.video_ae import FusionArgs, VideoDetector, evaluate_fusion
+    from anomaly_lib.recipes.weld import video_ae
+    from anomaly_lib.recipes.weld.video_ae import FusionArgs, VideoDetector, evaluate_fusion
 
     small = {"demo_train": 16, "demo_good": 4, "demo_defects": 1}
     result = video_ae.train(video_ae.Args(epochs=3, output_dir=str(tmp_path / "ae"), **small))
@@ -226,13 +226,13 @@ def test_video_ae_and_late_fusion(reference: Path, tmp_path: Path, capsys: pytes
 
 
 def test_video_ae_has_the_published_size() -> None:
-    from anomaly_lib.models.video_ae import VideoAE
+    from anomaly_lib.models.weld.video_ae import VideoAE
 
     assert [sum(p.numel() for p in VideoAE(dim=d).parameters()) for d in (768, 1280)] == [214_080, 345_664]
 
 
 def test_label_check_and_new_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from anomaly_lib.data.weld_manifest import read_manifest
+    from anomaly_lib.data.weld.manifest import read_manifest
     from scripts.weld import check_labels, resplit
 
     manifest = ["CATEGORY,DIRECTORY,SUBDIRS,SPLIT"]

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from anomaly_lib.backbones import create_backbone
-from anomaly_lib.data.weld import WeldSettings
-from anomaly_lib.data.weld_demo import weld_demo_runs
-from anomaly_lib.models.causal_film import CausalFiLM, model_config, parse_branches
-from anomaly_lib.models.causal_film_loss import CausalFiLMLoss, anomaly_score, loss_config
-from anomaly_lib.recipes.weld_features import TokenSettings, WeldEncoders, WeldFeatures
+from anomaly_lib.data.weld.demo import weld_demo_runs
+from anomaly_lib.data.weld.runs import WeldSettings
+from anomaly_lib.models.weld.causal_film import CausalFiLM, model_config, parse_branches
+from anomaly_lib.models.weld.causal_film_loss import CausalFiLMLoss, anomaly_score, loss_config
+from anomaly_lib.recipes.weld.features import TokenSettings, WeldEncoders, WeldFeatures
 
 pytestmark = pytest.mark.slow
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from anomaly_lib import load
-from anomaly_lib.data.demo import render
-from anomaly_lib.recipes import detectors, promptad, sowa
-from anomaly_lib.recipes.export import load_exported
+from anomaly_lib.data.demo.items import render
+from anomaly_lib.recipes.detectors import recipe as detectors
+from anomaly_lib.recipes.evaluation.export import load_exported
+from anomaly_lib.recipes.promptad import recipe as promptad
+from anomaly_lib.recipes.sowa import recipe as sowa
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SPEC = importlib.util.spec_from_file_location("export_script", ROOT / "scripts" / "export.py")

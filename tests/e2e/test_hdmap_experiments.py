@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from anomaly_lib.errors import UserError
-from anomaly_lib.recipes import hdmap_experiment
-from anomaly_lib.recipes.hdmap_analysis import analyze, collect, paired_tests, summary_rows
-from anomaly_lib.recipes.hdmap_experiment import (
+from anomaly_lib.recipes.hdmap import experiment as hdmap_experiment
+from anomaly_lib.recipes.hdmap.analysis import analyze, collect, paired_tests, summary_rows
+from anomaly_lib.recipes.hdmap.experiment import (
     create_multi_domain_datamodule,
     evaluate_source_domain,
     evaluate_target_domains,
     transfer_grade,
 )
-from anomaly_lib.recipes.hdmap_options import (
+from anomaly_lib.recipes.hdmap.options import (
     args_of,
     extract_target_domains_from_config,
     image_size_of,

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 import anomaly_lib
-from anomaly_lib.data.demo import write_demo
+from anomaly_lib.data.demo.items import write_demo
 from anomaly_lib.engine.run import Run
-from anomaly_lib.recipes.evaluation import EvaluateArgs
-from anomaly_lib.recipes.promptad import evaluate
-from anomaly_lib.recipes.promptad_detector import load_detector
+from anomaly_lib.recipes.evaluation.contract import EvaluateArgs
+from anomaly_lib.recipes.promptad.detector import load_detector
+from anomaly_lib.recipes.promptad.recipe import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
 Main = Callable[[list[str]], int]

@@ -15,7 +15,7 @@ from PIL import Image
 import anomaly_lib
 import evaluate
 from anomaly_lib.data import open_dataset
-from anomaly_lib.recipes.sowa import Detector
+from anomaly_lib.recipes.sowa.recipe import Detector
 from scripts.sowa import make_meta, train_sowa
 
 ROOT = Path(__file__).resolve().parents[2]

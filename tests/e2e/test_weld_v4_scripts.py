@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from anomaly_lib.data.weld_demo import write_weld_demo
+from anomaly_lib.data.weld.demo import write_weld_demo
 from anomaly_lib.engine.checkpoint import load_checkpoint
-from anomaly_lib.recipes import weld_supcon
-from anomaly_lib.recipes.weld_baselines import missing_study
+from anomaly_lib.recipes.weld import supcon as weld_supcon
+from anomaly_lib.recipes.weld.baselines import missing_study
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--demo-train", "3", "--demo-good", "2", "--demo-defects", "2", "--video-frames", "4", "--video-size", "32"]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly_lib.data.crystal_batch import GraphBatch, batch_graphs
-from anomaly_lib.data.crystal_graph import GraphBuilder, GraphSettings
-from anomaly_lib.data.crystal_structure import Crystal, crystal_from_record
-from anomaly_lib.models.crystal_fusion import CrystalFusionConfig, CrystalFusionModel
+from anomaly_lib.data.crystal.batch import GraphBatch, batch_graphs
+from anomaly_lib.data.crystal.graph import GraphBuilder, GraphSettings
+from anomaly_lib.data.crystal.structure import Crystal, crystal_from_record
+from anomaly_lib.models.crystal.fusion import CrystalFusionConfig, CrystalFusionModel
 from anomaly_lib.ops.graph import bond_cosine, line_graph
 
 pytestmark = [pytest.mark.data, pytest.mark.parity]

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
 from anomaly_lib.backbones.clip import create_clip
-from anomaly_lib.models.promptad import PromptAD
-from anomaly_lib.models.promptad_prompts import PromptLearner
-from anomaly_lib.models.promptad_scores import ImageFeatures, ScoreSettings, predict_features
-from anomaly_lib.models.promptad_states import class_text, state_templates
+from anomaly_lib.models.promptad.model import PromptAD
+from anomaly_lib.models.promptad.prompts import PromptLearner
+from anomaly_lib.models.promptad.scores import ImageFeatures, ScoreSettings, predict_features
+from anomaly_lib.models.promptad.states import class_text, state_templates
 
 pytestmark = pytest.mark.parity
 STATES_OF_METAL_NUT = [

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomaly_lib.data.crystal_dataset import random_split, read_table, split_from_file
-from anomaly_lib.data.crystal_demo import demo_table, write_crystal_demo
-from anomaly_lib.data.crystal_elements import NUM_ATOM_FEATURES, atom_feature_table, atomic_number
-from anomaly_lib.data.crystal_graph import GraphBuilder, GraphSettings
-from anomaly_lib.data.crystal_store import GraphStore, build_graphs, cached_graphs
-from anomaly_lib.data.crystal_structure import Crystal, crystal_from_record, make_crystal, read_crystal, write_cif
-from anomaly_lib.data.crystal_text import describe, keep_levels, normalize_text, reduced_formula
+from anomaly_lib.data.crystal.dataset import random_split, read_table, split_from_file
+from anomaly_lib.data.crystal.demo import demo_table, write_crystal_demo
+from anomaly_lib.data.crystal.elements import NUM_ATOM_FEATURES, atom_feature_table, atomic_number
+from anomaly_lib.data.crystal.graph import GraphBuilder, GraphSettings
+from anomaly_lib.data.crystal.store import GraphStore, build_graphs, cached_graphs
+from anomaly_lib.data.crystal.structure import Crystal, crystal_from_record, make_crystal, read_crystal, write_cif
+from anomaly_lib.data.crystal.text import describe, keep_levels, normalize_text, reduced_formula
 from anomaly_lib.errors import UserError
 
 SALT = make_crystal(

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from anomaly_lib.data import demo_items, load_pixels, open_dataset, select, write_demo
-from anomaly_lib.data.demo import CATEGORIES, render
+from anomaly_lib.data.demo.items import CATEGORIES, render
 from anomaly_lib.errors import UserError
 
 
@@ -36,8 +36,8 @@ def test_same_seed_same_pixels_whatever_the_count(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(CATEGORIES))
 def test_masks_are_where_the_defect_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without nuisance, defective and clean renderings of the same draws differ inside the mask, not outside."""
-    from anomaly_lib.data import demo
-    from anomaly_lib.data.demo_draw import Draws, posed_scene
+    from anomaly_lib.data.demo import items as demo
+    from anomaly_lib.data.demo.draw import Draws, posed_scene
 
     monkeypatch.setattr(demo, "_photograph", lambda draws, scene, colour: colour)
     category, size = CATEGORIES[name], 128

@@ -4,7 +4,9 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from anomaly_lib.data.hdmap import (
+from anomaly_lib.data.hdmap.convert import CLASS_SENSOR_OLD, DOMAIN_MAX, Version, convert, mat_paths
+from anomaly_lib.data.hdmap.demo import LOOKS, synthetic_maps, write_hdmap_demo
+from anomaly_lib.data.hdmap.reader import (
     DOMAINS,
     MultiDomainHDMAPDataModule,
     decode,
@@ -14,8 +16,6 @@ from anomaly_lib.data.hdmap import (
     save_map,
     stratified_halves,
 )
-from anomaly_lib.data.hdmap_convert import CLASS_SENSOR_OLD, DOMAIN_MAX, Version, convert, mat_paths
-from anomaly_lib.data.hdmap_demo import LOOKS, synthetic_maps, write_hdmap_demo
 from anomaly_lib.errors import UserError
 from anomaly_lib.metrics import auroc
 

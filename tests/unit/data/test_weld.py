@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly_lib.data.weld import WeldDataset, WeldSettings, load_raw, preprocess
-from anomaly_lib.data.weld_demo import MISMATCH, draw_weld, render_weld, weld_demo_runs, write_weld_demo
-from anomaly_lib.data.weld_manifest import CLASSES, RawRun, assign_splits, class_of, read_manifest, select_runs
-from anomaly_lib.data.weld_media import frame_indices, photo_tensor, read_video, video_tensor
-from anomaly_lib.data.weld_signal import (
+from anomaly_lib.data.weld.demo import MISMATCH, draw_weld, render_weld, weld_demo_runs, write_weld_demo
+from anomaly_lib.data.weld.manifest import CLASSES, RawRun, assign_splits, class_of, read_manifest, select_runs
+from anomaly_lib.data.weld.media import frame_indices, photo_tensor, read_video, video_tensor
+from anomaly_lib.data.weld.runs import WeldDataset, WeldSettings, load_raw, preprocess
+from anomaly_lib.data.weld.signal import (
     fit_frames,
     kaldi_log_mel,
     mel_db,

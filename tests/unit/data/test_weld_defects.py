@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from anomaly_lib.data.captions import TEMPLATES, grammar_words, noun
-from anomaly_lib.data.procedural import MATERIALS, SURFACE, draw
-from anomaly_lib.data.procedural_textures import OBJECTS, TEXTURES, silhouette
-from anomaly_lib.data.weld_defects import PHOTO_DEFECTS, SERIES_DISTURBANCES, damage_photo, disturb_series
+from anomaly_lib.data.procedural.captions import TEMPLATES, grammar_words, noun
+from anomaly_lib.data.procedural.pictures import MATERIALS, SURFACE, draw
+from anomaly_lib.data.procedural.textures import OBJECTS, TEXTURES, silhouette
+from anomaly_lib.data.weld.defects import PHOTO_DEFECTS, SERIES_DISTURBANCES, damage_photo, disturb_series
 from anomaly_lib.errors import UserError
 
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from anomaly_lib.models.causal_film import (
+from anomaly_lib.models.weld.causal_film import (
     BRANCH_PRESETS,
     CausalFiLM,
     CausalFiLMConfig,
     model_config,
     parse_branches,
 )
-from anomaly_lib.models.causal_film_loss import CausalFiLMLoss, anomaly_score, collapse_monitor, loss_config
-from anomaly_lib.models.causal_film_parts import AntiGenDecoder, GeM, RobustResultEncoder, SensorModulator
+from anomaly_lib.models.weld.causal_film_loss import CausalFiLMLoss, anomaly_score, collapse_monitor, loss_config
+from anomaly_lib.models.weld.causal_film_parts import AntiGenDecoder, GeM, RobustResultEncoder, SensorModulator
 
 SMALL = {"video_dim": 12, "audio_dim": 10, "image_dim": 16, "d_model": 16, "sensor_hidden": 8, "process_heads": 2}
 SMALL_BRANCHES = "2.mean,2.gem,3.mean"

@@ -9,9 +9,9 @@ from scipy import ndimage
 from torch import nn
 from torch.nn import functional as F
 
-from anomaly_lib.models.memory_bank import MemoryBank
-from anomaly_lib.models.padim import Padim
-from anomaly_lib.models.patchcore import PatchCore, aggregate_patches
+from anomaly_lib.models.detectors.memory_bank import MemoryBank
+from anomaly_lib.models.detectors.padim import Padim
+from anomaly_lib.models.detectors.patchcore import PatchCore, aggregate_patches
 
 
 class TinyExtractor(nn.Module):

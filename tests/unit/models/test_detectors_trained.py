@@ -6,12 +6,12 @@ from scipy import ndimage
 from torch import nn
 from torch.nn import functional as F
 
-from anomaly_lib.models.anomalib_keys import load_anomalib, to_anomalib
-from anomaly_lib.models.draem import Draem, ReconstructiveSubNetwork, swap_concat_order
-from anomaly_lib.models.draem_sevnet import DraemSevNet, SeverityHead
-from anomaly_lib.models.padim import Padim
-from anomaly_lib.models.patchcore import PatchCore
-from anomaly_lib.models.reverse_distillation import ReverseDistillation
+from anomaly_lib.models.detectors.anomalib_keys import load_anomalib, to_anomalib
+from anomaly_lib.models.detectors.draem import Draem, ReconstructiveSubNetwork, swap_concat_order
+from anomaly_lib.models.detectors.draem_sevnet import DraemSevNet, SeverityHead
+from anomaly_lib.models.detectors.padim import Padim
+from anomaly_lib.models.detectors.patchcore import PatchCore
+from anomaly_lib.models.detectors.reverse_distillation import ReverseDistillation
 
 
 class PyramidExtractor(nn.Module):

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from anomaly_lib.backbones.attention import attend, project_qkv
 from anomaly_lib.backbones.clip import ClipBackbone, create_clip
 from anomaly_lib.fusion import FUSIONS
-from anomaly_lib.models.promptad import PromptAD, TextFeatures, promptad_losses, textual_score, visual_score
-from anomaly_lib.models.promptad_prompts import PromptLearner, PromptTree, learned_pairs
-from anomaly_lib.models.promptad_scores import ImageFeatures, ScoreSettings, branch_scores, combine
-from anomaly_lib.models.promptad_states import GENERIC_STATES, class_text, state_templates
+from anomaly_lib.models.promptad.model import PromptAD, TextFeatures, promptad_losses, textual_score, visual_score
+from anomaly_lib.models.promptad.prompts import PromptLearner, PromptTree, learned_pairs
+from anomaly_lib.models.promptad.scores import ImageFeatures, ScoreSettings, branch_scores, combine
+from anomaly_lib.models.promptad.states import GENERIC_STATES, class_text, state_templates
 
 OUTPUTS = ["pooled", "vv_tokens", "layer.0", "layer.2", "next_attn.0", "next_attn.2"]
 

@@ -4,8 +4,8 @@ import torch
 
 from anomaly_lib.losses.supcon_extra import combined_loss
 from anomaly_lib.metrics import knn_vote
-from anomaly_lib.models.supcon_quad import QuadConfig, QuadModal
-from anomaly_lib.models.weld_tasks import MaskedSensors, Reconstruction, two_views
+from anomaly_lib.models.weld.supcon_quad import QuadConfig, QuadModal
+from anomaly_lib.models.weld.tasks import MaskedSensors, Reconstruction, two_views
 
 CONFIG = QuadConfig(
     video_dim=12,

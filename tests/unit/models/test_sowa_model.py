@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from anomaly_lib.backbones.clip import ClipBackbone, create_clip
 from anomaly_lib.errors import UserError
-from anomaly_lib.models.sowa import AdapterOptions, AnomalyCLIP, PromptOptions
-from anomaly_lib.models.sowa_scores import Memory, build_memory, detect, scale_transductively, sowa_loss
-from anomaly_lib.models.sowa_text import (
+from anomaly_lib.models.sowa.model import AdapterOptions, AnomalyCLIP, PromptOptions
+from anomaly_lib.models.sowa.scores import Memory, build_memory, detect, scale_transductively, sowa_loss
+from anomaly_lib.models.sowa.text import (
     LONG_TEMPLATE,
     AnomalyPromptLearner,
     PromptEncoder,
@@ -20,7 +20,7 @@ from anomaly_lib.models.sowa_text import (
     TextMapEncoder,
     check_templates,
 )
-from anomaly_lib.models.window_adapter import BasicLayer, SwinTransformerBlock, WindowAttention
+from anomaly_lib.models.sowa.window_adapter import BasicLayer, SwinTransformerBlock, WindowAttention
 
 STAGES = (0, 1, 2, 3)
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_lib.errors import UserError
-from anomaly_lib.models.sowa_keys import read_released
-from anomaly_lib.models.window_adapter import BasicLayer
+from anomaly_lib.models.sowa.keys import read_released
+from anomaly_lib.models.sowa.window_adapter import BasicLayer
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -77,8 +77,8 @@ def test_other_checkpoints_are_refused(tmp_path: Path) -> None:
 FULL_SIZE = """
 import resource, torch
 from anomaly_lib.backbones.clip import create_clip
-from anomaly_lib.models.sowa import AnomalyCLIP
-from anomaly_lib.models.sowa_scores import sowa_loss
+from anomaly_lib.models.sowa.model import AnomalyCLIP
+from anomaly_lib.models.sowa.scores import sowa_loss
 clip = create_clip("ViT-L-14-336", weights="random", layers=(5, 11, 17, 23, "pooled"))
 model = AnomalyCLIP(clip, feature_map_idx=(5, 11, 17, 23))
 assert sum(p.numel() for p in model.parameters()) == 4_822_560
@@ -104,7 +104,7 @@ def test_full_size_step_fits_into_eight_gigabytes() -> None:
 def test_released_checkpoint_becomes_a_detector(tmp_path: Path) -> None:
     """A whole file: CLIP and trained values together, as the authors publish it."""
     from anomaly_lib.backbones.clip import create_clip
-    from anomaly_lib.recipes.sowa import load_detector
+    from anomaly_lib.recipes.sowa.recipe import load_detector
 
     clip = create_clip("ViT-L-14-336", weights="random", layers=(0,)).clip.state_dict()
     state = released_state(1024, 768) | {f"net.clip_model.{name}": value for name, value in clip.items()}

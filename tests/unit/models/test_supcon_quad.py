@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from anomaly_lib.errors import UserError
-from anomaly_lib.models.supcon_quad import (
+from anomaly_lib.models.weld.supcon_quad import (
     MODALITIES,
     CrossAttentionFusion,
     QuadConfig,

@@ -14,10 +14,8 @@ from anomaly_lib.metrics import expected_calibration_error
 from anomaly_lib.models.adapters import LoRALinear, add_adapters, merge_adapters
 from anomaly_lib.models.deploy import export_torch, export_torchscript, prune_linears, quantize_linears
 from anomaly_lib.models.grad_cam import grad_cam
-from anomaly_lib.models.supcon_quad import QuadConfig, QuadModal
-from anomaly_lib.models.temporal_aligner import TemporalAligner, estimate_shift, fit_offset, resample_at
 from anomaly_lib.models.uncertainty import deep_ensemble, fit_temperature, mc_dropout, predictive_entropy
-from anomaly_lib.models.weld_baselines import (
+from anomaly_lib.models.weld.baselines import (
     AudioConvAE,
     MidFusion,
     OneClass,
@@ -26,6 +24,8 @@ from anomaly_lib.models.weld_baselines import (
     pool_modalities,
     windowed_max,
 )
+from anomaly_lib.models.weld.supcon_quad import QuadConfig, QuadModal
+from anomaly_lib.models.weld.temporal_aligner import TemporalAligner, estimate_shift, fit_offset, resample_at
 
 
 def count(module):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from anomaly_lib.data.weld_demo import weld_demo_runs
-from anomaly_lib.recipes.causal_film_report import (
+from anomaly_lib.data.weld.demo import weld_demo_runs
+from anomaly_lib.recipes.weld.causal_film_report import (
     class_hints,
     diagnose,
     final_report,

@@ -11,11 +11,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from anomaly_lib.errors import UserError
-from anomaly_lib.recipes.evaluate import find_checkpoints
-from anomaly_lib.recipes.evaluation import EvaluateArgs, Evaluation
-from anomaly_lib.recipes.scoring import class_table
-from anomaly_lib.recipes.tables import Table
-from anomaly_lib.recipes.thresholds import choose_threshold, false_alarm_threshold
+from anomaly_lib.recipes.evaluation.contract import EvaluateArgs, Evaluation
+from anomaly_lib.recipes.evaluation.evaluate import find_checkpoints
+from anomaly_lib.recipes.evaluation.scoring import class_table
+from anomaly_lib.recipes.evaluation.tables import Table
+from anomaly_lib.recipes.evaluation.thresholds import choose_threshold, false_alarm_threshold
 
 RNG = np.random.default_rng(0)
 ARGS = EvaluateArgs(bootstrap=200)

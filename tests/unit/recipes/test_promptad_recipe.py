@@ -10,14 +10,14 @@ import torch.nn.functional as F
 
 from anomaly_lib.data.base import Item
 from anomaly_lib.errors import UserError
-from anomaly_lib.models.promptad import PromptAD, visual_score
-from anomaly_lib.models.promptad_prompts import PromptLearner
-from anomaly_lib.models.promptad_scores import ImageFeatures, ScoreSettings, concatenate
-from anomaly_lib.recipes.promptad_analysis import averages, compare
-from anomaly_lib.recipes.promptad_data import _choose, open_task, synthetic_anomalies, truth_of, with_views
-from anomaly_lib.recipes.promptad_eval import fit_support, image_scores, left_out_branches
-from anomaly_lib.recipes.promptad_gate import GateArgs, find_checkpoints
-from anomaly_lib.recipes.promptad_options import Args, SegArgs, resolve
+from anomaly_lib.models.promptad.model import PromptAD, visual_score
+from anomaly_lib.models.promptad.prompts import PromptLearner
+from anomaly_lib.models.promptad.scores import ImageFeatures, ScoreSettings, concatenate
+from anomaly_lib.recipes.promptad.analysis import averages, compare
+from anomaly_lib.recipes.promptad.data import _choose, open_task, synthetic_anomalies, truth_of, with_views
+from anomaly_lib.recipes.promptad.eval import fit_support, image_scores, left_out_branches
+from anomaly_lib.recipes.promptad.gate import GateArgs, find_checkpoints
+from anomaly_lib.recipes.promptad.options import Args, SegArgs, resolve
 
 
 def picture(number: int = 0, label: int = 0, **more: object) -> Item:
@@ -72,7 +72,7 @@ def test_published_shots_are_taken_where_they_fit() -> None:
 
 
 def test_data_of_several_classes_need_a_choice(tmp_path: Path) -> None:
-    from anomaly_lib.data.demo import write_demo
+    from anomaly_lib.data.demo.items import write_demo
 
     write_demo(tmp_path, categories=["grid", "woven"], size=32, train=3, test_good=1, per_defect=1)
     args = Args(dataset="mvtec", data_path=str(tmp_path), shot=2)
@@ -84,7 +84,7 @@ def test_data_of_several_classes_need_a_choice(tmp_path: Path) -> None:
 
 
 def test_broken_images_are_skipped_and_listed(tmp_path: Path) -> None:
-    from anomaly_lib.data.demo import write_demo
+    from anomaly_lib.data.demo.items import write_demo
 
     write_demo(tmp_path, categories=["grid"], size=32, train=3, test_good=2, per_defect=1)
     broken = tmp_path / "grid" / "test" / "good" / "000.png"

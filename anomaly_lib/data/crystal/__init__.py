@@ -1,0 +1,1 @@
+"""Crystals: structure files, graphs, one memory-mapped file, texts, generated crystals."""

@@ -1,0 +1,1 @@
+"""HDMAP files of both generations, the .mat converter and synthetic maps."""

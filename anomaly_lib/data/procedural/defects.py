@@ -1,0 +1,230 @@
+"""Drawn damage: every function takes a clean picture and returns the damaged one; the mask is what visibly changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly_lib.data.procedural.textures import TEXTURES, Array, Generator, fractal_noise, smooth_noise
+
+Point = tuple[float, float]
+
+
+def blob(rng: Generator, size: int, centre: Point, radius: float, *, rough: float = 0.5, soft: float = 1.0) -> Array:
+    """Irregular patch with coverage in [0, 1]; `rough` bends the outline, `soft` is the width of the edge in pixels."""
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32)
+    angle = rng.uniform(0, math.pi)
+    dx, dy = x - centre[0], y - centre[1]
+    along = dx * math.cos(angle) + dy * math.sin(angle)
+    across = (dy * math.cos(angle) - dx * math.sin(angle)) * rng.uniform(1.0, 2.5)
+    wobble = 1 + rough * (smooth_noise(rng, size, max(radius, 4.0)) - 0.5) * 2
+    return np.asarray(np.clip((radius * wobble - np.hypot(along, across)) / soft + 0.5, 0, 1), np.float32)
+
+
+def _path(rng: Generator, start: Point, length: float, *, wander: float, steps: int) -> NDArray[np.int32]:
+    """Random walk with slowly turning direction, in 1/16 pixels for `cv2.polylines`."""
+    directions = rng.uniform(0, 2 * math.pi) + np.cumsum(rng.normal(0, wander, steps))
+    moves = np.stack([np.cos(directions), np.sin(directions)], 1) * (length / steps)
+    points = np.cumsum(moves, 0)
+    return np.round((points - points.mean(0) + np.array(start)) * 16).astype(np.int32)
+
+
+def _lines(size: int, paths: list[NDArray[np.int32]], width: int) -> Array:
+    canvas = np.zeros((size, size), np.uint8)
+    cv2.polylines(canvas, paths, False, 255, width, cv2.LINE_AA, 4)
+    return np.asarray(canvas, np.float32) / np.float32(255)
+
+
+def _tone(rng: Generator, image: Array, where: Array, *, least: float = 0.22) -> Array:
+    """A colour that stands out from what is under `where`."""
+    under = (image * where[..., None]).sum((0, 1)) / max(float(where.sum()), 1e-6)
+    for _ in range(8):
+        grey = rng.random() < 0.5
+        colour = np.full(3, rng.random(), np.float32) if grey else rng.random(3, dtype=np.float32)
+        if float(np.abs(colour - under).max()) > least:
+            break
+    return colour.astype(np.float32)
+
+
+def _cover(image: Array, where: Array, colour: Array | float) -> Array:
+    return np.asarray(image * (1 - where[..., None]) + where[..., None] * colour, np.float32)
+
+
+def _radius(rng: Generator, size: int) -> float:
+    return float(size * math.exp(rng.uniform(math.log(0.025), math.log(0.16))))
+
+
+def scratch(rng: Generator, image: Array, centre: Point) -> Array:
+    size = image.shape[0]
+    count = 1 if rng.random() < 0.7 else int(rng.integers(2, 5))
+    starts = [(centre[0] + rng.normal(0, 5) * (i > 0), centre[1] + rng.normal(0, 5) * (i > 0)) for i in range(count)]
+    paths = [_path(rng, start, rng.uniform(0.1, 0.6) * size, wander=0.06, steps=12) for start in starts]
+    where = _lines(size, paths, int(rng.integers(1, 4))) * rng.uniform(0.6, 1.0)
+    return _cover(image, where, _tone(rng, image, where))
+
+
+def crack(rng: Generator, image: Array, centre: Point) -> Array:
+    size = image.shape[0]
+    trunk = _path(rng, centre, rng.uniform(0.15, 0.6) * size, wander=0.5, steps=16)
+    paths = [trunk]
+    for _ in range(int(rng.integers(0, 4))):
+        joint = trunk[rng.integers(0, len(trunk))] / 16
+        paths.append(
+            _path(rng, (float(joint[0]), float(joint[1])), rng.uniform(0.05, 0.25) * size, wander=0.5, steps=8)
+        )
+    where = _lines(size, paths, int(rng.integers(1, 3)))
+    return _cover(image, where, image * rng.uniform(0.0, 0.35))
+
+
+def spot(rng: Generator, image: Array, centre: Point) -> Array:
+    where = blob(rng, image.shape[0], centre, _radius(rng, image.shape[0]), rough=0.3) * rng.uniform(0.5, 1)
+    return _cover(image, where, _tone(rng, image, where, least=0.3))
+
+
+def stain(rng: Generator, image: Array, centre: Point) -> Array:
+    size = image.shape[0]
+    where = blob(rng, size, centre, 1.5 * _radius(rng, size), rough=0.8, soft=rng.uniform(2, 10))
+    tint = rng.uniform(0.25, 1.0, 3).astype(np.float32) if rng.random() < 0.6 else np.float32(rng.uniform(0.2, 0.6))
+    return _cover(image, where * rng.uniform(0.6, 1), image * tint)
+
+
+def hole(rng: Generator, image: Array, centre: Point) -> Array:
+    size = image.shape[0]
+    radius = _radius(rng, size)
+    where = blob(rng, size, centre, radius, rough=0.25)
+    rim = np.clip(cv2.GaussianBlur(where, (0, 0), 2) * 2, 0, 1) - where
+    lit = _cover(image, np.clip(rim, 0, 1) * rng.uniform(0, 0.6), np.float32(rng.choice([0.05, 0.95])))
+    return _cover(lit, where, np.float32(rng.uniform(0, 0.15)) if rng.random() < 0.7 else _tone(rng, image, where))
+
+
+def _resample(image: Array, dx: Array, dy: Array) -> Array:
+    y, x = np.mgrid[0 : image.shape[0], 0 : image.shape[1]].astype(np.float32)
+    out = cv2.remap(
+        image, x + dx.astype(np.float32), y + dy.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+    )
+    return np.asarray(out, np.float32)
+
+
+def dent(rng: Generator, image: Array, centre: Point) -> Array:
+    size = image.shape[0]
+    radius = 0.7 * _radius(rng, size) + 1
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32)
+    dx, dy = x - centre[0], y - centre[1]
+    bump = np.exp(-(dx**2 + dy**2) / (2 * radius**2))
+    light = rng.uniform(0, 2 * math.pi)
+    shade = bump * (dx * math.cos(light) + dy * math.sin(light)) / radius * rng.uniform(0.3, 0.7)
+    moved = _resample(image, bump * dx * rng.uniform(-0.6, 0.4), bump * dy * rng.uniform(-0.6, 0.4))
+    return np.asarray(np.clip(moved + shade[..., None], 0, 1), np.float32)
+
+
+def bend(rng: Generator, image: Array, centre: Point) -> Array:
+    """The pattern is displaced, as by a pulled thread or a bent wire."""
+    size = image.shape[0]
+    radius = _radius(rng, size) + 1
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32)
+    bump = np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / (2 * radius**2))
+    angle, reach = rng.uniform(0, 2 * math.pi), rng.uniform(0.4, 1.0) * radius + 3
+    return _resample(image, bump * reach * math.cos(angle), bump * reach * math.sin(angle))
+
+
+def contamination(rng: Generator, image: Array, centre: Point) -> Array:
+    """A patch of another material lies on it."""
+    size = image.shape[0]
+    where = blob(rng, size, centre, 1.2 * _radius(rng, size), rough=0.6)
+    texture = list(TEXTURES.values())[int(rng.integers(len(TEXTURES)))](rng, size)
+    colour = _tone(rng, image, where)
+    return _cover(image, where, texture[..., None] * (1 - colour) * rng.uniform(0, 0.5) + colour)
+
+
+def thread(rng: Generator, image: Array, centre: Point) -> Array:
+    size = image.shape[0]
+    where = _lines(
+        size, [_path(rng, centre, rng.uniform(0.3, 0.9) * size, wander=0.35, steps=30)], int(rng.integers(1, 3))
+    )
+    return _cover(image, where, _tone(rng, image, where, least=0.3))
+
+
+def worn(rng: Generator, image: Array, centre: Point) -> Array:
+    """The pattern is rubbed off."""
+    size = image.shape[0]
+    where = blob(rng, size, centre, 1.6 * _radius(rng, size), rough=0.6, soft=rng.uniform(2, 8))
+    smooth = cv2.GaussianBlur(image, (0, 0), rng.uniform(3, 8))
+    return _cover(image, where, smooth * rng.uniform(0.85, 1.15) + rng.uniform(-0.12, 0.12))
+
+
+def misplaced(rng: Generator, image: Array, centre: Point) -> Array:
+    """A piece from elsewhere, turned, sits in the wrong place."""
+    size = image.shape[0]
+    where = blob(rng, size, centre, 1.3 * _radius(rng, size), rough=0.2 * (rng.random() < 0.5))
+    turned = np.rot90(image, int(rng.integers(1, 4))) if rng.random() < 0.7 else image
+    shift = rng.integers(size // 6, size, 2)
+    return _cover(image, where, np.roll(turned, (int(shift[0]), int(shift[1])), (0, 1)) * rng.uniform(0.85, 1.15))
+
+
+def rough(rng: Generator, image: Array, centre: Point) -> Array:
+    size = image.shape[0]
+    where = blob(rng, size, centre, 1.3 * _radius(rng, size), rough=0.7, soft=3)
+    grain = (fractal_noise(rng, size, rng.uniform(2, 5), octaves=2) - 0.5) * rng.uniform(0.4, 1.0)
+    return _cover(image, where, image + grain[..., None])
+
+
+def rust(rng: Generator, image: Array, centre: Point) -> Array:
+    size = image.shape[0]
+    patch = blob(rng, size, centre, 1.6 * _radius(rng, size), rough=0.8, soft=6)
+    where = patch * (fractal_noise(rng, size, 8) > rng.uniform(0.3, 0.55))
+    colour = np.array([rng.uniform(0.4, 0.7), rng.uniform(0.2, 0.4), rng.uniform(0.02, 0.2)], np.float32)
+    return _cover(image, cv2.GaussianBlur(where.astype(np.float32), (0, 0), 0.6), colour)
+
+
+def burn(rng: Generator, image: Array, centre: Point) -> Array:
+    size = image.shape[0]
+    where = blob(rng, size, centre, 1.5 * _radius(rng, size), rough=0.5, soft=rng.uniform(4, 14))
+    return _cover(image, where * rng.uniform(0.6, 0.95), np.array([0.12, 0.08, 0.05], np.float32))
+
+
+def discolored(rng: Generator, image: Array, centre: Point) -> Array:
+    size = image.shape[0]
+    where = blob(rng, size, centre, 2 * _radius(rng, size), rough=0.4, soft=rng.uniform(1, 10))
+    shifted = image[..., rng.permutation(3)] * 0.5 + image * 0.5 + rng.uniform(-0.3, 0.3, 3).astype(np.float32)
+    return _cover(image, where, shifted)
+
+
+def pits(rng: Generator, image: Array, centre: Point) -> Array:
+    size = image.shape[0]
+    where = np.zeros((size, size), np.float32)
+    for _ in range(int(rng.integers(3, 12))):
+        near = (centre[0] + rng.normal(0, 8), centre[1] + rng.normal(0, 8))
+        where = np.maximum(where, blob(rng, size, near, rng.uniform(1.2, 3), rough=0.2))
+    return _cover(image, where, _tone(rng, image, where, least=0.3))
+
+
+DEFECTS: dict[str, Callable[[Generator, Array, Point], Array]] = {
+    "scratch": scratch,
+    "crack": crack,
+    "spot": spot,
+    "stain": stain,
+    "hole": hole,
+    "dent": dent,
+    "bend": bend,
+    "contamination": contamination,
+    "thread": thread,
+    "wear": worn,
+    "misplaced piece": misplaced,
+    "rough patch": rough,
+    "rust": rust,
+    "burn": burn,
+    "discoloration": discolored,
+    "pits": pits,
+}
+MISSING_PART = "missing part"
+DEFECT_NAMES = (*DEFECTS, MISSING_PART)
+
+
+def visible_change(before: Array, after: Array, *, least: float = 0.06) -> NDArray[np.bool_]:
+    """Pixels that visibly differ (largest channel), with one-pixel gaps closed."""
+    changed = (np.abs(after - before).max(-1) > least).astype(np.uint8)
+    return np.asarray(cv2.morphologyEx(changed, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)) > 0)

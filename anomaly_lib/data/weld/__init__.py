@@ -1,0 +1,1 @@
+"""Weld runs: video, sound, sensors and photographs; real layouts and synthetic welds."""

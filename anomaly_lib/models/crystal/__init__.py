@@ -1,0 +1,1 @@
+"""ALIGNN and the fusions of its graph with text."""

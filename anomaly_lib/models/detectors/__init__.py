@@ -1,0 +1,1 @@
+"""The five anomaly detectors and their anomalib key names."""

@@ -1,0 +1,195 @@
+"""PatchCore (Roth et al., CVPR 2022): distance to the nearest patch of a coreset of normal patches."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomaly_lib.models.detectors.memory_bank import MemoryBank
+from anomaly_lib.ops import (
+    coreset_of_chunks,
+    greedy_coreset,
+    grid_to_rows,
+    neighbourhood_mean,
+    projection_size,
+    sparse_projection,
+    stack_layers,
+    upsample_and_smooth,
+)
+from anomaly_lib.types import Prediction
+
+Extractor = Callable[[Tensor], dict[str, Tensor]]
+"""Images [B, 3, H, W] -> named feature maps [B, C, h, w], frozen."""
+
+
+class PatchCore(nn.Module):
+    """Two published forms share this class.
+
+    The defaults are anomalib's: 3x3 mean of each layer, layers side by side, image score re-weighted by how alone the
+    nearest bank row is. The original's: ``embedding="aggregate"``, ``squared=True``, ``scoring="max"``.
+    """
+
+    def __init__(
+        self,
+        *,
+        extractor: nn.Module,
+        layers: Sequence[str] = ("layer2", "layer3"),
+        coreset_ratio: float = 0.1,
+        coreset_size: int | None = None,
+        neighbours: int = 9,
+        scoring: Literal["reweighted", "max"] = "reweighted",
+        patch_neighbours: int = 1,
+        squared: bool = False,
+        embedding: Literal["concat", "aggregate"] = "concat",
+        aggregate_dim: int = 1024,
+        projection: bool = True,
+        upsample: Literal["bilinear", "nearest"] = "bilinear",
+        sigma: float = 4.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.layers = tuple(layers)
+        self.coreset_ratio = coreset_ratio
+        self.coreset_size = coreset_size
+        self.neighbours = neighbours
+        self.scoring = scoring
+        self.patch_neighbours = patch_neighbours
+        self.squared = squared
+        self.embedding = embedding
+        self.aggregate_dim = aggregate_dim
+        self.projection = projection
+        self.upsample = upsample
+        self.sigma = sigma
+        self.seed = seed
+        self.bank = MemoryBank()
+
+    # -- features ---------------------------------------------------------------------------------------------------
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Patch vectors on the first layer's grid, [B, D, h, w]."""
+        maps = self.extractor(images)
+        return self.embed_maps([maps[name] for name in self.layers])
+
+    def embed_maps(self, maps: Sequence[Tensor]) -> Tensor:
+        if self.embedding == "concat":
+            return stack_layers([neighbourhood_mean(x) for x in maps])
+        return aggregate_patches(maps, self.aggregate_dim)
+
+    # -- fit --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fit(
+        self,
+        batches: Iterable[Tensor],
+        *,
+        chunk_rows: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> "PatchCore":
+        """Fill the bank from batches of normal images. With `chunk_rows` at most about that many patch vectors are held
+        at a time (two-level coreset)."""
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def select(rows: Tensor, wanted: int) -> Tensor:
+            return self.select_rows(rows, wanted, generator=generator, progress=progress)
+
+        counts: list[int] = []
+        chunks = _gather((self._rows_of(images, counts) for images in batches), chunk_rows)
+        ratio = None if self.coreset_size is not None else self.coreset_ratio
+        rows, places = coreset_of_chunks(chunks, count=self.coreset_size, ratio=ratio, select=select)
+        self.bank = MemoryBank(rows, _owner_of(places, counts))
+        return self
+
+    def _rows_of(self, images: Tensor, counts: list[int]) -> Tensor:
+        embedded = self.embed(images)
+        counts += [embedded.shape[2] * embedded.shape[3]] * len(images)
+        return grid_to_rows(embedded)
+
+    def select_rows(
+        self,
+        rows: Tensor,
+        wanted: int,
+        *,
+        generator: torch.Generator | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Greedy coreset, on a sparse random projection where that is narrower than the vectors themselves."""
+        start = int(torch.randint(len(rows), (1,), generator=generator))
+        components = projection_size(len(rows)) if len(rows) > 1 else rows.shape[1]
+        if self.projection and components < rows.shape[1]:
+            rows = rows @ sparse_projection(rows.shape[1], components, generator=generator).to(rows)
+        return greedy_coreset(rows, wanted, start=start, progress=progress)
+
+    @torch.no_grad()
+    def add_images(self, images: Tensor, *, ratio: float | None = None) -> list[int]:
+        """Grow the bank by further normal images without the old ones; answers their numbers, for `bank.remove`."""
+        counts: list[int] = []
+        rows = self._rows_of(images, counts)
+        wanted = max(1, int(len(rows) * (self.coreset_ratio if ratio is None else ratio)))
+        chosen = self.select_rows(rows, wanted, generator=torch.Generator().manual_seed(self.seed))
+        first = int(self.bank.owners.max()) + 1 if len(self.bank) else 0
+        self.bank.add(rows[chosen], _owner_of(chosen, counts) + first)
+        return list(range(first, first + len(images)))
+
+    # -- predict ----------------------------------------------------------------------------------------------------
+
+    def forward(self, images: Tensor) -> Prediction:
+        patch_map, score = self.score_grid(self.embed(images))
+        size = images.shape[-2], images.shape[-1]
+        return Prediction(score, upsample_and_smooth(patch_map, size, sigma=self.sigma, mode=self.upsample))
+
+    def score_grid(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch scores [B, h, w] and image scores [B] of patch vectors [B, D, h, w]."""
+        batch, _, height, width = embedded.shape
+        queries = grid_to_rows(embedded)
+        distances, nearest = self.bank.search(queries, self.patch_neighbours)  # [B * P, k]
+        patches = (distances.square() if self.squared else distances).mean(1).reshape(batch, -1)  # [B, P]
+        worst = patches.argmax(1)  # [B]
+        score = patches.gather(1, worst.unsqueeze(1)).squeeze(1)
+        if self.scoring == "reweighted" and self.neighbours > 1:
+            rows = worst + torch.arange(batch, device=worst.device) * height * width
+            score = score * self.weight(queries[rows], nearest[rows, 0])
+        return patches.reshape(batch, height, width), score
+
+    def weight(self, queries: Tensor, nearest: Tensor) -> Tensor:
+        """1 - softmax(|q - n|, n among the nearest bank row m and its neighbours)[m]: near 1 where m is not alone."""
+        around = self.bank.neighbours_of(nearest, self.neighbours)  # [B, b], m first
+        distances = torch.linalg.vector_norm(queries.unsqueeze(1) - self.bank.rows[around].float(), dim=2)
+        return 1 - distances.softmax(1)[:, 0]
+
+
+def aggregate_patches(maps: Sequence[Tensor], dim: int) -> Tensor:
+    """The original's patch vectors [B, dim, h, w].
+
+    3x3 patches of each layer are averaged over neighbourhood and channels to `dim` numbers, then the layers together.
+    """
+    size = maps[0].shape[-2:]
+    pooled = []
+    for x in maps:
+        batch, _, height, width = x.shape
+        patches = F.unfold(x, 3, padding=1).reshape(batch, -1, height, width)  # [B, C*9, h_i, w_i]
+        if (height, width) != tuple(size):
+            patches = F.interpolate(patches, size=size, mode="bilinear", align_corners=False)
+        pooled.append(F.adaptive_avg_pool1d(grid_to_rows(patches).unsqueeze(1), dim))  # [B*P, 1, dim]
+    rows = F.adaptive_avg_pool1d(torch.cat(pooled, dim=1).flatten(1).unsqueeze(1), dim).squeeze(1)
+    return rows.reshape(len(maps[0]), *size, dim).permute(0, 3, 1, 2)
+
+
+def _gather(pieces: Iterable[Tensor], chunk_rows: int | None) -> Iterator[Tensor]:
+    """Join pieces to chunks of at least `chunk_rows` rows (all in one without a limit), each held once."""
+    held: list[Tensor] = []
+    for piece in pieces:
+        held.append(piece)
+        if chunk_rows is not None and sum(map(len, held)) >= chunk_rows:
+            yield torch.cat(held)
+            held = []
+    if held:
+        yield torch.cat(held)
+
+
+def _owner_of(places: Tensor, counts: Sequence[int]) -> Tensor:
+    """Image number of each row place; image i has counts[i] rows."""
+    ends = torch.tensor(counts, device=places.device).cumsum(0)
+    return torch.searchsorted(ends, places, right=True)

@@ -1,0 +1,1 @@
+"""PromptAD's prompt learner, losses, memory and scores."""

@@ -1,0 +1,1 @@
+"""SOWA's adapters, prompts, scores and the released checkpoint's key names."""

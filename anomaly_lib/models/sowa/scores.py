@@ -1,0 +1,153 @@
+"""SOWA's training loss, few-shot memory and scores."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anomaly_lib.errors import UserError
+from anomaly_lib.losses import dice_loss, focal_loss
+from anomaly_lib.models.sowa.model import AnomalyCLIP, Output
+from anomaly_lib.ops.distance import nearest_neighbours
+from anomaly_lib.ops.smooth import gaussian_blur
+from anomaly_lib.types import Prediction
+
+SCALINGS = ("support", "transductive")
+
+
+def sowa_loss(output: Output, label: Tensor, mask: Tensor, *, paper: bool = False) -> dict[str, Tensor]:
+    """CE(image, label) + sum over stages of focal(map, mask) + dice(anomaly, mask) + dice(normal, 1 - mask).
+
+    label [B] and mask [B, H, W] are 0/1. ``paper`` repeats two slips of the original: cross entropy takes the softmaxed
+    probabilities for logits (a second softmax), and focal adds 1e-5 to the probability in both of its factors.
+    """
+    image = F.cross_entropy(output.text_probs, label) if paper else F.nll_loss(output.text_probs.log(), label)
+    truth = mask.to(output.text_probs.dtype)
+    focal = [_shifted_focal(m, mask) if paper else focal_loss(m.log(), mask.long()) for m in output.anomaly_maps]
+    dice = [dice_loss(m[:, 1], truth) + dice_loss(m[:, 0], 1 - truth) for m in output.anomaly_maps]
+    return {"image": image, "focal": torch.stack(focal).sum(), "dice": torch.stack(dice).sum()}
+
+
+def _shifted_focal(probability: Tensor, mask: Tensor, *, shift: float = 1e-5) -> Tensor:
+    """-(1 - p)^2 log p with p = sum over classes of clamped one-hot x probability, plus ``shift``."""
+    truth = mask.to(probability.dtype).clamp(shift, 1 - shift)
+    p = truth * probability[:, 1] + (1 - truth) * probability[:, 0] + shift
+    return (-((1 - p) ** 2) * p.log()).mean()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What k normal images of a class say: their raw patch tokens, and how far normal patches lie from each other."""
+
+    patches: list[Tensor]  # per stage [k, L, D], unit length
+    reference: float  # largest memory-map value to expect of a normal image
+
+    def state(self) -> dict[str, object]:
+        """Plain content for a checkpoint."""
+        return {"patches": [tokens.half() for tokens in self.patches], "reference": self.reference}
+
+    @classmethod
+    def restore(cls, state: Mapping[str, object]) -> "Memory":
+        """Inverse of `state`."""
+        patches, reference = state["patches"], state["reference"]
+        assert isinstance(patches, list)
+        assert isinstance(reference, float)
+        return cls([F.normalize(tokens.float(), dim=-1) for tokens in patches], reference)
+
+
+def build_memory(model: AnomalyCLIP, patches: Sequence[Tensor]) -> Memory:
+    """Memory of raw support tokens, per stage [k, L, D].
+
+    The reference is the mean over support images of the maximum of their map against the other ones; a single image is
+    compared with itself, each patch without its own neighbourhood.
+    """
+    unit = [F.normalize(tokens.float(), dim=-1) for tokens in patches]
+    k = len(unit[0])
+    peaks = []
+    for index in range(k):
+        if k == 1:
+            stages = [_distance_to_other_places(tokens[0], model.grid) for tokens in unit]
+        else:
+            others = [tokens[[i for i in range(k) if i != index]] for tokens in unit]
+            stages = [_distance(tokens[index], bank) for tokens, bank in zip(unit, others, strict=True)]
+        peaks.append(float(_map(model, torch.stack(stages).unsqueeze(1)).amax()))
+    return Memory(unit, sum(peaks) / k)
+
+
+def memory_map(model: AnomalyCLIP, memory: Memory, patches: Sequence[Tensor]) -> Tensor:
+    """Sum over stages of the cosine distance to the nearest support token, as maps [B, H, W]."""
+    stages = []
+    for bank, tokens in zip(memory.patches, patches, strict=True):
+        unit = F.normalize(tokens.float(), dim=-1)
+        stages.append(torch.stack([_distance(one, bank) for one in unit]))
+    return _map(model, torch.stack(stages))
+
+
+def _distance(tokens: Tensor, bank: Tensor) -> Tensor:
+    """1 - cosine of unit rows [L, D] to their nearest row of ``bank`` [k, L, D]: half the squared distance, [L]."""
+    return nearest_neighbours(tokens, bank.flatten(0, 1).to(tokens.device))[0].squeeze(1).square() / 2
+
+
+def _distance_to_other_places(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The same inside one image [L, D], a patch and its eight neighbours not counting: [L]."""
+    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    near = ((rows.flatten()[:, None] - rows.flatten()).abs() <= 1) & (
+        (columns.flatten()[:, None] - columns.flatten()).abs() <= 1
+    )
+    cosines = tokens @ tokens.T
+    return 1 - cosines.masked_fill(near.to(tokens.device), -1.0).amax(1)
+
+
+def _map(model: AnomalyCLIP, stages: Tensor) -> Tensor:
+    """Per-token values [S, B, L] -> their sum as maps [B, H, W]."""
+    return model.upsampled(stages.sum(0).unsqueeze(-1))[:, 0]
+
+
+@torch.no_grad()
+def detect(
+    model: AnomalyCLIP,
+    taps: Mapping[str, Tensor],
+    cls_names: Sequence[str],
+    memories: Mapping[str, Memory] | None = None,
+    *,
+    sigma: float = 4.0,
+    stages: Sequence[int] | None = None,
+    scaling: str = "support",
+) -> Prediction:
+    """Scores [B] and maps [B, H, W] of stored taps.
+
+    Without memories the score is P(anomaly) and the map the (blurred) sum over stages of the anomaly channel. With them
+    the memory map is added unblurred, and the score is the mean of P(anomaly) and the scaled peak of the final map:
+    ``support`` divides the memory map's peak m by m + (what normal images reach), so 1/2 is "as far as normal images
+    go" and one image can be scored alone; ``transductive`` leaves that to `scale_transductively`.
+    """
+    output = model.from_taps(taps, cls_names)
+    chosen = range(len(output.anomaly_maps)) if stages is None else stages
+    text = torch.stack([output.anomaly_maps[stage][:, 1] for stage in chosen]).sum(0)
+    text = gaussian_blur(text, sigma)  # [B, H, W]
+    probability = output.text_probs[:, 1]
+    parts = {"text": probability}
+    if not memories:
+        return Prediction(probability, text, parts)
+    distance = torch.empty_like(text)
+    reference = torch.empty_like(probability)
+    for name in dict.fromkeys(cls_names):
+        if name not in memories:
+            raise UserError(f"no support images of class {name!r}; there are {', '.join(memories)}")
+        rows = [i for i, other in enumerate(cls_names) if other == name]
+        distance[rows] = memory_map(model, memories[name], [tokens[rows] for tokens in output.patches])
+        reference[rows] = memories[name].reference
+    peak = distance.flatten(1).amax(1)
+    scaled = peak / (peak + reference).clamp(min=1e-6)
+    total = text + distance
+    parts |= {"memory": scaled, "peak": total.flatten(1).amax(1)}
+    return Prediction((probability + scaled) / 2 if scaling == "support" else probability, total, parts)
+
+
+def scale_transductively(prediction: Prediction) -> Prediction:
+    """The original's score: mean of P(anomaly) and the map's peak, min-max scaled over all test images of ONE class."""
+    peak = prediction.parts["peak"]
+    spread = (peak.amax() - peak.amin()).clamp(min=1e-12)
+    return Prediction((prediction.parts["text"] + (peak - peak.amin()) / spread) / 2, prediction.map, prediction.parts)

@@ -1,0 +1,1 @@
+"""The weld systems' networks."""

@@ -1,0 +1,1 @@
+"""PatchCore, PaDiM, Reverse Distillation, DRAEM and DRAEM-SevNet on any data set."""

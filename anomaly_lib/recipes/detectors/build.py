@@ -1,0 +1,226 @@
+"""From options to a detector, and from a checkpoint back to one."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from anomaly_lib.data.synthesis import CutPaste, Damaged, perlin_damage, textures_of
+from anomaly_lib.data.transforms import ImageTransform
+from anomaly_lib.errors import UserError
+from anomaly_lib.models.detectors.draem import Draem
+from anomaly_lib.models.detectors.draem_sevnet import DraemSevNet
+from anomaly_lib.models.detectors.padim import Padim
+from anomaly_lib.models.detectors.patchcore import PatchCore
+from anomaly_lib.models.detectors.reverse_distillation import ReverseDistillation
+from anomaly_lib.types import Prediction
+
+FROZEN = ("extractor.", "encoder.net.")
+
+
+class FrozenFeatures(nn.Module):
+    """Images 0..1 with one or three channels -> the backbone's maps; the backbone's own normalisation happens here."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: nn.Module, *, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return self.net((images - self.mean) / self.std)  # one channel becomes three by broadcasting
+
+
+def make_extractor(args: Any) -> tuple[FrozenFeatures, str]:
+    """The frozen network and the id of its weights."""
+    from anomaly_lib.backbones import create_backbone
+
+    height, width = args.image_size
+    backbone = create_backbone(
+        args.backbone, weights=args.weights, layers=args.layers, image_size=(height, width), download=args.download
+    )
+    return FrozenFeatures(backbone, mean=backbone.mean, std=backbone.std), backbone.weights_id
+
+
+def build(args: Any, device: torch.device) -> nn.Module:
+    """The detector of resolved options, every size visible."""
+    makers: dict[str, Callable[[Any], nn.Module]] = {
+        "patchcore": _patchcore,
+        "padim": _padim,
+        "reverse_distillation": _reverse_distillation,
+        "draem": _draem,
+        "draem_sevnet": _sevnet,
+    }
+    return makers[args.model](args).to(device)
+
+
+def _patchcore(args: Any) -> nn.Module:
+    return PatchCore(
+        extractor=make_extractor(args)[0],
+        layers=args.layers,
+        coreset_ratio=args.coreset_ratio,
+        coreset_size=args.coreset_size,
+        neighbours=args.neighbours,
+        scoring=args.scoring,
+        patch_neighbours=args.patch_neighbours,
+        squared=args.squared,
+        embedding=args.embedding,
+        upsample=args.upsample,
+        sigma=args.sigma,
+        seed=args.seed,
+    )
+
+
+def _padim(args: Any) -> nn.Module:
+    return Padim(
+        extractor=make_extractor(args)[0],
+        features=args.n_features,
+        layers=args.layers,
+        sigma=args.sigma,
+        seed=args.seed,
+    )
+
+
+def _reverse_distillation(args: Any) -> nn.Module:
+    try:
+        return ReverseDistillation(
+            extractor=make_extractor(args)[0],
+            backbone=args.backbone,
+            layers=args.layers,
+            map_mode=args.map_mode,
+            sigma=args.sigma,
+        )
+    except ValueError as error:
+        raise UserError(f"--backbone / --layers: {error}") from None
+
+
+def _focal_alpha(args: Any) -> float | None:
+    return None if args.focal_alpha is None or args.focal_alpha < 0 else args.focal_alpha
+
+
+def _draem(args: Any) -> nn.Module:
+    return Draem(
+        channels=args.channels,
+        repair_width=args.repair_width,
+        segment_width=args.segment_width,
+        concat_order=args.concat_order,
+        score=args.draem_score,
+        focal_alpha=_focal_alpha(args),
+    )
+
+
+def _sevnet(args: Any) -> nn.Module:
+    return DraemSevNet(
+        channels=args.channels,
+        repair_width=args.repair_width,
+        segment_width=args.segment_width,
+        concat_order=args.concat_order,
+        focal_alpha=_focal_alpha(args),
+        head_mode=args.severity_head_mode,
+        head_pooling=args.severity_head_pooling_type,
+        head_hidden=args.severity_head_hidden,
+        head_grid=args.severity_head_spatial_size,
+        head_attention=args.severity_head_use_spatial_attention,
+        combination=args.score_combination,
+        combination_weight=args.severity_weight_for_combination,
+        severity_weight=args.severity_weight,
+        severity_loss=args.severity_loss_type,
+        severity_max=args.severity_max,
+        severity_target=args.severity_target,
+    )
+
+
+class TrainedPart:
+    """What a checkpoint of a detector holds: everything but the frozen backbone."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        self.detector = detector
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {n: t for n, t in self.detector.state_dict().items() if not n.startswith(FROZEN)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        missing, unexpected = self.detector.load_state_dict(state, strict=False)
+        missing = [name for name in missing if not name.startswith(FROZEN)]
+        if missing or unexpected:
+            raise UserError(f"the checkpoint does not fit this detector: {[*missing, *unexpected][:3]}")
+
+
+class LossStep(nn.Module):
+    """Damage and loss of one batch as a module, so that torchrun's wrapper sees a forward pass."""
+
+    def __init__(self, detector: nn.Module, damage: Callable[[Tensor, Generator], Damaged] | None) -> None:
+        super().__init__()
+        self.detector = detector
+        self.damage = damage
+
+    def forward(self, images: Tensor, generator: Generator) -> dict[str, Tensor]:
+        detector = self.detector
+        if isinstance(detector, ReverseDistillation):
+            return detector.losses(images)
+        assert self.damage is not None
+        damaged = self.damage(images, generator)
+        if isinstance(detector, DraemSevNet):
+            return detector.losses(damaged.images, images, damaged.mask, damaged.severity)
+        assert isinstance(detector, Draem)
+        return detector.losses(damaged.images, images, damaged.mask)
+
+
+def make_damage(args: Any) -> Callable[[Tensor, Generator], Damaged] | None:
+    """How a model's training images are damaged, None for Reverse Distillation."""
+    if args.model == "draem_sevnet":
+        cutpaste = CutPaste(
+            width_range=(args.patch_width_range[0], args.patch_width_range[1]),
+            ratio_range=(args.patch_ratio_range[0], args.patch_ratio_range[1]),
+            count=args.patch_count,
+            severity_max=args.severity_max,
+            probability=args.anomaly_probability,
+        )
+        return lambda images, generator: cutpaste(images, generator=generator)
+    if args.model == "draem":
+        textures = None if args.textures is None else read_textures(args.textures, args)
+        return lambda images, generator: perlin_damage(
+            images, probability=args.anomaly_probability, textures=textures, generator=generator
+        )
+    return None
+
+
+def read_textures(folder: str, args: Any) -> Tensor:
+    """Every image below `folder` at the detector's size, decoded once."""
+    from anomaly_lib.data.images import IMAGE_SUFFIXES
+
+    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise UserError(f"--textures {folder}: no images below it")
+    transform = image_transform(args)
+    stack = textures_of([transform(_pixels(path)) for path in paths], (args.image_size[0], args.image_size[1]))
+    return stack.mean(1, keepdim=True) if args.channels == 1 else stack
+
+
+def _pixels(path: Path) -> np.ndarray:
+    from anomaly_lib.data.images import read_image
+
+    return read_image(path)
+
+
+def image_transform(args: Any) -> ImageTransform:
+    """All of the image at the detector's size, values 0..1; the backbone's statistics are applied in FrozenFeatures."""
+    size = args.image_size[0], args.image_size[1]
+    return ImageTransform(
+        size=size, resize="stretch", interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+    )
+
+
+@torch.no_grad()
+def score_batches(detector: nn.Module, batches: Any, device: torch.device) -> Prediction:
+    """Scores and maps of many batches of images, on the CPU."""
+    detector.eval()
+    found: list[Prediction] = [detector(images.to(device)) for images in batches]
+    maps = [prediction.map.float().cpu() for prediction in found if prediction.map is not None]
+    return Prediction(torch.cat([p.score.float().cpu() for p in found]), torch.cat(maps) if maps else None)

@@ -1,0 +1,1 @@
+"""Any checkpoint to tables, figures, a report, predictions or an exported file."""

@@ -1,0 +1,1 @@
+"""Multi-domain HDMAP: one source domain, its targets, conditions and repeats."""

@@ -1,0 +1,1 @@
+"""SOWA / HFWA: window-attention adapters trained on one data set, tested on another."""

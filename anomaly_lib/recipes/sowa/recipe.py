@@ -1,0 +1,291 @@
+"""SOWA: hierarchical frozen window attention, trained on classes with masks, tested on classes never seen.
+
+CLIP runs once per image (feature store); an epoch touches the adapters, the prompts and the linear map only.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from anomaly_lib.data import Item, class_names
+from anomaly_lib.data.base import load_pixels
+from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
+from anomaly_lib.engine.checkpoint import TrainState
+from anomaly_lib.engine.distributed import epoch_batches
+from anomaly_lib.engine.optim import NonFiniteGuard, param_groups, step
+from anomaly_lib.engine.run import Run
+from anomaly_lib.engine.schedule import make_schedule
+from anomaly_lib.metrics import auroc, f1_max_threshold
+from anomaly_lib.models.sowa.model import AnomalyCLIP
+from anomaly_lib.models.sowa.scores import Memory, detect, sowa_loss
+from anomaly_lib.recipes.sowa.data import Taps, TestData, open_test, open_train, support_items, with_mosaics
+from anomaly_lib.recipes.sowa.eval import (
+    SYSTEM,
+    Detector,
+    class_metrics,
+    evaluate,
+    load_detector,
+    make_clip,
+    make_model,
+    metric_table,
+    remember,
+    score_items,
+    stage_ablation,
+)
+from anomaly_lib.recipes.sowa.options import Args, resolve
+from anomaly_lib.types import Prediction, RunResult
+
+
+def tiny() -> Args:
+    """Seconds on a CPU: a tiny random CLIP, two demo classes, one batch of each."""
+    return Args(
+        backbone="tiny-clip", weights="random", train_classes=["woven"], test_classes=["grid"], epochs=2,
+        fast_dev_run=True, shot=2, cache="ram", figures=False,
+    )  # fmt: skip
+
+
+@dataclass
+class Experiment:
+    """Everything one run works with, made by `build`."""
+
+    args: Args
+    train: list[Item]
+    test: TestData
+    taps: Taps
+    model: AnomalyCLIP
+
+
+def build(args: Args, device: torch.device, say: Callable[[str], None] = lambda _: None) -> Experiment:
+    """Data, the frozen tower with its store, and the model."""
+    args = resolve(args)
+    train_items, skipped = open_train(args)
+    test = open_test(args)
+    if args.fast_dev_run:
+        train_items, test = shortened(train_items, args.batch_size), test._replace(items=shortened(test.items, 8))
+    test.skipped.extend(skipped)
+    mosaics = with_mosaics(train_items, args.mosaic_rate or 0.0, label=str(args.mosaic_label), seed=args.seed)
+    clip = make_clip(args)
+    clip.to(device)
+    return Experiment(args, mosaics, test, Taps(clip, args, say), make_model(args, clip))
+
+
+def shortened(items: list[Item], count: int) -> list[Item]:
+    """Up to ``count`` images of each class, normal and anomalous ones by turns."""
+    out = []
+    for name in class_names(items):
+        kinds = [[i for i in items if i.class_name == name and i.label == label] for label in (0, 1)]
+        out += [kind[n] for n in range(count) for kind in kinds if n < len(kind)][:count]
+    return out
+
+
+def train(args: Args) -> RunResult:
+    """Fit adapters and prompts, score the test classes, leave checkpoint, metrics and figures in the run folder."""
+    args = resolve(args)
+    device = pick_device(args.device)
+    with Run.open(SYSTEM, args, name=f"{args.dataset}-{args.adapter}-k{args.shot}") as run:
+        if run.finished:
+            return replace(run.result(), already_done=True)
+        experiment = build(args, device, run.log.line)
+        model, taps, items = experiment.model, experiment.taps, experiment.train
+        announce(run, experiment)
+        started = time.monotonic()
+        keys = taps.fill([*items, *experiment.test.items])[: len(items)]
+        encoding = time.monotonic() - started
+        labels = torch.tensor([item.label for item in items])
+        masks = torch.stack([taps.mask(item) for item in items])  # [N, H, W] bool
+        learn, held_out = validation_split(len(items), args)
+
+        groups = optimized(model, args) or [{"params": [torch.zeros(1)]}]  # nothing trained: an optimizer of nothing
+        optimizer = torch.optim.AdamW(groups, lr=args.learning_rate)
+        scheduler = make_schedule(optimizer, args.schedule, args.epochs)
+        scaler, guard = make_scaler(device, args.precision), NonFiniteGuard()
+        state = TrainState(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler)
+        forward = torch.compile(model.from_taps) if args.compile else model.from_taps
+
+        for epoch in range(run.restore(state), args.epochs):
+            model.train()
+            started, sums = time.monotonic(), dict.fromkeys(("loss", "image", "focal", "dice"), 0.0)
+            batches = epoch_batches(len(learn), args.batch_size, seed=args.seed, epoch=epoch)
+            for places, _ in batches[: 1 if args.fast_dev_run else None]:
+                run.stop.check()
+                rows = learn[places]
+                names = [items[int(row)].class_name for row in rows]
+                with autocast_for(device, args.precision):
+                    output = forward(taps.rows([keys[int(row)] for row in rows]), names)
+                losses = sowa_loss(output, labels[rows].to(device), masks[rows].to(device), paper=args.loss == "paper")
+                total = torch.stack(list(losses.values())).sum()
+                step(total, optimizer, scaler=scaler, clip=args.grad_clip, guard=guard)
+                for name, value in {**losses, "loss": total}.items():
+                    sums[name] += value.item() * len(rows) / len(learn)
+            values = {**sums, "lr": optimizer.param_groups[0]["lr"], "seconds": time.monotonic() - started}
+            if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                scheduler.step(sums["loss"])
+            else:
+                scheduler.step()
+            if args.select != "last":
+                values["selection"] = selection_value(experiment, [items[int(i)] for i in held_out])
+                keep_if_better(state, model, epoch, values["selection"])
+            run.end_epoch(state, epoch, values)
+
+        say_times(run, state, encoding)
+        return finish(run, state, experiment)
+
+
+def optimized(model: AnomalyCLIP, args: Args) -> list[dict[str, object]]:
+    """Parameter groups; the original also decays norms, biases and temperatures."""
+    if args.decay == "all":
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return [{"params": trained, "weight_decay": args.weight_decay}] if trained else []
+    return param_groups(model, args.weight_decay)
+
+
+def announce(run: Run, experiment: Experiment) -> None:
+    """What is trained on what, and what the stored taps will take, before anything long starts."""
+    args, taps, say = experiment.args, experiment.taps, run.log.line
+    if args.data_path is None and args.dataset == "demo":
+        say("no --data-path: running on the built-in demo data (see --dataset, --data-path, --backbone for real ones)")
+    trained, tested = class_names(experiment.train), class_names(experiment.test.items)
+    say(f"train on {', '.join(trained)} ({len(experiment.train)} images), test on {', '.join(tested)}, k={args.shot}")
+    count = sum(p.numel() for p in experiment.model.parameters())
+    images = len(experiment.train) + len(experiment.test.items) + args.shot * len(tested)
+    size = images * taps.row_bytes / 2**20
+    place = "on disk" if taps.store.on_disk else "in memory"
+    say(f"{count:,} trained values; taps of {images} images take {size:.0f} MiB {place} ({args.layers_dtype})")
+    run.note(
+        trained_values=count, train_classes=trained, test_classes=tested, skipped=experiment.test.skipped,
+        weights=taps.clip.weights_id, tap_mib=round(size, 1),
+    )  # fmt: skip
+
+
+def say_times(run: Run, state: TrainState, encoding: float) -> None:
+    """How long encoding and an epoch took: without the store every epoch would pay for both."""
+    seconds = [row["seconds"] for row in state.history if "seconds" in row]
+    if seconds:
+        epoch = sum(seconds) / len(seconds)
+        run.log.line(f"encoding {encoding:.1f} s once, an epoch {epoch:.1f} s from stored taps")
+        run.note(seconds_encoding=round(encoding, 2), seconds_epoch=round(epoch, 3))
+
+
+# -- selection ---------------------------------------------------------------------------------------------------------
+
+
+def validation_split(count: int, args: Args) -> tuple[Tensor, Tensor]:
+    """(rows to learn from, rows to select by): with --select val a fifth of the training images is held out."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(args.seed))
+    held = count // 5 if args.select == "val" else 0
+    return order[held:].sort().values, order[:held].sort().values
+
+
+def selection_value(experiment: Experiment, held_out: list[Item]) -> float:
+    """Image AUROC of the held-out training images, or of the test set (an oracle) under best-on-test."""
+    args = experiment.args
+    items = experiment.test.items if args.select == "best-on-test" else held_out
+    prediction = score_items(experiment.model, experiment.taps, items, {}, args)
+    return auroc(prediction.score, torch.tensor([item.label for item in items]))
+
+
+def keep_if_better(state: TrainState, model: AnomalyCLIP, epoch: int, value: float) -> None:
+    """Remember the weights of the best epoch; of equal ones the first."""
+    if not state.best or value > state.best["value"]:
+        weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        state.best = {"value": value, "epoch": epoch, "model": weights}
+
+
+# -- the end of a run --------------------------------------------------------------------------------------------------
+
+
+def finish(run: Run, state: TrainState, experiment: Experiment) -> RunResult:
+    """Choose the weights, fill the memories, fix the threshold, score the test classes, write the checkpoint."""
+    args, model, taps, test = experiment.args, experiment.model, experiment.taps, experiment.test
+    last = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    chosen = args.select != "last" and bool(state.best)
+    if chosen:
+        model.load_state_dict(state.best["model"])
+        run.log.line(f"kept epoch {state.best['epoch'] + 1} ({args.select})")
+    support = support_items(test.normal, args.shot, args.seed) if args.shot else {}
+    memories = remember(model, taps, support)
+    prediction = score_items(model, taps, test.items, memories, args)
+    truth = [taps.mask(item) for item in test.items]
+    rows = class_metrics(prediction, test.items, truth)
+    notes = ["oracle: epoch chosen on the test classes"] if args.select == "best-on-test" else []
+    if memories and args.score_scaling == "transductive":
+        notes.append("transductive: image scores are scaled over the test set")
+    if taps.clip.is_random:
+        notes.append("random weights")
+    table = metric_table(rows, notes)
+    table.write(run.dir / "classes")
+    run.log.line(table.text(digits=1))
+    if args.ablate_stages:
+        alone = metric_table(stage_ablation(model, taps, test.items, memories, args, truth), notes)
+        alone.write(run.dir / "stages")
+        run.log.line(alone.text(digits=1))
+    threshold = decision_threshold(experiment, memories, support)
+    state.extra = {
+        "threshold": threshold,
+        "weights_id": taps.clip.weights_id,
+        "memories": {name: memory.state() for name, memory in memories.items()},
+    }
+    run.note(support={name: [item.path.as_posix() for item in items] for name, items in support.items()}, classes=rows)
+    if args.figures:
+        run.note(figures=[path.name for path in draw(run.dir, experiment, prediction)])
+    final = run.save(state, len(state.history), "best_model.pt") if chosen else None
+    if chosen:
+        model.load_state_dict(last)
+    return run.finish(state, {**rows["mean"], "threshold": threshold}, final=final)
+
+
+def decision_threshold(experiment: Experiment, memories: dict[str, Memory], support: dict[str, list[Item]]) -> float:
+    """Few-shot: the largest score a support image may be expected to reach. Zero-shot: the best-F1 one in training."""
+    args, model, taps = experiment.args, experiment.model, experiment.taps
+    if not memories:
+        found = score_items(model, taps, experiment.train, {}, args)
+        labels = torch.tensor([item.label for item in experiment.train])
+        return f1_max_threshold(found.score, labels) if 0 < int(labels.sum()) < len(labels) else float("nan")
+    probabilities = [score_items(model, taps, items, {}, args).score for items in support.values()]
+    # A normal image reaches the memory's reference, which scales to 1/2.
+    return float((torch.cat(probabilities).amax() + 0.5) / 2)
+
+
+def draw(folder: Path, experiment: Experiment, prediction: Prediction) -> list[Path]:
+    """(image, truth, heat map) of the most and least suspicious test images, and where each stage looks."""
+    from anomaly_lib.viz import overlay_grid, save_figure
+
+    items, model, taps = experiment.test.items, experiment.model, experiment.taps
+    assert prediction.map is not None
+    order = [int(i) for i in prediction.score.argsort(descending=True)]
+    shown = [i for i in order if items[i].label == 1][::5][:8] + [i for i in order if items[i].label == 0][:4]
+    seen = [taps.transform.denormalise(taps.transform(load_pixels(items[i])[0])) for i in shown]
+    figure = overlay_grid(
+        seen,
+        [prediction.map[i] for i in shown],
+        masks=[taps.mask(items[i]) for i in shown],
+        titles=[f"{items[i].class_name} {items[i].defect} {float(prediction.score[i]):.2f}" for i in shown],
+    )
+    written = save_figure(figure, folder / "maps.png")
+    stages = model.stage_attention(taps.rows(taps.fill([items[shown[0]]])))
+    if stages:
+        names = [f"stage {number} ({name})" for number, name in enumerate(model.visual_encoder.tap_names, start=1)]
+        looks = overlay_grid(
+            [seen[0]] * len(stages), [stage[0] for stage in stages], titles=names, caption="attention received"
+        )
+        written += save_figure(looks, folder / "stages.png")
+    return written
+
+
+@torch.no_grad()
+def predict(model: Experiment | Detector, batch: dict[str, Tensor]) -> Prediction:
+    """Score a batch {"image": [B, 3, H, W], "class_name": [...]}, zero-shot or with a detector's memories."""
+    if isinstance(model, Detector):
+        return model.predict(batch["image"])
+    clip = model.taps.clip
+    model.model.eval()
+    names = list(batch.get("class_name", [""] * len(batch["image"])))
+    taps = clip.encode(batch["image"].to(next(clip.parameters()).device))
+    return detect(model.model, taps, names, sigma=model.args.sigma)
+
+
+__all__ = ["Args", "build", "evaluate", "load_detector", "predict", "tiny", "train"]

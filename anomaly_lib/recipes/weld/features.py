@@ -1,0 +1,294 @@
+"""Frozen features (L0) of weld runs: one cached store per modality, and batches for the trainable model.
+
+A training epoch reads rows and never touches a backbone; with the cache off every batch is encoded afresh, which is
+what input augmentation needs.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anomaly_lib.backbones import FrozenBackbone
+from anomaly_lib.data.weld.manifest import WeldRun
+from anomaly_lib.data.weld.media import photo_tensor
+from anomaly_lib.data.weld.runs import (
+    WeldSettings,
+    audio_tensor,
+    load_raw,
+    normalise_sensors,
+    process_video,
+    sensor_series,
+)
+from anomaly_lib.engine.log import progress
+from anomaly_lib.errors import UserError
+from anomaly_lib.features import FeatureSpec, FeatureStore, extract
+from anomaly_lib.models.weld.causal_film_parts import Branch, pool_tokens
+from anomaly_lib.types import Sample
+
+LAYER_INDEX_MODES = ("block", "seed")
+VIDEO_TOKEN_POOLS = ("none", "spatial")
+Augment = Callable[[Sample], Sample]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSettings:
+    """Which tokens of the frozen encoders the model sees; stored in the checkpoint."""
+
+    branches: tuple[Branch, ...]
+    layer_index: str = "seed"  # the published numbers read hidden_states[L - 1], which is the output of block L - 1
+    patch_only: bool = False
+    video_token_pool: str = "none"
+    swap_audio_axes: bool = False
+
+    def block_of(self, branch: Branch) -> int:
+        """0-based block whose output the branch reads."""
+        block = branch.layer - (2 if self.layer_index == "seed" else 1)
+        if block < 0:
+            raise UserError(f"branch {branch.name}: with --layer-index {self.layer_index} no block is numbered so low")
+        return block
+
+    @property
+    def blocks(self) -> list[int]:
+        return sorted({self.block_of(branch) for branch in self.branches})
+
+    def backbone_outputs(self) -> list[str | int]:
+        """What to ask the image backbone for."""
+        outputs: list[str | int] = list(self.blocks)
+        if not self.patch_only or any(branch.pool == "cls" for branch in self.branches):
+            outputs += [f"prefix.{block}" for block in self.blocks]
+        return outputs
+
+
+@dataclass
+class WeldEncoders:
+    """The three frozen backbones."""
+
+    video: FrozenBackbone
+    audio: FrozenBackbone
+    image: FrozenBackbone
+    tokens: TokenSettings
+
+    def to(self, device: torch.device) -> "WeldEncoders":
+        for backbone in (self.video, self.audio, self.image):
+            backbone.to(device)
+        return self
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(p.numel() for net in (self.video, self.audio, self.image) for p in net.parameters())
+
+    def encode_video(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """[B, T, 1 or 3, S, S] -> tokens [B, T/2 * P, C], or [B, T/2, C] with spatial pooling."""
+        frames = batch["video"]
+        tokens = self.video.encode(frames)["patch_tokens"]
+        if self.tokens.video_token_pool == "spatial":
+            tokens = tokens.unflatten(1, (max(1, frames.shape[1] // 2), -1)).mean(2)
+        return {"video": tokens, "has_video": batch["has_video"]}
+
+    def encode_audio(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """[B, 1, mels, F] -> tokens [B, N, C], class tokens included; time comes first for AST."""
+        net: Any = self.audio.net
+        config = net.config
+        time, mels = int(config.max_length), int(config.num_mel_bins)
+        spectrum = batch["audio"]
+        if tuple(spectrum.shape[-2:]) != (mels, time):
+            spectrum = F.interpolate(spectrum, (mels, time), mode="bilinear", align_corners=False)
+        spectrum = spectrum.squeeze(1)
+        if self.tokens.swap_audio_axes:
+            # The original's slip: AST takes (mel, time) without complaint. The content is turned, not the shape.
+            spectrum = F.interpolate(spectrum.transpose(1, 2).unsqueeze(1), (mels, time)).squeeze(1)
+        return {"audio": self.audio.encode(spectrum.transpose(1, 2))["tokens"], "has_audio": batch["has_audio"]}
+
+    def encode_images(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """[B, V, 3, S, S] -> one tensor [B, V, N, C] per branch; pools without parameters are applied here (N = 1)."""
+        images = batch["images"]
+        found = self.image.encode(images.flatten(0, 1))
+        answer: dict[str, Tensor] = {"views": batch["views"]}
+        for i, branch in enumerate(self.tokens.branches):
+            block = self.tokens.block_of(branch)
+            patches = found[f"layer.{block}"]
+            prefix = found.get(f"prefix.{block}")
+            whole = prefix is not None and (not self.tokens.patch_only or branch.pool == "cls")
+            tokens = torch.cat([prefix, patches], dim=1) if whole and prefix is not None else patches
+            pooled = tokens if branch.pool == "gem" else pool_tokens(tokens, branch.pool).unsqueeze(1)
+            answer[f"branch{i}"] = pooled.unflatten(0, images.shape[:2])
+        return answer
+
+
+def _stack(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+class WeldFeatures:
+    """The runs of an experiment as batches of frozen features; `prepare` fills the stores once."""
+
+    def __init__(
+        self,
+        settings: WeldSettings,
+        encoders: WeldEncoders,
+        *,
+        cache: str = "auto",
+        cache_dir: str | Path | None = None,
+        device: torch.device,
+        precision: str = "fp32",
+        dtype: str = "fp32",
+        augment: Augment | None = None,
+        notice: Callable[[str], None] | None = None,
+    ) -> None:
+        self.settings, self.encoders, self.device = settings, encoders.to(device), device
+        self.cache, self.augment = cache, augment
+        branches = tuple(f"branch{i}" for i in range(len(encoders.tokens.branches)))
+        self.outputs = {
+            "video": ("video", "has_video"),
+            "audio": ("audio", "has_audio"),
+            "images": (*branches, "views"),
+        }
+        self.encode_part = {
+            "video": encoders.encode_video,
+            "audio": encoders.encode_audio,
+            "images": encoders.encode_images,
+        }
+        nets = {"video": encoders.video, "audio": encoders.audio, "images": encoders.image}
+        self.stores = {
+            part: FeatureStore(
+                FeatureSpec(
+                    backbone=net.name,
+                    weights=net.weights_id,
+                    outputs=self.outputs[part],
+                    transform=self._describe(part),
+                    precision=precision,
+                    dtype=dtype,
+                ),
+                root=cache_dir,
+                cache=cache,
+                notice=notice,
+            )
+            for part, net in nets.items()
+        }
+        self._sensors: dict[str, tuple[Tensor, bool]] = {}
+
+    def _describe(self, part: str) -> str:
+        """Everything besides the weights that decides the rows of a modality."""
+        wanted = {
+            "video": ("video_", "image_size" if self.settings.video_source == "images" else "video_"),
+            "audio": ("mels", "audio_", "frame_select"),
+            "images": ("views", "image_"),
+        }[part]
+        values = {k: v for k, v in asdict(self.settings).items() if k.startswith(wanted)}
+        tokens = asdict(self.encoders.tokens)
+        keys = {
+            "video": ["video_token_pool"],
+            "audio": ["swap_audio_axes"],
+            "images": ["branches", "layer_index", "patch_only"],
+        }
+        return f"{values} { ({k: tokens[k] for k in keys[part]}) }"
+
+    # -- inputs ---------------------------------------------------------------------------------------------------
+
+    def load_part(self, run: WeldRun, part: str) -> dict[str, Tensor]:
+        """One modality of a run as its encoder's input."""
+        needs = ("images",) if part == "video" and self.settings.video_source == "images" else (part,)
+        raw = load_raw(run, self.settings, needs)
+        if part == "video":
+            video, there = process_video(raw, self.settings)
+            return {"video": video, "has_video": torch.tensor(there)}
+        if part == "audio":
+            return {"audio": audio_tensor(raw.audio, self.settings), "has_audio": torch.tensor(raw.audio is not None)}
+        s = self.settings
+        images, views = photo_tensor(raw.photos, s.views, s.image_size, normalise=s.image_norm)
+        return {"images": images, "views": views}
+
+    def sensors(self, run: WeldRun) -> tuple[Tensor, bool]:
+        """The series [S, C] before normalisation, kept in memory, and whether the run has one."""
+        if run.run_id not in self._sensors:
+            raw = load_raw(run, self.settings, ("sensors",))
+            self._sensors[run.run_id] = sensor_series(raw, self.settings), raw.sensors is not None
+        return self._sensors[run.run_id]
+
+    def readable(self, runs: Sequence[WeldRun]) -> tuple[list[WeldRun], list[dict[str, str]]]:
+        """The runs whose files can be read, and the others with the reason (``--on-error skip``)."""
+        kept, skipped = [], []
+        for run in runs:
+            try:
+                self.sensors(run)
+                for part, store in self.stores.items():
+                    if run_key(run) not in store:
+                        self.load_part(run, part)
+            except UserError as error:
+                skipped.append({"path": str(run.folder), "reason": str(error)})
+                continue
+            kept.append(run)
+        if not kept:
+            raise UserError(f"none of the {len(skipped)} runs can be read; the first: {skipped[0]['reason']}")
+        return kept, skipped
+
+    # -- features -------------------------------------------------------------------------------------------------
+
+    def prepare(self, runs: Sequence[WeldRun], *, batch_size: int = 8) -> None:
+        """Encode what the stores lack. Does nothing with the cache off."""
+        if self.cache == "off":
+            return
+        for part, store in self.stores.items():
+            self._fill(part, store, list(runs), batch_size)
+
+    def _fill(self, part: str, store: FeatureStore, runs: list[WeldRun], batch_size: int) -> None:
+        def load(run: WeldRun) -> dict[str, Tensor]:
+            return self.load_part(run, part)
+
+        def encode(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            return self.encode_part[part](self._to_device(batch))
+
+        extract(
+            encode, runs, store, load=load, key=run_key, collate=_stack, batch_size=batch_size, device=self.device,
+            track=progress,
+        )  # fmt: skip
+
+    def batch(self, runs: Sequence[WeldRun], *, training: bool = False) -> dict[str, Any]:
+        """What `CausalFiLM.forward` takes, on the device."""
+        if self.cache == "off":
+            rows = self._encode_now(runs, training=training)
+        else:
+            keys = [run_key(run) for run in runs]
+            rows = {name: rows for store in self.stores.values() for name, rows in store.rows(keys).items()}
+        rows = self._to_device(rows)
+        series = [self.sensors(run) for run in runs]
+        sensors = torch.stack([normalise_sensors(one, self.settings) for one, _ in series])
+        known = torch.tensor([there for _, there in series])
+        views = rows["views"].bool()
+        present = [rows["has_video"].bool(), views.any(1), rows["has_audio"].bool(), known.to(self.device)]
+        return {
+            "video": rows["video"].float(),
+            "audio": rows["audio"].float(),
+            "images": [rows[f"branch{i}"].float() for i in range(len(self.encoders.tokens.branches))],
+            "views": views,
+            "sensors": sensors.to(self.device),
+            "present": torch.stack(present, dim=1),
+        }
+
+    def _encode_now(self, runs: Sequence[WeldRun], *, training: bool) -> dict[str, Tensor]:
+        rows: dict[str, Tensor] = {}
+        for part, encode in self.encode_part.items():
+            samples = [self.load_part(run, part) for run in runs]
+            if training and self.augment is not None:
+                samples = [self.augment(sample) for sample in samples]
+            with torch.no_grad():
+                rows |= encode(self._to_device(_stack(samples)))
+        return rows
+
+    def _to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+
+    def dims(self) -> dict[str, int]:
+        """Token widths for the model's configuration."""
+        e = self.encoders
+        return {"video_dim": e.video.width, "audio_dim": e.audio.width, "image_dim": e.image.width}
+
+
+def run_key(run: WeldRun) -> str:
+    return hashlib.sha256(run.fingerprint.encode()).hexdigest()
