@@ -1,6 +1,6 @@
 """Evaluate any checkpoint of any system: metrics, per-class tables, figures, an HTML report.
 
-python evaluate.py --checkpoint runs/promptad/demo-capsule-k1-1a2b3c4d
+python evaluate.py --checkpoint runs/promptad/demo-brushed_metal-k1-1a2b3c4d
 python evaluate.py --checkpoint 'result/**/cls_checkpoint.pth' --policy false-alarms --report report
 """
 

@@ -1,6 +1,6 @@
 """Drawn surfaces and objects for pre-training: every function returns values in [0, 1] from a seeded generator.
 
-Nothing here is shared with the demo data set (`anomaly_lib.data.demo.items`): that one tests what is learned from this one.
+Nothing here is shared with the demo data set (`anomaly_lib.data.demo`): that one tests what is learned from this one.
 """
 
 from __future__ import annotations

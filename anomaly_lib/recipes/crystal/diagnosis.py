@@ -10,7 +10,7 @@ import numpy as np
 from anomaly_lib.data.crystal.elements import SYMBOLS
 from anomaly_lib.models.crystal.diagnosis import fusion_measures
 from anomaly_lib.recipes.crystal.data import CrystalData
-from anomaly_lib.recipes.crystal_detector import CrystalDetector
+from anomaly_lib.recipes.crystal.detector import CrystalDetector
 
 Values = dict[str, np.ndarray]
 

@@ -30,8 +30,7 @@ from anomaly_lib.losses import info_nce_loss
 from anomaly_lib.metrics import regression_metrics
 from anomaly_lib.models.crystal.fusion import CrystalFusionModel, CrystalOutput
 from anomaly_lib.recipes.crystal.data import CrystalData, TargetScale, load_data
-from anomaly_lib.recipes.crystal.options import PUBLISHED, Args, resolve, without_effect
-from anomaly_lib.recipes.crystal_detector import (
+from anomaly_lib.recipes.crystal.detector import (
     SYSTEM,
     CrystalDetector,
     build,
@@ -43,6 +42,7 @@ from anomaly_lib.recipes.crystal_detector import (
     named,
     predict,
 )
+from anomaly_lib.recipes.crystal.options import PUBLISHED, Args, resolve, without_effect
 from anomaly_lib.types import RunResult
 
 __all__ = ["SYSTEM", "Args", "build", "evaluate", "load_detector", "predict", "tiny", "train"]

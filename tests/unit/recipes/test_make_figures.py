@@ -18,7 +18,8 @@ SPEC.loader.exec_module(SCRIPT)
 def put_run(root: Path, name: str, system: str, **changes) -> None:
     record = {
         "system": system, "status": "finished", "args": {"select": "last"}, "seed": 7, "seconds": 12.6,
-        "machine": "x86_64", "threads": 2, "gpu": None, "git_commit": "abc123", "metrics": {"image_auroc": 0.91234, "threshold": 0.5},
+        "machine": "x86_64", "threads": 2, "gpu": None, "git_commit": "abc123",
+        "metrics": {"image_auroc": 0.91234, "threshold": 0.5},
         "argv": ["--fusion-mode", "harmonic", "--output-dir", "/somewhere/else", "--data-path=/private"],
     }  # fmt: skip
     (root / name).mkdir(parents=True)
