@@ -80,16 +80,16 @@ def _running_top(queries: Tensor, bank: Tensor, k: int, half_norms: Tensor, bank
 
 
 def whitening_matrix(covariance: Tensor) -> Tensor:
-    """W [..., D, D] with W^T W = covariance^-1: the inverse of the Cholesky factor, no inverse of the covariance."""
+    """W [..., D, D] with W W^T = covariance^-1: the inverse Cholesky factor, transposed; nothing is inverted twice."""
     factor = torch.linalg.cholesky(covariance)
     identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device).expand_as(factor)
-    return torch.linalg.solve_triangular(factor, identity, upper=False)
+    return torch.linalg.solve_triangular(factor, identity, upper=False).mT.contiguous()
 
 
 def mahalanobis(rows: Tensor, mean: Tensor, whitening: Tensor) -> Tensor:
-    """sqrt((x - mean)^T S^-1 (x - mean)) = |W (x - mean)|, one Gaussian a position, W from `whitening_matrix`.
+    """sqrt((x - mean)^T S^-1 (x - mean)) = |(x - mean) W|, one Gaussian a position, W from `whitening_matrix`.
 
     rows [B, P, D], mean [P, D], whitening [P, D, D] -> [B, P]: one batched product that reads W once for all B images.
     """
-    centred = (rows - mean).permute(1, 2, 0)  # [P, D, B]
-    return (whitening @ centred).square().sum(1).sqrt().T
+    centred = (rows - mean).transpose(0, 1)  # [P, B, D]
+    return (centred @ whitening).square().sum(2).sqrt().T

@@ -33,7 +33,7 @@ def load_anomalib(detector: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
         detector.channels = model["idx"].long()
         detector.mean = model["gaussian.mean"].T.contiguous()
         # inv = K K^T, so |K^T d|^2 = d^T inv d: K^T whitens.
-        detector.whitening = torch.linalg.cholesky(model["gaussian.inv_covariance"]).mT.contiguous()
+        detector.whitening = torch.linalg.cholesky(model["gaussian.inv_covariance"])
         _fill_extractor(detector.extractor, model, EXTRACTOR)
     elif isinstance(detector, ReverseDistillation):
         _fill_extractor(detector.encoder, model, TEACHER)
@@ -52,7 +52,7 @@ def to_anomalib(detector: nn.Module) -> dict[str, Tensor]:
     if isinstance(detector, PatchCore):
         model = {"memory_bank": detector.bank.rows, **_extractor_state(detector.extractor, EXTRACTOR)}
     elif isinstance(detector, Padim):
-        inverse = detector.whitening.mT @ detector.whitening
+        inverse = detector.whitening @ detector.whitening.mT
         model = {"idx": detector.channels, "gaussian.mean": detector.mean.T.contiguous()}
         model |= {"gaussian.inv_covariance": inverse, **_extractor_state(detector.extractor, EXTRACTOR)}
     elif isinstance(detector, ReverseDistillation):

@@ -70,7 +70,7 @@ class Padim(nn.Module):
         self.seed = seed
         self.register_buffer("channels", torch.empty(0, dtype=torch.long))  # which channels were drawn
         self.register_buffer("mean", torch.empty(0))  # [P, D]
-        self.register_buffer("whitening", torch.empty(0))  # [P, D, D], W^T W = (covariance + ridge)^-1
+        self.register_buffer("whitening", torch.empty(0))  # [P, D, D], W W^T = (covariance + ridge)^-1
 
     def embed(self, images: Tensor) -> Tensor:
         """The chosen channels of all layers on the first layer's grid, [B, D, h, w]."""
