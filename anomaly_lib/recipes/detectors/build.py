@@ -22,7 +22,10 @@ FROZEN = ("extractor.", "encoder.net.")
 
 
 class FrozenFeatures(nn.Module):
-    """Images 0..1 with one or three channels -> the backbone's maps; the backbone's own normalisation happens here."""
+    """Images 0..1 with one or three channels -> the backbone's maps; the backbone's own normalisation happens here.
+
+    A transformer's patch rows [B, P, C] become maps [B, C, h, w], so that its blocks serve like a ResNet's stages.
+    """
 
     mean: Tensor
     std: Tensor
@@ -34,7 +37,8 @@ class FrozenFeatures(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return self.net((images - self.mean) / self.std)  # one channel becomes three by broadcasting
+        found = self.net((images - self.mean) / self.std)  # one channel becomes three by broadcasting
+        return {name: x if x.ndim == 4 else x.transpose(1, 2).unflatten(2, self.net.grid) for name, x in found.items()}
 
 
 def make_extractor(args: Any) -> tuple[FrozenFeatures, str]:

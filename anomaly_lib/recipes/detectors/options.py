@@ -1,6 +1,6 @@
 """Options of the five classical detectors, and what each of them means by default."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Optional
 
 from anomaly_lib.config import Switch, arg, override
@@ -23,6 +23,15 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "draem": {"epochs": 700, "batch_size": 8, "learning_rate": 1e-4},
     "draem_sevnet": {"epochs": 50, "batch_size": 16, "learning_rate": 1e-4},
 }  # fmt: skip
+# Built-in data and no word about a backbone: the built-in CLIP's patch maps, or networks that train in a minute.
+ON_DEMO_DATA: dict[str, dict[str, Any]] = {
+    "patchcore": {"backbone": "demo-clip", "layers": ["layer.1", "layer.3"]},
+    "padim": {"backbone": "demo-clip", "layers": ["layer.1", "layer.3"], "n_features": 100},
+    "reverse_distillation": {"backbone": "resnet18", "weights": "random", "epochs": 3},
+    "draem": {"repair_width": 16, "segment_width": 16, "epochs": 20},
+    "draem_sevnet": {"repair_width": 16, "segment_width": 16, "epochs": 20},
+}
+DEMO_IMAGE_SIZE = [128, 128]
 # What the published programs do differently: (clean, paper). --protocol paper sets them all, an explicit value stays.
 QUIRKS: dict[str, tuple[object, object]] = {
     "upsample": ("bilinear", "nearest"),  # anomalib's PatchCore resizes its map by nearest
@@ -125,6 +134,19 @@ class DetectorArgs(RunArgs, TrackArgs, DataArgs, OptimArgs, BackboneArgs, ModelA
     )
     protocol: str = arg("clean", "clean, or paper = all quirks of the published programs", choices=["clean", "paper"])
     figures: Switch = arg(True, "draw figures at the end of the run")
+
+
+def on_demo_data(args: Any) -> Any:
+    """The same detector at demo scale where the user has not said otherwise. Never done to real data."""
+    if args.dataset != "demo" or args.data_path or args.backbone or args.weights:
+        return args
+    declared = {f.name: f.default for f in fields(args)}
+    small = {**ON_DEMO_DATA[args.model], "image_size": DEMO_IMAGE_SIZE}
+    untouched = {"layers": [], "image_size": DetectorArgs().image_size}
+    return replace(
+        args,
+        **{name: value for name, value in small.items() if getattr(args, name) == untouched.get(name, declared[name])},
+    )
 
 
 def resolve(args: Any) -> Any:

@@ -30,7 +30,7 @@ from anomaly_lib.recipes.detectors.build import (
     make_damage,
     score_batches,
 )
-from anomaly_lib.recipes.detectors.options import TRAINED, DetectorArgs, resolve
+from anomaly_lib.recipes.detectors.options import TRAINED, DetectorArgs, on_demo_data, resolve
 from anomaly_lib.recipes.evaluation.contract import EvaluateArgs, Evaluation
 from anomaly_lib.types import Prediction, RunResult
 
@@ -81,7 +81,7 @@ def stack_images(data: ImageDataset, index: Tensor | Sequence[int], channels: in
 
 def train(args: Args) -> RunResult:
     """Fit one detector, score the test images once."""
-    args = resolve(args)
+    args = resolve(on_demo_data(args))
     if args.early_stopping_patience:
         raise UserError("--early-stopping-patience: there is no validation split here (the HDMAP experiments have one)")
     device = pick_device(args.device)
