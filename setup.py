@@ -44,6 +44,7 @@ EXTRAS["test"] = [
     "hypothesis>=6.100",
     "ruff>=0.9",
     "mypy>=1.11",
+    "torchmetrics>=1.4",
     "pandas-stubs",
     "types-tqdm",
     "scikit-image>=0.22",

@@ -81,6 +81,7 @@ def test_missing_modalities_never_break_the_model(trained):
     assert all(0 <= row["auroc"] <= 1 for row in rows)
 
 
+@pytest.mark.slow
 def test_every_option_of_the_objective_runs_and_resumes(tmp_path):
     flags = [
         *SMALL,

@@ -40,7 +40,10 @@ def train(args: Args) -> RunResult:
     args = resolve(args)
     device = pick_device(args.device)
     data = open_domains(args)
-    with process_group(device), Run.open(SYSTEM, args, name=f"{args.model}-{args.source_domain}") as run:
+    with (
+        process_group(device),
+        Run.open(SYSTEM, args, name=f"{args.condition}-{args.model}-{args.source_domain}") as run,
+    ):
         if run.finished:
             return replace(run.result(), already_done=True)
         if args.data_path is None:
