@@ -22,7 +22,8 @@ SET_UP = (
     ". ",
     "source ",
 )
-LONG = ("train_", "for ")
+# The main job itself always runs; the other systems' scripts take up to a minute each.
+LONG = ("train_seg", "train_sowa", "train_causal", "train_with", "train_detector", "for ")
 
 
 def shell_lines() -> list[str]:
