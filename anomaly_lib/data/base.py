@@ -169,3 +169,17 @@ class ImageDataset(Dataset[Sample]):
         if not kept:
             raise UserError(f"none of the {len(self.items)} images can be read; the first: {self.skipped[0]['reason']}")
         self.items, self._cache = kept, kept_cache
+
+
+def readable_items(items: list[Item], on_error: str) -> tuple[list[Item], list[dict[str, str]]]:
+    """With --on-error skip every file is opened once, and those that cannot be are left out and listed."""
+    if on_error != "skip":
+        return items, []
+    kept, skipped = [], []
+    for item in items:
+        try:
+            load_pixels(item)
+            kept.append(item)
+        except UserError as error:
+            skipped.append({"path": str(item.path), "reason": str(error)})
+    return kept, skipped

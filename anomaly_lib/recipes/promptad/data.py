@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anomaly_lib.data import ImageTransform, Item, KShot, class_names, k_shot, open_dataset, select
-from anomaly_lib.data.base import load_pixels
+from anomaly_lib.data.base import load_pixels, readable_items
 from anomaly_lib.data.splits import PROMPTAD_SHOTS
 from anomaly_lib.errors import UserError
 from anomaly_lib.recipes.promptad.options import ALL, Args
@@ -33,7 +33,7 @@ def _open(args: Args) -> tuple[list[Item], list[dict[str, str]]]:
     wanted = None if args.obj in (None, ALL) else [args.obj]
     if args.dataset == "demo" and args.data_path is None and args.obj is None:
         wanted = [DEMO_CLASS]
-    items, skipped = _readable(open_dataset(args.dataset, args.data_path, classes=wanted), args.on_error)
+    items, skipped = readable_items(open_dataset(args.dataset, args.data_path, classes=wanted), args.on_error)
     names = class_names(items)
     if len(names) > 1 and args.obj != ALL:
         raise UserError(f"--obj: choose one of {', '.join(names)} (or 'all' for one model of all classes)")
@@ -54,20 +54,6 @@ def open_task(args: Args) -> TaskData:
 def test_items(args: Args) -> list[Item]:
     """The test images of --obj alone."""
     return select(_open(args)[0], split="test")
-
-
-def _readable(items: list[Item], on_error: str) -> tuple[list[Item], list[dict[str, str]]]:
-    """With --on-error skip every file is opened once, and those that cannot be are left out and listed."""
-    if on_error != "skip":
-        return items, []
-    kept, skipped = [], []
-    for item in items:
-        try:
-            load_pixels(item)
-            kept.append(item)
-        except UserError as error:
-            skipped.append({"path": str(item.path), "reason": str(error)})
-    return kept, skipped
 
 
 def _choose(train: Sequence[Item], args: Args) -> KShot:

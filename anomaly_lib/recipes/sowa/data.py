@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anomaly_lib.backbones.clip import ClipBackbone
 from anomaly_lib.data import ImageTransform, Item, class_names, k_shot, open_dataset
-from anomaly_lib.data.base import load_pixels
+from anomaly_lib.data.base import load_pixels, readable_items
 from anomaly_lib.data.demo.items import CATEGORIES, demo_items
 from anomaly_lib.data.transforms import resize_image
 from anomaly_lib.engine.log import progress
@@ -35,7 +35,7 @@ def open_train(args: Args) -> tuple[list[Item], list[dict[str, str]]]:
     """Images with masks to learn from: the TEST split of the training classes, because that is where masks are."""
     trained, _ = split_classes(args, names_of(args.dataset, args.data_path), None)
     source = load_items(args, args.dataset, args.data_path, trained, normal=0)
-    items, skipped = readable([item for item in source if item.split == "test"], args.on_error)
+    items, skipped = readable_items([item for item in source if item.split == "test"], args.on_error)
     unmasked = next((item for item in items if not item.has_truth), None)
     if unmasked is not None:
         raise UserError(f"{unmasked.path}: an anomaly without a mask teaches nothing; add it or leave its class out")
@@ -51,7 +51,7 @@ def open_test(args: Args) -> TestData:
     else:
         _, tested = split_classes(args, names_of(args.dataset, args.data_path), None)
         target = load_items(args, args.dataset, args.data_path, tested, normal=40 if args.shot else 0)
-    items, skipped = readable([item for item in target if item.split == "test"], args.on_error)
+    items, skipped = readable_items([item for item in target if item.split == "test"], args.on_error)
     return TestData(items, [item for item in target if item.split == "train" and item.label == 0], skipped)
 
 
@@ -91,20 +91,6 @@ def split_classes(
             f"{', '.join(names)}: no class left to train or test on; give --train-classes or --eval-data-path"
         )
     return trained, tested
-
-
-def readable(items: list[Item], on_error: str) -> tuple[list[Item], list[dict[str, str]]]:
-    """With --on-error skip, files that cannot be read are left out and listed."""
-    if on_error != "skip":
-        return items, []
-    kept, skipped = [], []
-    for item in items:
-        try:
-            load_pixels(item)
-            kept.append(item)
-        except UserError as error:
-            skipped.append({"path": str(item.path), "reason": str(error)})
-    return kept, skipped
 
 
 def support_items(normal: Sequence[Item], shot: int, seed: int) -> dict[str, list[Item]]:

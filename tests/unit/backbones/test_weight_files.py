@@ -248,8 +248,11 @@ def test_prefix_is_found_by_most_matches() -> None:
 
 def test_batch_norm_counters_may_be_missing() -> None:
     net = nn.Sequential(nn.BatchNorm2d(3))
-    state = {k: v for k, v in net.state_dict().items() if "num_batches" not in k}
+    state = {k: v + 2 for k, v in net.state_dict().items() if "num_batches" not in k}
     load_into(net, state, source="old.pth")
+    loaded = net.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+    assert loaded["0.num_batches_tracked"] == 0
 
 
 @pytest.mark.parametrize(
