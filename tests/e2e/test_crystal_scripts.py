@@ -156,7 +156,7 @@ EXAMPLES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n[0] in "45" else pytest.mark.slow) for n in EXAMPLES])
+@pytest.mark.parametrize("name", list(EXAMPLES))
 def test_examples_of_the_document(name: str, dataset: Path, tmp_path: Path) -> None:
     words = EXAMPLES[name]
     prop = words[words.index("--property") + 1] if "--property" in words else PROPERTY
@@ -164,7 +164,7 @@ def test_examples_of_the_document(name: str, dataset: Path, tmp_path: Path) -> N
     record = json.loads((tmp_path / prop / "run.json").read_text())
     assert np.isfinite(record["metrics"]["test_mae"])
     scales = [key for key in record["metrics"] if key.startswith("text_scale_")]
-    assert len(scales) == (2 if name == "4 two layers" else 1 if "middle" in " ".join(words[:1]) else 0)
+    assert len(scales) == (2 if name == "4 two layers" else 1 if "--use_middle_fusion" in words else 0)
 
 
 def test_killed_and_resumed_equals_uninterrupted(

@@ -3,7 +3,9 @@
 State-dict names are those of the published program (train_with_cross_modal_attention.py), so its checkpoints load.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -193,21 +195,15 @@ class CrystalFusionModel(ALIGNNEncoder):
 
 
 def _middle_module(config: CrystalFusionConfig) -> GatedMiddleFusion:
+    kind: Callable[..., GatedMiddleFusion] = GatedMiddleFusion
     if config.middle_improved:
-        return ImprovedMiddleFusion(
-            feature_dim=config.hidden_features,
-            context_dim=PROJECTED,
-            hidden_dim=config.middle_hidden_dim,
-            dropout=config.middle_dropout,
-            use_gate_norm=config.middle_gate_norm,
-            norm_per_half=config.middle_norm_per_half,
-            learnable_scale=config.middle_learnable_scale,
-            initial_scale=config.middle_initial_scale,
+        kind = partial(
+            ImprovedMiddleFusion,
             residual_scaling=config.middle_residual_scaling,
             initial_feature_scale=config.middle_initial_node_scale,
             dynamic_gating=config.middle_dynamic_gating,
         )
-    return GatedMiddleFusion(
+    return kind(
         feature_dim=config.hidden_features,
         context_dim=PROJECTED,
         hidden_dim=config.middle_hidden_dim,
