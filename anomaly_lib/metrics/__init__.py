@@ -26,6 +26,7 @@ from anomaly_lib.metrics.pixel import (
     pixel_f1_max,
     pixel_metrics,
 )
+from anomaly_lib.metrics.pixel_bootstrap import pixel_bootstrap
 from anomaly_lib.metrics.prediction import (
     accuracy,
     class_f1,
@@ -62,6 +63,7 @@ __all__ = [
     "per_image_iou",
     "pixel_auroc",
     "pixel_average_precision",
+    "pixel_bootstrap",
     "pixel_curve",
     "pixel_f1_max",
     "pixel_metrics",

@@ -1,6 +1,6 @@
 """Confidence intervals by resampling."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,14 +31,22 @@ def bootstrap_ci(
     arrays = [to_numpy(column) for column in columns]
     if not arrays or len(arrays[0]) == 0 or len({len(array) for array in arrays}) != 1:
         raise UserError(f"a bootstrap needs columns of one non-zero length; got {[len(array) for array in arrays]}")
-    if not 0 < level < 1 or repeats < 1:
-        raise UserError(f"a bootstrap needs 0 < level < 1 and repeats >= 1; got {level} and {repeats}")
+    check_bootstrap(level, repeats)
     group = np.zeros(len(arrays[0])) if groups is None else to_numpy(groups)
-    members = [np.flatnonzero(group == one) for one in np.unique(group)]
-    generator = np.random.default_rng(seed)
-    draws = np.empty(repeats)
-    for i in range(repeats):
-        rows = np.concatenate([generator.choice(member, member.size) for member in members])
-        draws[i] = statistic(*(array[rows] for array in arrays))
+    draws = [statistic(*(array[rows] for array in arrays)) for rows in draw_rows(group, repeats, seed)]
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(statistic(*arrays)), float(low), float(high))
+
+
+def check_bootstrap(level: float, repeats: int) -> None:
+    """Refuse what no interval can be made of."""
+    if not 0 < level < 1 or repeats < 1:
+        raise UserError(f"a bootstrap needs 0 < level < 1 and repeats >= 1; got {level} and {repeats}")
+
+
+def draw_rows(groups: np.ndarray, repeats: int, seed: int) -> Iterator[np.ndarray]:
+    """Row numbers of each resample; every group keeps its size."""
+    members = [np.flatnonzero(groups == one) for one in np.unique(groups)]
+    generator = np.random.default_rng(seed)
+    for _ in range(repeats):
+        yield np.concatenate([generator.choice(member, member.size) for member in members])

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from anomaly_lib.data.crystal.dataset import read_table
 from anomaly_lib.data.crystal.demo import write_crystal_demo
+from anomaly_lib.data.crystal.structure import read_crystal
+from anomaly_lib.data.crystal.text import reduced_formula
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--epochs", "2", "--hidden_features", "16", "--alignn_layers", "4", "--gcn_layers", "1"]
@@ -135,6 +138,34 @@ def test_alphas_and_paper_figures(
     assert table[0] == "Element,Mean,Std,Count"
     means = [float(row.split(",")[1]) for row in table[1:]]
     assert means == sorted(means)
+
+
+def test_own_structures_become_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """CIF files and ALIGNN's id_prop.csv in, described crystals in the published layout out; nothing is done twice."""
+    write_crystal_demo(tmp_path / "demo", count=4)
+    cifs = tmp_path / "demo" / "jarvis" / PROPERTY / "cif"
+    names = sorted(path.name for path in cifs.iterdir())
+    (tmp_path / "id_prop.csv").write_text("".join(f"{name},{0.5 * i}\n" for i, name in enumerate(names)))
+    words = ["--structures", str(cifs), "--targets", str(tmp_path / "id_prop.csv"), "--property", "mine"]
+    words += ["--root_dir", str(tmp_path / "out")]
+    describe = script("scripts/crystal/describe_structures.py")
+    assert describe.main(words) == 0
+    table = read_table(tmp_path / "out", "jarvis", "mine")
+    assert [(row.id, row.target) for row in table.rows] == [(Path(n).stem, 0.5 * i) for i, n in enumerate(names)]
+    for row in table.rows:
+        original = read_crystal(cifs / f"{row.id}.cif")
+        assert isinstance(row.source, Path)
+        copy = read_crystal(row.source)
+        np.testing.assert_allclose(copy.frac_coords, original.frac_coords, atol=1e-6)
+        assert copy.symbols == original.symbols
+        assert row.text.startswith(reduced_formula(original.symbols) + " crystallizes in a ")
+    before = (tmp_path / "out" / "jarvis" / "mine" / "description.csv").read_text()
+    assert describe.main(words) == 0
+    assert "0 structures described (4 were already)" in capsys.readouterr().out
+    assert (tmp_path / "out" / "jarvis" / "mine" / "description.csv").read_text() == before
+    (tmp_path / "id_prop.csv").write_text("a.cif,high\n")
+    assert describe.main(words) == 2
+    assert "line 1: expected a file name and a number" in capsys.readouterr().err
 
 
 EXAMPLES = {

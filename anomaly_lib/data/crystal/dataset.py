@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,6 +112,23 @@ def _target(text: str, layout: _Layout, where: str) -> float:
     return value if math.isfinite(value) else math.nan
 
 
+def _csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Where a row stands and its fields; the header and empty lines are left out."""
+    with open(path, newline="", encoding="utf-8-sig") as stream:
+        reader = csv.reader(stream)
+        try:
+            next(reader, None)
+            for fields_ in reader:
+                if fields_:
+                    yield f"{path}, line {reader.line_num}", fields_
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{path}: not UTF-8 text ({error.reason} after line {reader.line_num}); convert it"
+            ) from error
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num}: not a readable CSV row ({error})") from error
+
+
 def _structure_file(folder: Path, name: str) -> Path | None:
     for suffix in (".cif", ".vasp", ".extxyz", ".json"):
         if (folder / f"{name}{suffix}").is_file():
@@ -126,26 +143,20 @@ def read_table(root: Path, dataset: str, prop: str, *, on_error: str = "fail") -
         raise UserError(f"{layout.csv}: no such file; it must list id, target and description of every crystal")
     table = CrystalTable([], folder=layout.csv.parent)
     seen: set[str] = set()
-    with open(layout.csv, newline="", encoding="utf-8-sig") as stream:
-        reader = csv.reader(stream)
-        next(reader, None)
-        for fields_ in reader:
-            if not fields_:
-                continue
-            where = f"{layout.csv}, line {reader.line_num}"
-            if len(fields_) != layout.columns:
-                raise UserError(f"{where}: expected {layout.columns} fields, found {len(fields_)} (quote the text)")
-            name, target = fields_[0].strip(), _target(fields_[layout.target], layout, where)
-            path = _structure_file(layout.structures, name)
-            if math.isnan(target):
-                table.without_target.append(name)
-            elif name in seen:
-                table.duplicates.append(name)
-            elif path is None:
-                table.without_structure.append(name)
-            else:
-                seen.add(name)
-                table.rows.append(CrystalRow(name, target, fields_[layout.text], path))
+    for where, fields_ in _csv_rows(layout.csv):
+        if len(fields_) != layout.columns:
+            raise UserError(f"{where}: expected {layout.columns} fields, found {len(fields_)} (quote the text)")
+        name, target = fields_[0].strip(), _target(fields_[layout.target], layout, where)
+        path = _structure_file(layout.structures, name)
+        if math.isnan(target):
+            table.without_target.append(name)
+        elif name in seen:
+            table.duplicates.append(name)
+        elif path is None:
+            table.without_structure.append(name)
+        else:
+            seen.add(name)
+            table.rows.append(CrystalRow(name, target, fields_[layout.text], path))
     missing = table.without_structure
     if missing and on_error != "skip":
         raise UserError(

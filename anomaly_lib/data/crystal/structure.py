@@ -48,10 +48,14 @@ class Crystal:
 
 def make_crystal(lattice: Any, frac_coords: Any, elements: list[str], name: str = "") -> Crystal:
     """A crystal from plain lists and element symbols."""
+    try:
+        numbers = np.array([atomic_number(symbol) for symbol in elements], dtype=np.int64)
+    except UserError as error:
+        raise UserError(f"{name or 'crystal'}: {error}") from None
     return Crystal(
         lattice=np.asarray(lattice, dtype=np.float64),
         frac_coords=np.asarray(frac_coords, dtype=np.float64).reshape(-1, 3),
-        numbers=np.array([atomic_number(symbol) for symbol in elements], dtype=np.int64),
+        numbers=numbers,
         name=name,
     )
 
@@ -62,12 +66,22 @@ def read_crystal(path: Path) -> Crystal:
     if not path.is_file():
         raise UserError(f"{path}: no such structure file")
     if path.suffix.lower() == ".json":
-        return crystal_from_record(json.loads(path.read_text(encoding="utf-8")), name=path.stem)
+        return _read_json(path)
     if path.suffix.lower() in _ASE_FORMATS:
         return _read_with_ase(path, _ASE_FORMATS[path.suffix.lower()])
     if path.name.upper().startswith(("POSCAR", "CONTCAR")):
         return _read_with_ase(path, "vasp")
     raise UserError(f"{path}: unknown structure format (known: {', '.join(READ_SUFFIXES)} and POSCAR*)")
+
+
+def _read_json(path: Path) -> Crystal:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also bytes that are no text
+        raise UserError(f"{path}: not a readable JSON file ({error})") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: not a JARVIS structure (expected one object with lattice, coordinates and elements)")
+    return crystal_from_record(record, name=str(path))
 
 
 def _read_with_ase(path: Path, file_format: str) -> Crystal:
@@ -90,7 +104,7 @@ def _read_with_ase(path: Path, file_format: str) -> Crystal:
         lattice=np.asarray(atoms.cell, dtype=np.float64),
         frac_coords=atoms.get_scaled_positions(wrap=False),
         numbers=np.asarray(atoms.numbers, dtype=np.int64),
-        name=path.stem,
+        name=str(path),
     )
 
 
@@ -101,10 +115,10 @@ def crystal_from_record(record: dict[str, Any], name: str = "") -> Crystal:
         lattice = np.asarray(record["lattice_mat"] if "lattice_mat" in record else record["lattice"], dtype=np.float64)
         coords = np.asarray(record["coords"] if "coords" in record else record["frac_coords"], dtype=np.float64)
         elements = [element.strip() for element in record["elements"]]
-    except (KeyError, TypeError, ValueError) as error:
+        if record.get("cartesian", False):
+            coords = coords @ np.linalg.inv(lattice)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # ValueError: a singular lattice is one, too
         raise UserError(f"{name or 'JSON record'}: not a JARVIS structure ({type(error).__name__}: {error})") from error
-    if record.get("cartesian", False):
-        coords = coords @ np.linalg.inv(lattice)
     return make_crystal(lattice, coords, elements, name=name or str(record.get("id", "")))
 
 
@@ -121,7 +135,7 @@ def write_cif(path: Path, crystal: Crystal) -> None:
     unit = crystal.lattice / lengths[:, None]
     angles = [float(np.degrees(np.arccos(np.clip(unit[i] @ unit[j], -1, 1)))) for i, j in ((1, 2), (0, 2), (0, 1))]
     lines = [
-        f"data_{crystal.name or 'crystal'}",
+        f"data_{Path(crystal.name).stem.replace(' ', '_') or 'crystal'}",
         "_symmetry_space_group_name_H-M 'P 1'",
         "_symmetry_Int_Tables_number 1",
     ]

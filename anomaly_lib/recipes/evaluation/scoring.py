@@ -4,7 +4,15 @@ from typing import Any
 
 import numpy as np
 
-from anomaly_lib.metrics import auroc, average_precision, bootstrap_ci, image_metrics, mae, pixel_metrics
+from anomaly_lib.metrics import (
+    auroc,
+    average_precision,
+    bootstrap_ci,
+    image_metrics,
+    mae,
+    pixel_bootstrap,
+    pixel_metrics,
+)
 from anomaly_lib.metrics.inputs import to_numpy
 from anomaly_lib.metrics.prediction import regression_metrics
 from anomaly_lib.recipes.evaluation.contract import EvaluateArgs, Evaluation
@@ -72,8 +80,16 @@ def _pixel_columns(evaluation: Evaluation, rows: np.ndarray, args: EvaluateArgs)
         return {}
     chosen = np.flatnonzero(rows)
     maps, masks = to_numpy(evaluation.maps)[chosen], to_numpy(evaluation.masks)[chosen]
-    found = pixel_metrics(maps, masks, fpr_limits=tuple(args.fpr_limits))
-    return {f"pixel_{name}": float(value) for name, value in found.items() if not name.endswith("_threshold")}
+    limits = tuple(args.fpr_limits)
+    if not args.bootstrap:
+        found = pixel_metrics(maps, masks, fpr_limits=limits)
+        return {f"pixel_{name}": float(value) for name, value in found.items() if not name.endswith("_threshold")}
+    row: dict[str, Cell] = {}
+    for name, interval in pixel_bootstrap(maps, masks, fpr_limits=limits, repeats=args.bootstrap).items():
+        row[f"pixel_{name}"] = interval.value
+        if not np.isnan(interval.low):
+            row |= {f"pixel_{name}_low": interval.low, f"pixel_{name}_high": interval.high}
+    return row
 
 
 def _regression_row(predicted: np.ndarray, target: np.ndarray, args: EvaluateArgs) -> dict[str, Cell]:

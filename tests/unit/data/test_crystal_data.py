@@ -137,6 +137,26 @@ def test_bad_structures_name_the_file(tmp_path: Path) -> None:
         read_crystal(tmp_path / "absent.cif")
     with pytest.raises(UserError, match="not a JARVIS structure"):
         crystal_from_record({"elements": ["Na"]}, "r")
+    for name, content, said in (
+        ("cut.json", '{"atoms": {', "not a readable JSON"),
+        ("list.json", "[1, 2]", "expected one object"),
+        ("bytes.json", b"\xff\xfe\x00", "not a readable JSON"),
+        ("element.json", '{"lattice": [[3,0,0],[0,3,0],[0,0,3]], "coords": [[0,0,0]], "elements": ["Xx"]}', "'Xx'"),
+        ("number.json", '{"lattice": [[3,0,0],[0,3,0],[0,0,3]], "coords": [[0,0,0]], "elements": [11]}', "JARVIS"),
+        ("flat.json", '{"lattice": [[3,0,0],[3,0,0],[0,0,3]], "coords": [[0,0,0]], "elements": ["Na"], '
+                      '"cartesian": true}', "Singular"),
+        ("nan.json", '{"lattice": [[NaN,0,0],[0,3,0],[0,0,3]], "coords": [[0,0,0]], "elements": ["Na"]}', "finite"),
+        ("bytes.cif", b"\xff\xfe\x00data_", "not a readable cif"),
+        ("empty.extxyz", "", "not a readable extxyz"),
+        ("POSCAR-1", "NaCl\n1.0\n", "not a readable vasp"),
+        ("box.xyz", "1\nno cell\nNa 0 0 0\n", "no periodic cell"),
+        ("x.pdb", "", "unknown structure format"),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(UserError, match=said) as caught:
+            read_crystal(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+        assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="span a volume"):
         make_crystal(np.zeros((3, 3)), [[0, 0, 0]], ["Na"], "flat")
 
@@ -230,6 +250,9 @@ def test_bad_rows_each_get_one_line(tmp_path: Path) -> None:
         read_table(tmp_path, "jarvis", "formation_energy")
     rewrite(2, "demo-0001,X,1.0")
     with pytest.raises(UserError, match=r"line 3: expected 5 fields, found 3"):
+        read_table(tmp_path, "jarvis", "formation_energy")
+    (folder / "description.csv").write_bytes(("\n".join(lines) + "\ndemo-9,X,1.0,\u00c5,f\n").encode("latin-1"))
+    with pytest.raises(UserError, match="not UTF-8 text"):
         read_table(tmp_path, "jarvis", "formation_energy")
     rewrite(2, lines[2])
     os.remove(folder / "cif" / "demo-0004.cif")

@@ -53,7 +53,13 @@ def test_pixel_columns_and_regression() -> None:
     masks = np.zeros((120, 8, 8), dtype=bool)
     masks[2::3, 2:5, 2:5] = True
     row = class_table([(evaluation(maps=masks.astype(np.float32), masks=masks), None)], ARGS).rows[0]
-    assert row["pixel_auroc"] == row["pixel_aupro"] == 1.0
+    assert row["pixel_auroc"] == row["pixel_aupro"] == row["pixel_auroc_low"] == row["pixel_aupro_high"] == 1.0
+    noisy = masks * 0.5 + RNG.normal(size=masks.shape)
+    table = class_table([(evaluation(maps=noisy, masks=masks), None)], ARGS)
+    for row in table.rows[:2]:
+        assert row["pixel_ap_low"] < row["pixel_ap"] < row["pixel_ap_high"]
+    assert f"{table.rows[0]['pixel_ap']:.3f} [{table.rows[0]['pixel_ap_low']:.3f}, " in table.text()
+    assert "pixel_ap_low" not in table.rows[-1]  # an interval of the mean is not the mean of intervals
     target = RNG.normal(size=120)
     table = class_table([(evaluation(kind="regression", scores=target + 0.5, labels=target), None)], ARGS)
     assert table.rows[0]["mae"] == pytest.approx(0.5)

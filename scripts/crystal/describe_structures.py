@@ -1,0 +1,101 @@
+"""Structure files and a table of targets as a data set in the published layout, every structure described in words.
+
+    python scripts/crystal/describe_structures.py --structures my_cifs --targets id_prop.csv --property my_property \
+        --root_dir dataset
+
+`--targets` lists "file name, value" without a header line, as ALIGNN's id_prop.csv does. Rows that are there already
+are kept, so the script can be stopped and started at will.
+"""
+
+import csv
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from anomaly_lib.config import arg, command
+from anomaly_lib.data.crystal.structure import read_crystal, write_cif
+from anomaly_lib.data.crystal.text import describe, describe_with_robocrystallographer, reduced_formula
+from anomaly_lib.errors import UserError
+
+HEADER = ["Id", "Composition", "prop", "Description", "File_Name"]
+DESCRIBERS = {"template": describe, "robocrystallographer": describe_with_robocrystallographer}
+
+
+@dataclass
+class DescribeArgs:
+    """From structure files to a data set with texts."""
+
+    structures: str = arg("", "folder of CIF, POSCAR, extxyz or JARVIS JSON files")
+    targets: str = arg("", "CSV of file name and value, without a header line")
+    property: str = arg("my_property", "name of the property: the folder that is written")
+    root_dir: str = arg("dataset", "folder of the data set; the files go to <root_dir>/jarvis/<property>/")
+    describer: str = arg(
+        "template",
+        "built-in sentences, or robocrystallographer (an extra; seconds a crystal)",
+        choices=list(DESCRIBERS),
+    )
+    workers: int = arg(0, "processes; 0 = this one", at_least=0)
+
+
+def read_targets(path: Path) -> list[tuple[str, float]]:
+    """(file name, value) of every row."""
+    if not path.is_file():
+        raise UserError(f"--targets {path}: no such file")
+    found = []
+    with open(path, newline="", encoding="utf-8-sig") as stream:
+        for number, row in enumerate(csv.reader(stream), start=1):
+            if not row:
+                continue
+            try:
+                found.append((row[0].strip(), float(row[1])))
+            except (IndexError, ValueError):
+                raise UserError(f"{path}, line {number}: expected a file name and a number, found {row}") from None
+    return found
+
+
+def one_row(source: Path, target: float, cif: Path, describer: str) -> list[str]:
+    """Write the structure as CIF and give its line of description.csv."""
+    crystal = read_crystal(source)
+    text = DESCRIBERS[describer](crystal)
+    write_cif(cif, crystal)
+    return [cif.stem, reduced_formula(crystal.symbols), f"{target:.6f}", text, cif.name]
+
+
+def run(args: DescribeArgs) -> None:
+    """Describe what is not described yet."""
+    sources = [(Path(args.structures) / name, value) for name, value in read_targets(Path(args.targets))]
+    folder = Path(args.root_dir) / "jarvis" / args.property
+    (folder / "cif").mkdir(parents=True, exist_ok=True)
+    table = folder / "description.csv"
+    done = set()
+    if table.is_file():
+        with open(table, newline="", encoding="utf-8") as stream:
+            done = {row[0] for row in csv.reader(stream) if row}
+    ids = {source: source.name if source.suffix == "" else source.stem for source, _ in sources}
+    todo = [(source, value) for source, value in sources if ids[source] not in done]
+    work = [(source, value, folder / "cif" / f"{ids[source]}.cif", args.describer) for source, value in todo]
+    with open(table, "a", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        if not done:
+            writer.writerow(HEADER)
+        if args.workers:
+            with ProcessPoolExecutor(args.workers) as pool:
+                for row in pool.map(one_row, *zip(*work, strict=True)) if work else ():
+                    writer.writerow(row)
+                    stream.flush()
+        else:
+            for item in work:
+                writer.writerow(one_row(*item))
+                stream.flush()
+    print(f"{len(work)} structures described ({len(sources) - len(work)} were already): {table}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse and run."""
+    return command(DescribeArgs, run, argv, prog="describe_structures.py", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
