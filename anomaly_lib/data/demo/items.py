@@ -23,10 +23,10 @@ from anomaly_lib.data.demo.draw import Draws, Scene, noise_field, posed_scene, s
 from anomaly_lib.errors import UserError
 
 BATCH = 16  # images drawn together: bounds memory at about 300 MB for 256 pixels
-STRENGTH = (0.45, 1.0)  # of a defect, from visible to obvious
+STRENGTH = (0.7, 1.0)  # of a defect, from plain to obvious
 THREAD = surfaces.THREAD_PITCH
 DARK, LIGHT = [[0.07, 0.07, 0.07], [0.16, 0.12, 0.10]], [[0.88, 0.88, 0.86], [0.80, 0.80, 0.84]]
-RUST, TINTS = [[0.40, 0.23, 0.12], [0.33, 0.20, 0.13]], [[0.62, 0.58, 0.44], [0.55, 0.62, 0.70], [0.70, 0.48, 0.46]]
+RUST, TINTS = [[0.40, 0.23, 0.12], [0.33, 0.20, 0.13]], [[0.58, 0.50, 0.30], [0.45, 0.55, 0.70], [0.66, 0.40, 0.36]]
 GLUE, SMEARS = [[0.66, 0.64, 0.56], [0.58, 0.60, 0.62]], [[0.30, 0.26, 0.24], [0.62, 0.60, 0.52]]
 GAPS = [[0.15, 0.14, 0.14], [0.21, 0.17, 0.14]]  # what shows through cloth: as dark as its shadows
 FIBRES = [[0.75, 0.20, 0.18], [0.85, 0.84, 0.80], [0.14, 0.14, 0.16], [0.20, 0.34, 0.66]]
@@ -46,11 +46,11 @@ class Category:
 CATEGORIES: dict[str, Category] = {
     "woven": Category(surfaces.woven, 5, 0.2, 0.06, {
         "cut": Defect(line(colours=GAPS, width=(0.008, 0.018), length=(0.25, 0.6), bow=0.1, jagged=0.01)),
-        "hole": Defect(blob(colours=GAPS, radius=(0.05, 0.11), rough=1.0, soft=0.15)),
+        "hole": Defect(blob(colours=GAPS, radius=(0.09, 0.16), rough=0.8, soft=0.15)),
         "loose_thread": Defect(line(colours=FIBRES, width=(0.009, 0.014), length=(0.4, 0.9), bow=0.6, lift=0.015)),
         "missing_thread": Defect(take_away(half_length=(0.12, 0.45), half_width=THREAD / 2, pitch=THREAD)),
-        "stain": Defect(blob(colours=TINTS, radius=(0.10, 0.28), multiply=True, soft=0.5)),
-        "distorted": Defect(bend=warp(radius=(0.18, 0.32), push=0.11)),
+        "stain": Defect(blob(colours=TINTS, radius=(0.14, 0.28), multiply=True, soft=0.3)),
+        "distorted": Defect(bend=warp(radius=(0.18, 0.32), push=0.16)),
     }),
     "brushed_metal": Category(surfaces.brushed_metal, 3, 0.2, 0.05, {
         "corrosion": Defect(blob(colours=RUST, radius=(0.06, 0.2), rough=2.2, soft=0.35, opacity=0.75)),
@@ -61,11 +61,11 @@ CATEGORIES: dict[str, Category] = {
         "wrong_finish": Defect(bend=warp(radius=(0.14, 0.26), push=0.30)),
     }),
     "grid": Category(surfaces.grid, 4, 0.2, 0.05, {
-        "bent": Defect(bend=warp(radius=(0.14, 0.26), push=0.12)),
+        "bent": Defect(bend=warp(radius=(0.14, 0.26), push=0.16)),
         "broken": Defect(take_away(half_length=(0.08, 0.17), half_width=0.09, diagonal=True)),
         "foreign_fibre": Defect(line(colours=FIBRES, width=(0.009, 0.014), length=(0.4, 0.9), bow=0.6, lift=0.015)),
-        "glue": Defect(blob(colours=GLUE, radius=(0.08, 0.2), rough=0.8, opacity=0.7)),
-        "rust": Defect(blob(colours=RUST, radius=(0.07, 0.18), rough=1.8, opacity=0.85)),
+        "glue": Defect(blob(colours=GLUE, radius=(0.11, 0.22), rough=0.8, opacity=0.85)),
+        "rust": Defect(blob(colours=RUST, radius=(0.10, 0.20), rough=1.8, opacity=0.9)),
         "soot": Defect(blob(colours=[[0.42, 0.42, 0.42]], radius=(0.12, 0.26), multiply=True, soft=0.5)),
     }),
     "capsule": Category(surfaces.capsule, 4, 0.04, 0.03, {

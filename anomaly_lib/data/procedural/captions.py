@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 import numpy as np
+from numpy.typing import NDArray
 
+from anomaly_lib.data.procedural.defects import DEFECT_NAMES
 from anomaly_lib.data.procedural.pictures import MATERIALS
 from anomaly_lib.data.procedural.textures import OBJECTS
 
@@ -116,3 +118,19 @@ def noun(rng: np.random.Generator, material: int, kind: int) -> tuple[str, int, 
 def caption(rng: np.random.Generator, state: str, thing: str) -> str:
     template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
     return template.format(state.format(thing))
+
+
+def caption_pairs(rng: np.random.Generator, attributes: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:
+    """One caption of the clean and one of the damaged picture of each pair, about the same noun."""
+    clean, damaged = [], []
+    said = np.full((2, len(attributes), 4), -1, np.int64)
+    for row, (material, kind, defect) in enumerate(attributes):
+        thing, says_material, says_object = noun(rng, int(material), int(kind))
+        specific = rng.random() < 0.45
+        states = DEFECT_STATES[DEFECT_NAMES[defect]] if specific else DAMAGED_STATES
+        clean.append(caption(rng, NORMAL_STATES[int(rng.integers(len(NORMAL_STATES)))], thing))
+        damaged.append(caption(rng, states[int(rng.integers(len(states)))], thing))
+        said[:, row, :2] = says_material, says_object
+        said[0, row, 2], said[1, row, 2] = 0, 1
+        said[1, row, 3] = defect if specific else -1
+    return clean + damaged, said.reshape(-1, 4)

@@ -63,7 +63,7 @@ def scratch(rng: Generator, image: Array, centre: Point) -> Array:
     count = 1 if rng.random() < 0.7 else int(rng.integers(2, 5))
     starts = [(centre[0] + rng.normal(0, 5) * (i > 0), centre[1] + rng.normal(0, 5) * (i > 0)) for i in range(count)]
     paths = [_path(rng, start, rng.uniform(0.1, 0.6) * size, wander=0.06, steps=12) for start in starts]
-    where = _lines(size, paths, int(rng.integers(1, 4))) * rng.uniform(0.6, 1.0)
+    where = _lines(size, paths, int(rng.integers(1, 5))) * rng.uniform(0.6, 1.0)
     return _cover(image, where, _tone(rng, image, where))
 
 

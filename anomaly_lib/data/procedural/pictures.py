@@ -8,8 +8,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_lib.data.procedural.assemblies import assemble, finish_object
 from anomaly_lib.data.procedural.defects import DEFECT_NAMES, DEFECTS, MISSING_PART, blob, visible_change
-from anomaly_lib.data.procedural.textures import OBJECTS, TEXTURES, Array, Generator, fractal_noise, silhouette
+from anomaly_lib.data.procedural.textures import (
+    ASSEMBLY,
+    OBJECTS,
+    TEXTURES,
+    Array,
+    Generator,
+    fractal_noise,
+    silhouette,
+)
 
 MATERIALS = tuple(TEXTURES)
 SURFACE = -1  # `object` of a picture that shows nothing but material
@@ -72,15 +81,21 @@ def _scene(rng: Generator, size: int) -> tuple[Array, Array, Array, int, int]:
     """A clean picture, the background behind it, the coverage of the object, and both attributes."""
     material = int(rng.integers(len(MATERIALS)))
     surface = _coloured(rng, TEXTURES[MATERIALS[material]](rng, size))
-    if rng.random() < 0.45:
+    if rng.random() < 0.4:
         return surface, surface, np.ones((size, size), np.float32), material, SURFACE
-    kind = int(rng.integers(len(OBJECTS)))
+    kind = OBJECTS.index(ASSEMBLY) if rng.random() < 0.35 else int(rng.integers(len(OBJECTS)))
+    assembly = OBJECTS[kind] == ASSEMBLY
     coverage = silhouette(rng, size, OBJECTS[kind])
-    if rng.random() < 0.5:
-        surface = surface * rng.uniform(0.2, 0.7) + surface.mean((0, 1)) * rng.uniform(0.3, 0.7)
+    if assembly or rng.random() < 0.6:  # most things are plainer than a swatch of their material
+        plain = rng.uniform(0.05, 0.7)
+        surface = surface * plain + surface.mean((0, 1)) * (1 - plain)
+    if assembly:
+        surface = assemble(rng, np.asarray(surface, np.float32))
     surface = surface * _shading(rng, coverage)[..., None]
-    if rng.random() < 0.5:
-        surface = _decorate(rng, surface, coverage)
+    if not assembly:
+        surface = finish_object(rng, np.asarray(surface, np.float32))
+        if rng.random() < 0.4:
+            surface = _decorate(rng, surface, coverage)
     background = np.full(
         (size, size, 3), rng.choice([rng.uniform(0, 0.15), rng.uniform(0.2, 0.8), rng.uniform(0.85, 1)]), np.float32
     )
@@ -88,6 +103,9 @@ def _scene(rng: Generator, size: int) -> tuple[Array, Array, Array, int, int]:
         background = background + (fractal_noise(rng, size, rng.uniform(3, 40))[..., None] - 0.5) * rng.uniform(
             0.05, 0.2
         )
+    if rng.random() < 0.5:  # the shadow under it
+        below = np.roll(cv2.GaussianBlur(coverage, (0, 0), rng.uniform(1, 8)), rng.integers(-4, 5, 2), (0, 1))
+        background = background * (1 - rng.uniform(0.1, 0.6) * below[..., None])
     picture = surface * coverage[..., None] + background * (1 - coverage[..., None])
     return picture.astype(np.float32), background.astype(np.float32), coverage, material, kind
 

@@ -244,7 +244,22 @@ def _rectangle(size: int, centre: NDArray[np.float64], half: tuple[float, float]
     return _polygon(corners @ turn.T + centre, size)
 
 
-OBJECTS = ("disc", "ring", "nut", "gear", "plate", "screw", "star", "bracket", "seed", "flower", "tube", "cross")
+ASSEMBLY = "panel"  # its parts are drawn by `assemblies`
+OBJECTS = (
+    ASSEMBLY,
+    "disc",
+    "ring",
+    "nut",
+    "gear",
+    "plate",
+    "screw",
+    "star",
+    "bracket",
+    "seed",
+    "flower",
+    "tube",
+    "cross",
+)
 
 
 def silhouette(rng: Generator, size: int, name: str) -> Array:
@@ -289,6 +304,9 @@ def _straight(rng: Generator, size: int, name: str, centre: NDArray[np.float64],
     """The objects made of bars."""
     angle = _angle(rng)
     along, across = radius * rng.uniform(0.9, 1.15), radius * rng.uniform(0.2, 0.4)
+    if name == ASSEMBLY:
+        across = radius * rng.uniform(0.7, 1.3)
+        return _rectangle(size, centre, (radius * rng.uniform(0.9, 1.4), across), rng.normal(0, 0.05))
     if name == "plate":
         return _rectangle(size, centre, (along, radius * rng.uniform(0.6, 0.9)), angle)
     if name == "tube":
