@@ -14,15 +14,18 @@ SIZE_BORDERS = (10, 20, 50, 100)
 
 
 @styled
-def text_scale_figure(epochs: Sequence[int], scales: Mapping[str, Sequence[float]]) -> "Figure":
-    """Each fusion module's learned scale over the epochs, and its step from one epoch to the next."""
+def text_scale_figure(
+    epochs: Sequence[int], scales: Mapping[str, Sequence[float]], start: float | None = None
+) -> "Figure":
+    """Each fusion module's learned scale over the epochs (`start` is a line), and its step from epoch to epoch."""
     figure, axes = new_figure(10, 4, columns=2)
     for index, (name, values) in enumerate(scales.items()):
         colour, marker = SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
         every = max(1, len(values) // 12)
         axes[0, 0].plot(epochs, values, color=colour, marker=marker, markevery=every, label=name)
         axes[0, 1].plot(epochs[1:], np.diff(values), color=colour, marker=marker, markevery=every)
-    axes[0, 0].axhline(next(iter(scales.values()))[0], color="#888888", linestyle="--", label="start")
+    if start is not None:
+        axes[0, 0].axhline(start, color="#888888", linestyle="--", label=f"start ({start:g})")
     axes[0, 0].set(xlabel="epoch", ylabel="text_scale", title="Learned scale of the text")
     axes[0, 0].legend()
     axes[0, 1].axhline(0, color="#888888", linewidth=1)
@@ -40,8 +43,7 @@ def gate_analysis_figure(alphas: Sequence[np.ndarray], targets: np.ndarray, labe
     axis.hist(every_atom, bins=40, color=NORMAL)
     for border in (0.3, 0.7):
         axis.axvline(border, color="#888888", linestyle="--")
-    low, high = min(0.1, every_atom.min()), max(0.9, every_atom.max())
-    axis.set(xlabel="alpha", ylabel="atoms", xlim=(low, high), title=f"All atoms (mean {every_atom.mean():.3f})")
+    axis.set(xlabel="alpha", ylabel="atoms", xlim=(0, 1), title=f"All atoms (mean {every_atom.mean():.3f})")
     top = axis.get_ylim()[1]
     for border, text, side in ((0.3, "graph", "right"), (0.7, "text", "left")):
         axis.text(border, top * 0.97, f" {text} dominates ", ha=side, va="top", fontsize=9)

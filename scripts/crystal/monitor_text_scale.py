@@ -9,7 +9,7 @@ from typing import Optional
 import numpy as np
 
 from anomaly_lib.config import arg, command
-from anomaly_lib.recipes.crystal.scales import scale_history
+from anomaly_lib.recipes.crystal.scales import initial_scale, scale_history
 from anomaly_lib.viz.crystal import text_scale_figure
 from anomaly_lib.viz.style import save_figure
 
@@ -42,7 +42,8 @@ def monitor(args: MonitorArgs) -> None:
             print(f"  the text is weak: try --middle_fusion_initial_scale {1.2 * last:.1f}")
         elif abs(last) < 0.1:
             print("  the text is switched off: it may not help this task; try --use_contrastive True")
-    written = save_figure(text_scale_figure([epoch + 1 for epoch in epochs], history), args.output_plot)
+    figure = text_scale_figure([epoch + 1 for epoch in epochs], history, initial_scale(Path(args.checkpoint_dir)))
+    written = save_figure(figure, args.output_plot)
     print(f"figure: {written[0]}")
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from anomaly_lib.data.crystal.dataset import read_table
 from anomaly_lib.data.crystal.demo import write_crystal_demo
 from anomaly_lib.data.crystal.structure import read_crystal
 from anomaly_lib.data.crystal.text import reduced_formula
+from anomaly_lib.recipes.crystal.scales import initial_scale
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--epochs", "2", "--hidden_features", "16", "--alignn_layers", "4", "--gcn_layers", "1"]
@@ -89,6 +91,8 @@ def test_scale_is_logged_every_epoch(run: Path, tmp_path: Path, capsys: pytest.C
     words = ["--checkpoint_dir", str(run), "--output_plot", str(plot)]
     assert script("scripts/crystal/monitor_text_scale.py").main(words) == 0
     assert "layer_2: 2 points, epoch 1 to 2" in capsys.readouterr().out
+    assert initial_scale(run) == 12.0
+    assert "start (12)" in plot.with_suffix(".svg").read_text()
     assert plot.stat().st_size > 5000
 
 
@@ -194,6 +198,10 @@ def test_examples_of_the_document(name: str, dataset: Path, tmp_path: Path) -> N
     assert train("--property", prop, "--root_dir", str(dataset), *words, "--output_dir", str(tmp_path)) == 0
     record = json.loads((tmp_path / prop / "run.json").read_text())
     assert np.isfinite(record["metrics"]["test_mae"])
+    if name == "trouble":
+        assert record["args"]["warmup_steps"] == 2000
+        rates = [json.loads(line)["lr"] for line in (tmp_path / prop / "metrics.jsonl").read_text().splitlines()]
+        assert max(rates) <= 0.0005 * (1 + 1e-9)
     scales = [key for key in record["metrics"] if key.startswith("text_scale_")]
     assert len(scales) == (2 if name == "4 two layers" else 1 if "--use_middle_fusion" in words else 0)
 
@@ -229,6 +237,29 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert (tmp_path / "whole" / PROPERTY / "predictions_last_epoch_test.csv").read_text() == (
         tmp_path / "killed" / PROPERTY / "predictions_last_epoch_test.csv"
     ).read_text()
+
+
+@pytest.mark.slow
+def test_sigkilled_at_random_moments_ends_the_same(dataset: Path, tmp_path: Path) -> None:
+    words = ["--property", PROPERTY, "--root_dir", str(dataset), *MIDDLE, *SMALL, "--epochs", "8"]
+    main = script("train_with_cross_modal_attention.py").main
+    assert main([*words, "--output_dir", str(tmp_path / "whole")]) == 0
+    command = [sys.executable, str(ROOT / "tests" / "support" / "killing.py")]
+    command += [str(ROOT / "train_with_cross_modal_attention.py"), "6", "3.0"]
+    done = subprocess.run(
+        [*command, *words, "--output_dir", str(tmp_path / "killed")], capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.splitlines()[-1]) >= 2
+    whole, killed = (tmp_path / name / PROPERTY for name in ("whole", "killed"))
+    for name in ("checkpoint.pt", "best_model.pt"):
+        one, other = (torch.load(folder / name, weights_only=True) for folder in (whole, killed))
+        assert one["epoch"] == other["epoch"]
+        for key, value in one["model"].items():
+            assert torch.equal(value, other["model"][key]), (name, key)
+    for name in ("metrics.jsonl", "history_val.json", "prediction_results_test_set.csv"):
+        assert (whole / name).read_text() == (killed / name).read_text(), name
 
 
 def test_mistakes_get_one_line(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

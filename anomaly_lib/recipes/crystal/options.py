@@ -166,6 +166,7 @@ class Args(
     warmup_steps: int = arg(
         2000, "steps in which the learning rate rises, at most 30% of all (paper: ignored, always 30%)", at_least=0
     )
+    compile: Switch = arg(False, "compile the network (needs a C++ compiler on a CPU)")
     ema_decay: float = arg(0.0, "average the weights with this decay; 0 = off", at_least=0, at_most=0.99999)
     standardize: Optional[str] = arg(
         None, "train on (target - mean) / std of the training part: True (clean) or False (paper)", type=str,

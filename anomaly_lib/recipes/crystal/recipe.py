@@ -142,6 +142,8 @@ def train(args: Args) -> RunResult:
         run.note(data=data.facts)
         seed_everything(args.seed)  # the weights do not depend on how much was cached
         model = build(args, device, text_features=data.text_features)
+        if args.compile:
+            model.compile(dynamic=True)  # batches differ in atoms, bonds and angles; the state dict keeps its names
         config = asdict(model.config) if isinstance(model, CrystalFusionModel) else {}
         write_json(run.dir / "config.json", {**to_plain(args), "model": config})
         scale, steps = fit_scale(data, args), len(data.split.train) // batch_size_of(args, data)

@@ -8,6 +8,7 @@ import torch
 
 from anomaly_lib.engine.checkpoint import load_checkpoint, save_checkpoint
 from anomaly_lib.errors import UserError
+from anomaly_lib.files import read_json
 
 LAST_LINEAR = re.compile(r"text_transform\.3\.(weight|bias)$")
 PATTERNS = ("checkpoint_*.pt", "best_model.pt", "checkpoint.pt")
@@ -34,6 +35,15 @@ def scale_history(folder: Path, pattern: str | None = None) -> tuple[list[int], 
         raise UserError(f"{folder}: no text_scale was logged; it exists with --use_middle_fusion True")
     epochs = sorted(points)
     return epochs, {name: [points[epoch][name] for epoch in epochs] for name in points[epochs[0]]}
+
+
+def initial_scale(folder: Path) -> float | None:
+    """Where the run's scale started; None when the folder does not say."""
+    path = folder / "config.json"
+    options = read_json(path) if path.is_file() else {}
+    if "middle_fusion_initial_scale" not in options:
+        return None
+    return float(options["middle_fusion_initial_scale"]) if options["middle_fusion_use_learnable_scale"] else 1.0
 
 
 def scale_checkpoint(source: Path, target: Path, factor: float) -> dict[str, tuple[float, float]]:
