@@ -76,12 +76,15 @@ def save_checkpoint(path: Path | str, payload: Mapping[str, Any], *, system: str
     return Path(path)
 
 
-def load_checkpoint(path: Path | str, *, system: str | None = None) -> dict[str, Any]:
-    """Tensors and plain types of a checkpoint, on the CPU. A foreign, damaged or newer file gets one line."""
+def load_checkpoint(path: Path | str, *, system: str | None = None, lazily: bool = False) -> dict[str, Any]:
+    """Tensors and plain types of a checkpoint, on the CPU. A foreign, damaged or newer file gets one line.
+
+    `lazily`: tensors stay on disk until they are touched.
+    """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except Exception as error:  # noqa: BLE001  (torch raises many kinds; all mean the file cannot be used)
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
@@ -94,3 +97,8 @@ def load_checkpoint(path: Path | str, *, system: str | None = None) -> dict[str,
     if system is not None and content["system"] != system:
         raise UserError(f"{path}: a checkpoint of {content['system']!r}, but {system!r} was expected")
     return content
+
+
+def system_of(path: Path | str) -> str:
+    """Which system wrote a checkpoint; its tensors are not read."""
+    return str(load_checkpoint(path, lazily=True)["system"])

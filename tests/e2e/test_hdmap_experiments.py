@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from anomaly_lib.errors import UserError
-from anomaly_lib.recipes.hdmap import experiment as hdmap_experiment
+from anomaly_lib.recipes.hdmap import experiment_utils
+from anomaly_lib.recipes.hdmap import recipe as hdmap_recipe
 from anomaly_lib.recipes.hdmap.analysis import analyze, collect, paired_tests, summary_rows
-from anomaly_lib.recipes.hdmap.experiment import (
+from anomaly_lib.recipes.hdmap.experiment_utils import (
     create_multi_domain_datamodule,
     evaluate_source_domain,
     evaluate_target_domains,
@@ -80,7 +81,7 @@ def test_training_script_of_every_model(model, tmp_path, capsys):
     assert main(flags) == 0
     assert "already done" in capsys.readouterr().out
 
-    detector = hdmap_experiment.hdmap.load_detector(result["checkpoint"])
+    detector = hdmap_recipe.load_detector(result["checkpoint"])
     data = create_multi_domain_datamodule("domain_A", ["domain_B", "domain_C"], image_size="32x96", seed=0)
     again = evaluate_target_domains(detector, data)
     assert again["domain_B"]["image_AUROC"] == pytest.approx(target["image_AUROC"])
@@ -102,6 +103,19 @@ def test_a_failed_condition_says_so(tmp_path, capsys):
     assert "conditions 0..1" in capsys.readouterr().err
     assert main([]) == 2
     assert main(["--conditions", str(tmp_path / "no.json"), "--get-experiment-count"]) == 2
+
+
+def test_the_template_s_import_block():
+    """Exactly the thirteen names of the template, importable as it writes them."""
+    from_script = script("experiment_utils")
+    names = {
+        "cleanup_gpu_memory", "setup_warnings_filter", "setup_experiment_logging", "extract_training_info",
+        "organize_source_domain_results", "evaluate_target_domains", "save_experiment_results",
+        "create_experiment_visualization", "create_multi_domain_datamodule", "evaluate_source_domain",
+        "load_experiment_conditions", "analyze_experiment_results", "extract_target_domains_from_config",
+    }  # fmt: skip
+    assert set(experiment_utils.__all__) == names
+    assert all(callable(getattr(from_script, name)) for name in names)
 
 
 def test_condition_files_of_both_shapes(tmp_path):
@@ -173,7 +187,8 @@ def test_analysis_over_repeats(tmp_path):
 
 
 def shell(*words, **environment):
-    variables = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    variables = {**os.environ, "PATH": path, **environment}
     return subprocess.run(
         ["bash", *map(str, words)], capture_output=True, text=True, env=variables, timeout=600, check=False
     )
@@ -194,6 +209,32 @@ def test_auto_runner_options(tmp_path):
     summary = next((tmp_path / "r").glob("experiment_summary_*.txt")).read_text().split("\n")
     assert [line[-1:] for line in summary[:3]] == ["0", "1", "0"]
     assert "iteration 3 --flag" in next((tmp_path / "r").glob("auto_experiment_*.log")).read_text()
+
+
+def test_auto_runner_waits_until_every_gpu_is_idle(tmp_path):
+    """A stand-in for nvidia-smi: GPU 1 is busy by use, then by memory, then idle."""
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.parent.mkdir()
+    smi.write_text(
+        """#!/usr/bin/env bash
+n=$(( $(cat "$LOOKS" 2>/dev/null || echo 0) + 1 )); echo $n >"$LOOKS"
+echo "0, 3, 900, 80000, 40"
+case $n in 1) echo "1, 55, 900, 80000, 60";; 2) echo "1, 0, 2001, 80000, 50";; *) echo "1, 10, 2000, 80000, 41";; esac
+"""
+    )
+    smi.chmod(0o755)
+    job = tmp_path / "job.sh"
+    job.write_text(f'cat "{tmp_path}/looks" >>"{tmp_path}/started" 2>/dev/null || echo 0 >>"{tmp_path}/started"\n')
+    path = f"{smi.parent}:{os.environ['PATH']}"
+    flags = ["-s", job, "-r", tmp_path / "r", "-i", "0", "--safety-wait", "0"]
+    done = subprocess.run(
+        ["bash", *map(str, [SCRIPTS / "auto_experiment_runner.sh", *flags, "2"])], capture_output=True, text=True,
+        env={**os.environ, "PATH": path, "LOOKS": str(tmp_path / "looks")}, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "started").read_text().split() == ["0", "3"]  # at once, then after the third look
+    busy = shell(SCRIPTS / "auto_experiment_runner.sh", "-c", PATH=path, LOOKS=str(tmp_path / "again"))
+    assert busy.stdout.strip().endswith("busy")
 
 
 @pytest.mark.slow

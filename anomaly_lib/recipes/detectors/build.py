@@ -1,14 +1,11 @@
 """From options to a detector, and from a checkpoint back to one."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from anomaly_lib.data.synthesis import CutPaste, Damaged, perlin_damage, textures_of
 from anomaly_lib.data.transforms import ImageTransform
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.detectors.draem import Draem
@@ -104,28 +101,23 @@ def _reverse_distillation(args: Any) -> nn.Module:
         raise UserError(f"--backbone / --layers: {error}") from None
 
 
-def _focal_alpha(args: Any) -> float | None:
-    return None if args.focal_alpha is None or args.focal_alpha < 0 else args.focal_alpha
+def _draem_options(args: Any) -> dict[str, Any]:
+    """What DRAEM and DRAEM-SevNet share."""
+    return {
+        "channels": args.channels,
+        "repair_width": args.repair_width,
+        "segment_width": args.segment_width,
+        "concat_order": args.concat_order,
+        "focal_alpha": None if args.focal_alpha is None or args.focal_alpha < 0 else args.focal_alpha,
+    }
 
 
 def _draem(args: Any) -> nn.Module:
-    return Draem(
-        channels=args.channels,
-        repair_width=args.repair_width,
-        segment_width=args.segment_width,
-        concat_order=args.concat_order,
-        score=args.draem_score,
-        focal_alpha=_focal_alpha(args),
-    )
+    return Draem(score=args.draem_score, **_draem_options(args))
 
 
 def _sevnet(args: Any) -> nn.Module:
     return DraemSevNet(
-        channels=args.channels,
-        repair_width=args.repair_width,
-        segment_width=args.segment_width,
-        concat_order=args.concat_order,
-        focal_alpha=_focal_alpha(args),
         head_mode=args.severity_head_mode,
         head_pooling=args.severity_head_pooling_type,
         head_hidden=args.severity_head_hidden,
@@ -137,6 +129,7 @@ def _sevnet(args: Any) -> nn.Module:
         severity_loss=args.severity_loss_type,
         severity_max=args.severity_max,
         severity_target=args.severity_target,
+        **_draem_options(args),
     )
 
 
@@ -154,63 +147,6 @@ class TrainedPart:
         missing = [name for name in missing if not name.startswith(FROZEN)]
         if missing or unexpected:
             raise UserError(f"the checkpoint does not fit this detector: {[*missing, *unexpected][:3]}")
-
-
-class LossStep(nn.Module):
-    """Damage and loss of one batch as a module, so that torchrun's wrapper sees a forward pass."""
-
-    def __init__(self, detector: nn.Module, damage: Callable[[Tensor, Generator], Damaged] | None) -> None:
-        super().__init__()
-        self.detector = detector
-        self.damage = damage
-
-    def forward(self, images: Tensor, generator: Generator) -> dict[str, Tensor]:
-        detector = self.detector
-        if isinstance(detector, ReverseDistillation):
-            return detector.losses(images)
-        assert self.damage is not None
-        damaged = self.damage(images, generator)
-        if isinstance(detector, DraemSevNet):
-            return detector.losses(damaged.images, images, damaged.mask, damaged.severity)
-        assert isinstance(detector, Draem)
-        return detector.losses(damaged.images, images, damaged.mask)
-
-
-def make_damage(args: Any) -> Callable[[Tensor, Generator], Damaged] | None:
-    """How a model's training images are damaged, None for Reverse Distillation."""
-    if args.model == "draem_sevnet":
-        cutpaste = CutPaste(
-            width_range=(args.patch_width_range[0], args.patch_width_range[1]),
-            ratio_range=(args.patch_ratio_range[0], args.patch_ratio_range[1]),
-            count=args.patch_count,
-            severity_max=args.severity_max,
-            probability=args.anomaly_probability,
-        )
-        return lambda images, generator: cutpaste(images, generator=generator)
-    if args.model == "draem":
-        textures = None if args.textures is None else read_textures(args.textures, args)
-        return lambda images, generator: perlin_damage(
-            images, probability=args.anomaly_probability, textures=textures, generator=generator
-        )
-    return None
-
-
-def read_textures(folder: str, args: Any) -> Tensor:
-    """Every image below `folder` at the detector's size, decoded once."""
-    from anomaly_lib.data.images import IMAGE_SUFFIXES
-
-    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise UserError(f"--textures {folder}: no images below it")
-    transform = image_transform(args)
-    stack = textures_of([transform(_pixels(path)) for path in paths], (args.image_size[0], args.image_size[1]))
-    return stack.mean(1, keepdim=True) if args.channels == 1 else stack
-
-
-def _pixels(path: Path) -> np.ndarray:
-    from anomaly_lib.data.images import read_image
-
-    return read_image(path)
 
 
 def image_transform(args: Any) -> ImageTransform:

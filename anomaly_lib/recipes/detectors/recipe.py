@@ -1,41 +1,31 @@
 """PatchCore, PaDiM, Reverse Distillation, DRAEM and DRAEM-SevNet on one class of any image data set."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from anomaly_lib.config import arg
 from anomaly_lib.data import ImageDataset, class_names, open_dataset, select
 from anomaly_lib.data.base import load_pixels
-from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
-from anomaly_lib.engine.checkpoint import TrainState, load_checkpoint
-from anomaly_lib.engine.distributed import epoch_batches, mean_over_ranks, process_group, rank, wrap
-from anomaly_lib.engine.early_stop import EarlyStopping
+from anomaly_lib.engine.amp import pick_device
+from anomaly_lib.engine.checkpoint import load_checkpoint
+from anomaly_lib.engine.distributed import process_group
 from anomaly_lib.engine.log import progress
-from anomaly_lib.engine.optim import NonFiniteGuard, param_groups, step
 from anomaly_lib.engine.run import Run
-from anomaly_lib.engine.schedule import make_schedule
 from anomaly_lib.errors import UserError
 from anomaly_lib.metrics import image_metrics, pixel_metrics
-from anomaly_lib.recipes.detectors.build import (
-    LossStep,
-    TrainedPart,
-    build,
-    image_transform,
-    make_damage,
-    score_batches,
-)
-from anomaly_lib.recipes.detectors.options import TRAINED, DetectorArgs, on_demo_data, resolve
+from anomaly_lib.recipes.detectors.build import TrainedPart, build, image_transform, score_batches
+from anomaly_lib.recipes.detectors.options import DetectorArgs, on_demo_data, resolve
+from anomaly_lib.recipes.detectors.training import fit
 from anomaly_lib.recipes.evaluation.contract import EvaluateArgs, Evaluation
 from anomaly_lib.types import Prediction, RunResult
 
 SYSTEM = "detectors"
-BEST = "best_model.pt"
 
 
 @dataclass
@@ -76,9 +66,6 @@ def stack_images(data: ImageDataset, index: Tensor | Sequence[int], channels: in
     return images.mean(1, keepdim=True) if channels == 1 else images
 
 
-# -- training -------------------------------------------------------------------------------------------------------
-
-
 def train(args: Args) -> RunResult:
     """Fit one detector, score the test images once."""
     args = resolve(on_demo_data(args))
@@ -104,76 +91,6 @@ def train(args: Args) -> RunResult:
 
 def input_channels(args: Any) -> int:
     return args.channels if args.model.startswith("draem") else 3
-
-
-def fit(
-    run: Run,
-    detector: nn.Module,
-    args: Any,
-    device: torch.device,
-    count: int,
-    images_of: Callable[[Tensor], Tensor],
-    validate: Callable[[], float] | None = None,
-) -> TrainState:
-    """Fill a memory (PatchCore, PaDiM) or train (the others). With `validate`, the best epoch is kept in BEST."""
-    state = TrainState(model=TrainedPart(detector), extra={"model": args.model})
-    if args.model not in TRAINED:
-        run.restore(state)
-        rows = progress(torch.arange(count).split(args.batch_size), "features")
-        images = (images_of(index).to(device) for index in rows)
-        extra = {"chunk_rows": args.chunk_rows} if args.model == "patchcore" else {}
-        detector.eval().fit(images, **extra)  # type: ignore[operator]
-        state.history = [{"epoch": 0}]
-        return state
-
-    objective = wrap(LossStep(detector, make_damage(args)), device)
-    optimizer = make_optimizer(detector, args)
-    scheduler = make_schedule(
-        optimizer, args.schedule, args.epochs, warmup=args.warmup_epochs, step_size=args.step_size, gamma=args.gamma
-    )
-    scaler, guard = make_scaler(device, args.precision), NonFiniteGuard()
-    stopping = EarlyStopping(patience=args.early_stopping_patience)
-    state.optimizer, state.scheduler, state.scaler, state.early_stop = optimizer, scheduler, scaler, stopping
-
-    for epoch in range(run.restore(state), args.epochs):
-        if stopping.should_stop:
-            break
-        detector.train()
-        sums: dict[str, float] = {}
-        batches = epoch_batches(count, args.batch_size, seed=args.seed, epoch=epoch)
-        for number, (index, weight) in enumerate(progress(batches, f"epoch {epoch + 1}/{args.epochs}")):
-            run.stop.check()
-            generator = Generator().manual_seed(hash((args.seed, epoch, number, rank())) % 2**63)
-            with autocast_for(device, args.precision):
-                losses = objective(images_of(index).to(device), generator)
-                total = torch.stack(list(losses.values())).sum()
-            step(total * weight, optimizer, scaler=scaler, clip=args.grad_clip, guard=guard)
-            for key, value in {**losses, "loss": total}.items():
-                sums[key] = sums.get(key, 0.0) + float(value.detach())
-        values = {key: mean_over_ranks(value / len(batches)) for key, value in sums.items()}
-        values["lr"] = optimizer.param_groups[0]["lr"]
-        scheduler.step()  # type: ignore[call-arg]
-        if validate is not None:
-            values["val_image_AUROC"] = validate()
-            if stopping.improved(values["val_image_AUROC"], epoch):
-                state.best = {"epoch": epoch, "val_image_AUROC": values["val_image_AUROC"]}
-                run.save(state, epoch + 1, BEST)
-        run.end_epoch(state, epoch, values)
-        run.log.line(f"epoch {epoch + 1}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
-    if validate is not None and (run.dir / BEST).is_file():
-        state.model.load_state_dict(load_checkpoint(run.dir / BEST, system=run.system)["model"])
-    detector.eval()
-    return state
-
-
-def make_optimizer(detector: nn.Module, args: Any) -> torch.optim.Optimizer:
-    groups = param_groups(detector, args.weight_decay)
-    if args.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=args.learning_rate, momentum=0.9)
-    # Reverse Distillation's published momenta; the others use Adam's own.
-    betas = (0.5, 0.999) if args.model == "reverse_distillation" else (0.9, 0.999)
-    kind = torch.optim.AdamW if args.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=args.learning_rate, betas=betas)
 
 
 # -- use ------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anomaly_lib.engine.checkpoint import load_checkpoint
+from anomaly_lib.engine.checkpoint import system_of
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json, write_json, write_text
 from anomaly_lib.recipes import recipe_of
@@ -68,7 +68,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def evaluate_checkpoint(path: Path, args: EvaluateArgs) -> Evaluated:
     """Let the checkpoint's own recipe score the split."""
-    system = load_checkpoint(path)["system"]
+    system = system_of(path)
     recipe = recipe_of(system)
     if not hasattr(recipe, "evaluate"):
         raise UserError(f"{path}: {system} has no evaluation")
