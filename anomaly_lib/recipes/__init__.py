@@ -33,6 +33,6 @@ def recipe_of(system: str) -> ModuleType:
 
 def load_detector(path: str | Path) -> Any:
     """The trained detector of any checkpoint this library wrote, ready for ``detector.predict(...)``."""
-    from anomaly_lib.engine.checkpoint import load_checkpoint
+    from anomaly_lib.engine.checkpoint import system_of
 
-    return recipe_of(load_checkpoint(path)["system"]).load_detector(path)
+    return recipe_of(system_of(path)).load_detector(path)
