@@ -1,155 +1,249 @@
 """PatchCore and PaDiM with real ResNet-18 weights on real categories, beside anomalib's own modules when installed.
 
-    ANOMALY_LIB_DATA=DIR python scripts/check_real_detectors.py --output-dir runs/real
+    ANOMALY_LIB_DATA=DIR python scripts/check_real_detectors.py --coreset-ratio 0.01 --seeds 0 1 2
+    ANOMALY_LIB_DATA=DIR python scripts/check_real_detectors.py --models patchcore --coreset-ratio 0.1 --write-docs
 
-DIR holds mvtec_ad/CATEGORY in MVTec's layout and weights/resnet18*.pth. Both libraries see the same images, weights and
-sizes. Writes results.json, and the table between the marks of docs/hdmap.md with --write-docs.
+DIR holds FOLDER/CATEGORY in MVTec's layout and weights/resnet18*.pth. Both libraries see the same images, weights,
+sizes and metrics. Each draws its own channels (PaDiM) or coreset (PatchCore); a third run, `same_draws`, is our
+detector with anomalib's draw and upsampling, so that what is left between the two is arithmetic. Rows already in
+--output are kept.
 """
 
 import os
 import re
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from anomaly_lib.config import Switch, arg, command
 from anomaly_lib.engine.run import machine_facts
 from anomaly_lib.errors import UserError
-from anomaly_lib.files import write_json, write_text
+from anomaly_lib.files import read_json, write_json, write_text
 from anomaly_lib.metrics import aupro, auroc, pixel_auroc
-from anomaly_lib.recipes.detectors.build import make_extractor
+from anomaly_lib.models.detectors.anomalib_keys import load_anomalib
+from anomaly_lib.ops import greedy_coreset
+from anomaly_lib.recipes.detectors.build import build, make_extractor
 from anomaly_lib.recipes.detectors.options import resolve
 from anomaly_lib.recipes.detectors.recipe import Args as DetectorArgs
-from anomaly_lib.recipes.detectors.recipe import build, open_class, score_batches, stack_images
+from anomaly_lib.recipes.detectors.recipe import open_class, score_batches, stack_images
 from anomaly_lib.types import Prediction
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = ("<!-- real-data:begin -->", "<!-- real-data:end -->")
+METRICS = ("image_auroc", "pixel_auroc", "aupro")
+LAYERS = {"patchcore": ["layer2", "layer3"], "padim": ["layer1", "layer2", "layer3"]}
+CPU = torch.device("cpu")
 
 
 @dataclass
 class Args:
     """Real-data check of PatchCore and PaDiM."""
 
-    output_dir: str = arg("runs/real_detectors", "folder for results.json")
-    categories: list[str] = arg(["bottle"], "classes below mvtec_ad/")
+    output: str = arg("benchmarks/results/real_detectors.json", "JSON file; its rows are kept and added to")
+    categories: list[str] = arg(["mvtec_ad/bottle", "mtd/magnetic_tile", "battery_weld/weld"], "FOLDER/CATEGORY")
+    models: list[str] = arg(["patchcore", "padim"], "which detectors", choices=["patchcore", "padim"])
     image_size: int = arg(224, "side of the images", at_least=32)
-    train_images: int = arg(0, "first normal images used; 0 = all", at_least=0)
     coreset_ratio: float = arg(0.1, "share of patches that PatchCore keeps", at_least=0, at_most=1)
+    seeds: list[int] = arg([0], "seeds of the draws")
     peer: Switch = arg(True, "also run anomalib's modules when they can be imported")
     write_docs: Switch = arg(False, "put the table into docs/hdmap.md")
 
 
-def options(model: str, category: str, args: Args) -> Any:
+def options(model: str, category: str, args: Args, seed: int) -> Any:
     root = Path(os.environ.get("ANOMALY_LIB_DATA", ""))
     found = sorted((root / "weights").glob("resnet18*.pth"))
     if not found:
-        raise UserError("set ANOMALY_LIB_DATA to a folder with weights/resnet18*.pth and mvtec_ad/CATEGORY")
-    layers = ["layer2", "layer3"] if model == "patchcore" else []
+        raise UserError("set ANOMALY_LIB_DATA to a folder with weights/resnet18*.pth and mvtec_ad/bottle")
+    folder, _, name = category.partition("/")
     return resolve(
         DetectorArgs(
-            model=model, dataset="mvtec", data_path=str(root / "mvtec_ad"), obj=category, backbone="resnet18",
-            weights=str(found[0]), layers=layers, image_size=[args.image_size] * 2, figures=False,
-            coreset_ratio=args.coreset_ratio,
+            model=model, dataset="mvtec", data_path=str(root / folder), obj=name, backbone="resnet18",
+            weights=str(found[0]), layers=LAYERS[model], image_size=[args.image_size] * 2, figures=False,
+            coreset_ratio=args.coreset_ratio, seed=seed,
         )
     )  # fmt: skip
 
 
-def measures(prediction: Prediction, labels: torch.Tensor, masks: torch.Tensor) -> dict[str, float]:
-    return {
-        "image_auroc": auroc(prediction.score, labels),
-        "pixel_auroc": pixel_auroc(prediction.map, masks),
-        "aupro": aupro(prediction.map, masks),
-    }
+class Remembering(nn.Module):
+    """A frozen network that answers each batch once; the batches are kept, so their addresses name them."""
 
-
-class Normalised(nn.Module):
-    """anomalib's module behind the same normalisation and the same frozen network."""
-
-    def __init__(self, module: nn.Module, extractor: nn.Module) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        module.feature_extractor = extractor
-        self.module = module
+        self.net, self.known = net, {}
 
-    def forward(self, images: torch.Tensor) -> Prediction:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        if images.data_ptr() not in self.known:
+            self.known[images.data_ptr()] = self.net(images)
+        return self.known[images.data_ptr()]
+
+
+class Category:
+    """Images, truth and frozen features of one category, read once for all runs."""
+
+    def __init__(self, name: str, args: Args) -> None:
+        opts = options("padim", name, args, 0)
+        _, normal, test = open_class(opts)
+        self.name, self.count = name, len(normal)
+        self.train = [stack_images(normal, rows) for rows in torch.arange(len(normal)).split(32)]
+        self.test = [stack_images(test, rows) for rows in torch.arange(len(test)).split(32)]
+        self.labels = torch.tensor([item.label for item in test.items])
+        self.masks = torch.stack([test[i]["mask"] for i in range(len(test))])
+        self.extractor = Remembering(make_extractor(opts)[0]).eval()
+
+    def measures(self, prediction: Prediction) -> dict[str, float]:
+        return {
+            "image_auroc": auroc(prediction.score, self.labels),
+            "pixel_auroc": pixel_auroc(prediction.map, self.masks),
+            "aupro": aupro(prediction.map, self.masks),
+        }
+
+
+class Peer(nn.Module):
+    """anomalib's module on the same frozen features."""
+
+    def __init__(self, model: str, extractor: nn.Module) -> None:
+        super().__init__()
+        if model == "patchcore":
+            from anomalib.models.image.patchcore.torch_model import PatchcoreModel as Model
+        else:
+            from anomalib.models.image.padim.torch_model import PadimModel as Model
+        self.module = Model(layers=LAYERS[model], backbone="resnet18", pre_trained=False)
+        self.module.feature_extractor = extractor
+
+    def forward(self, images: Tensor) -> Prediction:
         found = self.module(images)
         return Prediction(found.pred_score.flatten(), found.anomaly_map.squeeze(1))
 
-
-def peer_of(args: Any) -> nn.Module:
-    extractor = make_extractor(args)[0]
-    if args.model == "patchcore":
-        from anomalib.models.image.patchcore.torch_model import PatchcoreModel
-
-        return Normalised(PatchcoreModel(layers=args.layers, backbone="resnet18", pre_trained=False), extractor)
-    from anomalib.models.image.padim.torch_model import PadimModel
-
-    return Normalised(PadimModel(layers=args.layers, backbone="resnet18", pre_trained=False), extractor)
-
-
-def fit_peer(peer: Any, batches: list[torch.Tensor], args: Any) -> None:
-    peer.module.train()
-    peer.module.feature_extractor.eval()
-    with torch.no_grad():
+    @torch.no_grad()
+    def fit(self, batches: list[Tensor], ratio: float) -> None:
+        self.module.train()
+        self.module.feature_extractor.eval()
         for images in batches:
-            peer.module(images)
-    if args.model == "patchcore":
-        peer.module.subsample_embedding(args.coreset_ratio)
+            self.module(images)
+        if hasattr(self.module, "subsample_embedding"):
+            with quick_greedy():
+                self.module.subsample_embedding(ratio)
+        else:
+            self.module.fit()
+        self.eval()
+
+
+@contextmanager
+def quick_greedy() -> Iterator[None]:
+    """anomalib's selection of a coreset, its own projection and first pick, without its loop of hours.
+
+    `greedy_coreset` picks what that loop picks (bench_memory_bank.py and tests/parity compare the two).
+    """
+    from anomalib.models.components.sampling.k_center_greedy import KCenterGreedy
+
+    def select(self: Any) -> list[int]:
+        self.model.fit(self.embedding)
+        start = int(torch.randint(high=self.n_observations, size=(1,)))
+        found: list[int] = greedy_coreset(self.model.transform(self.embedding), self.coreset_size, start=start).tolist()
+        return found
+
+    original, KCenterGreedy.select_coreset_idxs = KCenterGreedy.select_coreset_idxs, select
+    try:
+        yield
+    finally:
+        KCenterGreedy.select_coreset_idxs = original
+
+
+def detector_on(data: Category, opts: Any) -> nn.Module:
+    detector = build(opts, CPU)
+    detector.extractor = data.extractor
+    return detector.eval()
+
+
+def same_draws(data: Category, opts: Any, peer: Peer) -> nn.Module:
+    """Our detector with anomalib's bank and nearest upsampling, or fitted here on anomalib's channels."""
+    detector: Any = detector_on(data, opts)
+    if opts.model == "patchcore":
+        load_anomalib(detector, {"model.memory_bank": peer.module.memory_bank})
+        detector.upsample = "nearest"
     else:
-        peer.module.fit()
-    peer.eval()
+        detector.channels = peer.module.idx.clone()
+        detector.fit(data.train)
+    return detector
 
 
-def check(category: str, model: str, args: Args) -> dict[str, Any]:
-    opts = options(model, category, args)
-    _, normal, test = open_class(opts)
-    count = args.train_images or len(normal)
-    train = [stack_images(normal, rows) for rows in torch.arange(count).split(32)]
-    batches = [stack_images(test, rows) for rows in torch.arange(len(test)).split(32)]
-    labels = torch.tensor([item.label for item in test.items])
-    masks = torch.stack([test[i]["mask"] for i in range(len(test))])
-    device = torch.device("cpu")
-    detector = build(opts, device)
-    detector.eval().fit(train)
-    row = {"category": category, "model": model, "size": args.image_size, "train_images": count}
-    row["coreset_ratio"] = opts.coreset_ratio
-    row["here"] = measures(score_batches(detector, batches, device), labels, masks)
-    if args.peer:
-        try:
-            peer = peer_of(opts)
-        except ImportError:
-            return row
-        fit_peer(peer, train, opts)
-        row["anomalib"] = measures(score_batches(peer, batches, device), labels, masks)
+def check(data: Category, opts: Any, with_peer: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {"category": data.name, "model": opts.model, "seed": opts.seed, "size": opts.image_size[0]}
+    row |= {"train_images": data.count, "test_images": len(data.labels)}
+    row["coreset_ratio"] = opts.coreset_ratio if opts.model == "patchcore" else None
+    row["commit"] = machine_facts()["git_commit"]
+    ours: Any = detector_on(data, opts)
+    row["here"] = data.measures(score_batches(ours.fit(data.train), data.test, CPU))
+    if not with_peer:
+        return row
+    torch.manual_seed(opts.seed)  # anomalib draws from the global generator
+    peer = Peer(opts.model, data.extractor)
+    peer.fit(data.train, opts.coreset_ratio)
+    theirs = score_batches(peer, data.test, CPU)
+    row["anomalib"] = data.measures(theirs)
+    matched = score_batches(same_draws(data, opts, peer), data.test, CPU)
+    row["same_draws"] = data.measures(matched)
+    row["same_draws_largest_score_difference"] = relative(matched.score, theirs.score)
+    row["same_draws_largest_map_difference"] = relative(matched.map, theirs.map)
     return row
 
 
-def table(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
-    lines = [
-        "| category | detector | image AUROC | pixel AUROC | AUPRO | anomalib: image | pixel | AUPRO |",
-        "|" + "---|" * 8,
-    ]
+def relative(ours: Any, theirs: Any) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["category"], row["model"], row["coreset_ratio"], row["size"], row["seed"]
+
+
+def cell(rows: list[dict[str, Any]], side: str, metric: str) -> str:
+    values = torch.tensor([100 * row[side][metric] for row in rows if side in row])
+    if not len(values):
+        return "-"
+    return f"{values.mean():.2f}" + (f" ± {values.std():.2f}" if len(values) > 1 else "")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        cells = [row["category"], row["model"]]
-        for side in ("here", "anomalib"):
-            values = row.get(side, {})
-            cells += [f"{values[k]:.4f}" if k in values else "-" for k in ("image_auroc", "pixel_auroc", "aupro")]
-        lines.append("| " + " | ".join(cells) + " |")
-    about = f"ResNet-18, {rows[0]['size']} x {rows[0]['size']}, {rows[0]['train_images']} normal images, "
-    about += f"coreset {100 * rows[0]['coreset_ratio']:g} %"
-    return "\n".join([*lines, "", f"{about}, seed 0, commit {facts['git_commit']}, torch {facts['torch']}."])
+        groups.setdefault(key(row)[:4], []).append(row)
+    lines = ["| category | detector | | image AUROC | pixel AUROC | AUPRO |", "|" + "---|" * 6]
+    for (category, model, ratio, *_), members in sorted(groups.items(), key=str):
+        name = model if ratio is None else f"{model} {100 * ratio:g} %"
+        for side in ("here", "anomalib", "same_draws"):
+            if side in members[0]:
+                cells = [cell(members, side, metric) for metric in METRICS]
+                about = f"{side.replace('_', ' ')} ({len(members)})" if side == "here" else side.replace("_", " ")
+                lines.append("| " + " | ".join([category, name, about, *cells]) + " |")
+    gaps = [row[f"same_draws_largest_{k}_difference"] for row in rows if "same_draws" in row for k in ("score", "map")]
+    found = f" With the same draws, scores and maps agree to {max(gaps):.0e} of their maximum." if gaps else ""
+    commits = ", ".join(sorted({row["commit"] for row in rows}))
+    return "\n".join([*lines, "", f"Percent; mean ± deviation over (n) seeds, 0 upwards; commit {commits}.{found}"])
 
 
 def run(args: Args) -> None:
-    rows = [check(category, model, args) for category in args.categories for model in ("patchcore", "padim")]
-    facts = machine_facts()
-    write_json(Path(args.output_dir) / "results.json", {"rows": rows, "machine": facts})
-    text = table(rows, facts)
+    path = Path(args.output)
+    rows = read_json(path)["rows"] if path.is_file() else []
+    for name in args.categories:
+        wanted = [options(model, name, args, seed) for model in args.models for seed in args.seeds]
+        data: Category | None = None
+        for opts in wanted:
+            ratio = opts.coreset_ratio if opts.model == "patchcore" else None
+            if any(key(row) == (name, opts.model, ratio, args.image_size, opts.seed) for row in rows):
+                continue
+            data = data or Category(name, args)
+            begin = time.perf_counter()
+            rows.append(check(data, opts, args.peer))
+            print(f"{name} {opts.model} seed {opts.seed}: {time.perf_counter() - begin:.0f} s", flush=True)
+            write_json(path, {"rows": rows, "machine": machine_facts()})
+    text = table(rows)
     print(text)
     if args.write_docs:
         page = ROOT / "docs" / "hdmap.md"

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_lib.ops import half_squared_norms, nearest_neighbours
+from anomaly_lib.ops.half_search import HalfBank, half_products_are_fast, nearest_by_half
+
+WORTHWHILE = 1 << 22  # queries x rows from which bfloat16 products pay
 
 
 class MemoryBank(nn.Module):
@@ -33,6 +36,7 @@ class MemoryBank(nn.Module):
         self.rows, self.owners = rows.contiguous(), owners.long()
         self.half_norms = half_squared_norms(self.rows)
         self.table = torch.empty(len(rows), 0, dtype=torch.long, device=rows.device)
+        self.half: HalfBank | None = None  # made by the first search that is large enough
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -41,7 +45,16 @@ class MemoryBank(nn.Module):
         """Distances and bank rows of the k nearest, [N, k] each."""
         if not len(self):
             raise ValueError("the memory bank is empty: fit the detector before it is asked")
+        if k == 1 and not torch.compiler.is_compiling() and self._halves_pay(queries):
+            self.half = self.half or HalfBank.of(self.rows)
+            return nearest_by_half(queries, self.rows, self.half)
         return nearest_neighbours(queries, self.rows, min(k, len(self)), half_norms=self.half_norms)
+
+    def _halves_pay(self, queries: Tensor) -> bool:
+        plain = (
+            queries.dtype == self.rows.dtype == torch.float32 and queries.device.type == "cpu" == self.rows.device.type
+        )
+        return plain and len(queries) * len(self) >= WORTHWHILE and half_products_are_fast()
 
     def neighbours_of(self, indices: Tensor, k: int) -> Tensor:
         """The k bank rows nearest to each given bank row, itself first: [N] -> [N, k]. Found once, then looked up."""
