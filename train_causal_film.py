@@ -9,13 +9,7 @@ from anomaly_lib.recipes.weld.causal_film import Args, train
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, train, leave with an exit code."""
-
-    def body(args: Args) -> None:
-        result = train(args)
-        print(", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items()))
-        print(f"results in {result.run_dir}, checkpoint {result.checkpoint}")
-
-    return command(Args, body, argv, prog="train_causal_film.py", description=__doc__ or "")
+    return command(Args, train, argv, prog="train_causal_film.py", description=__doc__ or "")
 
 
 if __name__ == "__main__":

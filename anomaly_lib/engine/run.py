@@ -223,10 +223,16 @@ class Run:
             save_checkpoint(path, payload, system=self.system)
         return path
 
-    def end_epoch(self, state: TrainState, epoch: int, values: dict[str, float]) -> None:
-        """Log this epoch's figures and, every --save-every epochs and at the end, write the checkpoint."""
+    def end_epoch(self, state: TrainState, epoch: int, values: dict[str, float], *, best: str | None = None) -> None:
+        """Log this epoch's figures and, every --save-every epochs and at the end, write the checkpoint.
+
+        `best` names the file of the best epoch when this is one. It is written first: a kill in between repeats the
+        epoch, and no best epoch is ever lost.
+        """
         row = {"epoch": epoch, **{name: float(value) for name, value in values.items()}}
         state.history.append(row)
+        if best is not None:
+            self.save(state, epoch + 1, best)
         if distributed.is_main():
             with (self.dir / "metrics.jsonl").open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row) + "\n")

@@ -17,6 +17,7 @@ RECIPES: dict[str, str] = {
     "promptad": "promptad.recipe",
     "sowa": "sowa.recipe",
     "causal_film": "weld.causal_film",
+    "video_ae": "weld.video_ae",
     "weld_supcon": "weld.supcon",
     "crystal": "crystal.recipe",
     "detectors": "detectors.recipe",
@@ -31,8 +32,13 @@ def recipe_of(system: str) -> ModuleType:
     return importlib.import_module(f"anomaly_lib.recipes.{RECIPES[system]}")
 
 
-def load_detector(path: str | Path) -> Any:
-    """The trained detector of any checkpoint this library wrote, ready for ``detector.predict(...)``."""
+def system_at(path: str | Path) -> str:
+    """The system a checkpoint file belongs to: what it says of itself, or SOWA for one that its authors released."""
     from anomaly_lib.engine.checkpoint import system_of
 
-    return recipe_of(system_of(path)).load_detector(path)
+    return "sowa" if Path(path).suffix == ".ckpt" else system_of(path)
+
+
+def load_detector(path: str | Path, *, device: str = "auto") -> Any:
+    """The trained detector of any checkpoint, ready for ``detector.predict(...)``."""
+    return recipe_of(system_at(path)).load_detector(path, device=device)

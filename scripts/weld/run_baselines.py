@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from anomaly_lib.config import command
-from anomaly_lib.recipes.weld.baselines import Args, run_ladder
+from anomaly_lib.recipes.weld.ladder import run_ladder
+from anomaly_lib.recipes.weld.ladder_options import Args
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,12 +9,7 @@ from anomaly_lib.recipes.weld.video_ae import Args, train
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, train, leave with an exit code."""
-
-    def body(args: Args) -> None:
-        result = train(args)
-        print(f"image_auroc {result.metrics['image_auroc']:.4f}; checkpoint {result.checkpoint}")
-
-    return command(Args, body, argv, prog="train_video_ae.py", description=__doc__ or "")
+    return command(Args, train, argv, prog="train_video_ae.py", description=__doc__ or "")
 
 
 if __name__ == "__main__":

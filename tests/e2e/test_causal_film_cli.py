@@ -18,7 +18,8 @@ from anomaly_lib.recipes.weld.causal_film import Args, load_detector, train
 from anomaly_lib.recipes.weld.causal_film_options import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ["--demo-train", "16", "--demo-good", "4", "--demo-defects", "1", "--d-model", "16", "--sensor-hidden", "16"]
+TINY = ["--demo-train", "8", "--demo-good", "2", "--demo-defects", "1", "--d-model", "16", "--sensor-hidden", "16"]
+TINY += ["--video-frames", "2", "--video-size", "32", "--image-size", "32", "--views", "2", "--audio-frames", "32"]
 PLAIN = "--no-figures"
 
 
@@ -206,13 +207,13 @@ def test_files_give_a_run_too_and_mistakes_one_line(tmp_path: Path, capsys: pyte
 
 def test_video_ae_and_late_fusion(reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from anomaly_lib.recipes.weld import video_ae
-    from anomaly_lib.recipes.weld.video_ae import FusionArgs, VideoDetector, evaluate_fusion
+    from anomaly_lib.recipes.weld.late_fusion import FusionArgs, evaluate_fusion
 
     small = {"demo_train": 16, "demo_good": 4, "demo_defects": 1}
     result = video_ae.train(video_ae.Args(epochs=3, output_dir=str(tmp_path / "ae"), **small))
     losses = [row["loss"] for row in rows(tmp_path / "ae")]
     assert losses[-1] < losses[0]
-    assert VideoDetector.load(result.checkpoint).args.layer == 2
+    assert video_ae.load_detector(result.checkpoint).args.layer == 2
     asked = FusionArgs(causal_checkpoint=str(reference / "best_model.pth"), video_checkpoint=str(result.checkpoint))
     fused = evaluate_fusion(asked)
     a, b, both = (torch.tensor(fused.scores[name]) for name in ("causal_film", "video_ae", "fusion"))
@@ -223,6 +224,24 @@ def test_video_ae_and_late_fusion(reference: Path, tmp_path: Path, capsys: pytes
     assert open_look.metrics["causal_film_auroc"] == fused.metrics["causal_film_auroc"]
     with pytest.raises(UserError, match="--video-checkpoint"):
         evaluate_fusion(dataclasses.replace(asked, video_checkpoint=str(tmp_path / "none.pt")))
+
+
+def test_video_ae_is_a_system_like_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import evaluate as evaluate_script
+    from anomaly_lib.recipes.weld import video_ae
+
+    result = video_ae.train(dataclasses.replace(video_ae.tiny(), output_dir=str(tmp_path / "ae")))
+    words = ["--checkpoint", str(result.checkpoint), "--output", str(tmp_path / "out"), "--no-figures"]
+    assert evaluate_script.main([*words, "--bootstrap", "0"]) == 0
+    measured = json.loads((tmp_path / "out" / "metrics.json").read_text())["runs"][0]["metrics"]
+    assert measured["image_auroc"] == result.metrics["image_auroc"]
+
+
+def test_a_run_says_what_encoding_and_an_epoch_cost(reference: Path) -> None:
+    record = json.loads((reference / "run.json").read_text())
+    assert record["encoding_seconds"] > 0
+    assert record["epoch_seconds"] > 0
+    assert "training an epoch took" in (reference / "log.txt").read_text()
 
 
 def test_video_ae_has_the_published_size() -> None:
@@ -297,7 +316,7 @@ def test_evaluation_in_a_new_process_gives_the_identical_number(reference: Path,
 @pytest.mark.slow
 def test_two_gloo_processes_train_the_same_curve_as_one(tmp_path: Path) -> None:
     flags = [*TINY, PLAIN, "--epochs", "3", "--patience", "0", "--feature-mask-ratio", "0", "--decoder-dropout", "0"]
-    flags += ["--process-dropout", "0", "--batch-size", "6"]  # 16 welds: the last batch is uneven
+    flags += ["--process-dropout", "0", "--batch-size", "6"]  # 8 welds: the last batch is uneven
     for name, launch in (
         ("one", []),
         ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]),

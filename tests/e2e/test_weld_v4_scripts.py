@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ import torch
 
 from anomaly_lib.data.weld.demo import write_weld_demo
 from anomaly_lib.engine.checkpoint import load_checkpoint
+from anomaly_lib.engine.run import Run
 from anomaly_lib.recipes.weld import supcon as weld_supcon
-from anomaly_lib.recipes.weld.baselines import missing_study
+from anomaly_lib.recipes.weld.inputs import build_features, weld_settings
+from anomaly_lib.recipes.weld.study import missing_study
+from anomaly_lib.recipes.weld.supcon_task import open_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--demo-train", "3", "--demo-good", "2", "--demo-defects", "2", "--video-frames", "4", "--video-size", "32"]
@@ -76,7 +80,8 @@ def test_evaluation_repeats_the_numbers_of_training(trained):
 
 
 def test_missing_modalities_never_break_the_model(trained):
-    rows = missing_study(trained / "best_model.pth")
+    detector = weld_supcon.load_detector(trained / "best_model.pth")
+    rows = missing_study([detector], open_runs(detector.args))
     assert len(rows) == 15
     assert all(0 <= row["auroc"] <= 1 for row in rows)
 
@@ -153,6 +158,46 @@ def test_ladder_fills_one_table_and_never_repeats_a_row(tmp_path, capsys):
     ]
     assert "gain over A" in capsys.readouterr().out
     assert main([*flags, "--models", "E"]) == 2
+
+
+def test_extensions_fill_one_table_and_never_repeat_a_row(tmp_path, capsys):
+    main = script("run_extensions").main
+    flags = [*SMALL, "--results", str(tmp_path), "--num-epochs", "1", "--k", "1", "--batch-size", "12", "--seeds", "0"]
+    assert main([*flags, "--variants", "plain"]) == 0
+    first = json.loads((tmp_path / "rows.json").read_text())
+    assert main([*flags, "--variants", "plain", "lora", "frozen-attention"]) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert rows[:1] == first
+    learnt = {row["variant"]: row["trained_parameters"] for row in rows}
+    assert learnt["frozen-attention"] < learnt["lora"] < learnt["plain"]
+    assert "k-NN accuracy" in capsys.readouterr().out
+    assert main([*flags, "--variants", "magic"]) == 2
+
+
+def test_resume_is_bit_exact_with_the_feature_queue(tmp_path, monkeypatch):
+    def asked(name):
+        return replace(weld_supcon.tiny(), epochs=3, queue=20, mixup=0.2, output_dir=str(tmp_path / name))
+
+    ready = weld_supcon.resolve(asked("whole"))
+    features = build_features(ready, torch.device("cpu"), weld_settings(ready))
+    weld_supcon.train(asked("whole"), features=features)
+    calls, original = [], Run.end_epoch
+
+    def broken(*args, **more):
+        original(*args, **more)
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt("killed")
+
+    monkeypatch.setattr(Run, "end_epoch", broken)
+    with pytest.raises(KeyboardInterrupt):
+        weld_supcon.train(asked("cut"), features=features)
+    monkeypatch.undo()
+    weld_supcon.train(asked("cut"), features=features)
+    whole, cut = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "cut"))
+    assert len(whole["extra"]["queue"]["labels"]) == 20
+    for key in ("model", "optimizer", "history", "best", "early_stop", "extra"):
+        torch.testing.assert_close(whole[key], cut[key], rtol=0, atol=0, equal_nan=True)
 
 
 def test_label_check_counts_and_warns(tmp_path, capsys):

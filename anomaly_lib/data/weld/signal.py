@@ -151,6 +151,13 @@ def kaldi_log_mel(wave: Tensor, *, mels: int = 128, rate: int = SAMPLE_RATE) -> 
     return (power @ bank.T).clamp_min(torch.finfo(torch.float32).eps).log().T
 
 
+def magnitude_frames(wave: Tensor, *, n_fft: int, frames: int) -> Tensor:
+    """STFT magnitudes [n_fft / 2 + 1, frames] at half overlap, frames evenly spaced over the whole recording."""
+    window = torch.hann_window(n_fft)
+    spectrum = torch.stft(wave, n_fft, n_fft // 2, window=window, pad_mode="constant", return_complex=True)
+    return fit_frames(spectrum.abs(), frames)
+
+
 def fit_frames(mel: Tensor, frames: int, select: str = "uniform") -> Tensor:
     """Bring [mels, T] to [mels, frames]; shorter recordings are padded with the spectrogram's minimum (silence).
 

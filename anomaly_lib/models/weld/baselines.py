@@ -94,15 +94,14 @@ class OneClass(nn.Module):
         return (self.net(x) - x).square().mean(-1)  # type: ignore[no-any-return]
 
 
-def pool_modalities(batch: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-    """Mean over tokens by modality [B, D]; sensors give mean, spread and trend of each channel."""
+def pool_modalities(batch: Mapping[str, Tensor], names: Sequence[str], *, steps: int = 16) -> dict[str, Tensor]:
+    """One vector by modality [B, D]: the mean token; of the sensor series, which has no encoder, `steps` mean levels
+    of each channel, so that its course over time stays."""
     pooled = {}
     for name in names:
         tokens = batch[name]
         if name == "sensors":
-            half = tokens.shape[1] // 2
-            trend = tokens[:, half:].mean(1) - tokens[:, :half].mean(1)
-            pooled[name] = torch.cat([tokens.mean(1), tokens.std(1, unbiased=False), trend], dim=-1)
+            pooled[name] = F.adaptive_avg_pool1d(tokens.transpose(1, 2), steps).flatten(1)
         else:
             pooled[name] = tokens.mean(1)
     return pooled

@@ -4,82 +4,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Optional
 
 from anomaly_lib.config import Switch, arg, override
-from anomaly_lib.data.weld.runs import WeldSettings
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.weld.causal_film import TARGET_MODES, CausalFiLMConfig, model_config
 from anomaly_lib.models.weld.causal_film_loss import LOSS_PRESETS, SCORE_KINDS, LossConfig, loss_config
 from anomaly_lib.models.weld.causal_film_parts import DECODERS, GEM_MODES, MODULATORS
-from anomaly_lib.options import CacheArgs, DataArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
-from anomaly_lib.recipes.weld.features import LAYER_INDEX_MODES, VIDEO_TOKEN_POOLS
-
-
-@dataclass
-class WeldDemoArgs:
-    """The built-in welds."""
-
-    demo_seed: int = arg(0, "built-in data: seed of the welds", at_least=0)
-    demo_train: int = arg(96, "good welds to train on", at_least=1)
-    demo_good: int = arg(24, "good welds in each of val and test", at_least=1)
-    demo_defects: int = arg(6, "welds of each defect in each of val and test", at_least=1)
-
-
-@dataclass
-class WeldDataArgs:
-    """Weld data and preprocessing."""
-
-    video_frames: Optional[int] = arg(None, "frames of a clip; None = 16 (built-in data: 8)", type=int, at_least=1)
-    video_size: Optional[int] = arg(None, "side of a frame; None = 224 (built-in data: 64)", type=int, at_least=8)
-    video_norm: str = arg("half", "(x - 0.5) / 0.5, or ImageNet statistics", choices=["half", "imagenet"])
-    video_token_pool: Optional[str] = arg(
-        None, "spatial = one video token per time step; None = none (built-in data: spatial)", type=str,
-        choices=list(VIDEO_TOKEN_POOLS),
-    )  # fmt: skip
-    image_size: Optional[int] = arg(None, "side of a photo; None = 224 (built-in data: 96)", type=int, at_least=8)
-    views: int = arg(5, "photos per weld", at_least=1)
-    audio_frames: Optional[int] = arg(None, "spectrum frames; None = 1024 (built-in data: 64)", type=int, at_least=1)
-    audio_norm: str = arg("ast", "ast = Kaldi log energies; db = dB below the maximum", choices=["ast", "db"])
-    frame_select: str = arg("uniform", "which spectrum frames", choices=["uniform", "truncate", "active"])
-    sensor_steps: int = arg(128, "steps the sensor series is resampled to", at_least=2)
-    sensor_norm: str = arg("sample", "z-score by the run itself, or by the training runs", choices=["sample", "train"])
-    feature_dtype: str = arg("fp32", "number format of cached features; fp16 halves them", choices=["fp32", "fp16"])
-    augment: Switch = arg(False, "augment the inputs of training runs (needs --cache off)")
-
-
-@dataclass
-class LegacyArgs:
-    """Slips of the original (--protocol paper switches all of them on)."""
-
-    legacy_video: Switch = arg(False, "feed the post-weld photos as the process video")
-    legacy_frame_64: Switch = arg(False, "frames of 64 pixels")
-    legacy_mel_64: Switch = arg(False, "64 mel bins instead of 128")
-    legacy_audio_axes: Switch = arg(False, "swap time and frequency for the audio encoder")
-    legacy_image_norm: Switch = arg(False, "leave the photos unnormalised")
-
-
-@dataclass
-class WeldEncoderArgs:
-    """The frozen encoders."""
-
-    video_backbone: Optional[str] = arg(
-        None, "None = vjepa2-vitl (built-in data: tiny-vjepa2)", type=str, aliases=["video-encoder"]
-    )
-    audio_backbone: Optional[str] = arg(None, "None = ast-14-14 (built-in data: tiny-ast)", type=str)
-    image_backbone: Optional[str] = arg(
-        None, "None = dinov3-vith16plus, stage1: dinov2-base (built-in data: tiny-dinov3)", type=str
-    )
-    video_weights: Optional[str] = arg(None, "weight file or folder; 'random' = untrained", type=str)
-    audio_weights: Optional[str] = arg(None, "weight file or folder; 'random' = untrained", type=str)
-    image_weights: Optional[str] = arg(None, "weight file or folder; 'random' = untrained", type=str)
-    download: Switch = arg(False, "allow the encoders' library to download its weights")
-    dummy: Switch = arg(False, "tiny random encoders, whatever the data")
-    branches: Optional[str] = arg(
-        None, "image layers and pools: a preset's name or e.g. 21.mean,21.gem,32.mean", type=str
-    )
-    layer_index: Optional[str] = arg(
-        None, "seed = layer L is hidden_states[L-1] as published; block = the output of block L; None = seed, "
-        "tiny encoders: block", type=str, choices=list(LAYER_INDEX_MODES),
-    )  # fmt: skip
-    patch_only: Switch = arg(False, "pool patch tokens only, without class and register tokens")
+from anomaly_lib.options import DataArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
+from anomaly_lib.recipes.weld.inputs import WeldInputArgs
 
 
 @dataclass
@@ -155,8 +85,7 @@ class CausalTrainArgs:
 
 @dataclass
 class Args(
-    RunArgs, TrackArgs, DataArgs, WeldDemoArgs, WeldDataArgs, LegacyArgs, WeldEncoderArgs, CausalModelArgs,
-    CausalLossArgs, OptimArgs, CausalTrainArgs, CacheArgs, EvalArgs,
+    TrackArgs, WeldInputArgs, CausalModelArgs, CausalLossArgs, OptimArgs, CausalTrainArgs, EvalArgs,
 ):  # fmt: skip
     """Causal-FiLM, process to result."""
 
@@ -221,27 +150,6 @@ def resolve(args: Args) -> Args:
     return args
 
 
-def weld_settings(args: Args) -> WeldSettings:
-    """Preprocessing of resolved options."""
-    assert args.video_frames and args.video_size and args.image_size and args.audio_frames  # noqa: PT018
-    return WeldSettings(
-        video_frames=args.video_frames,
-        video_size=args.video_size,
-        video_norm=args.video_norm,
-        video_source="images" if args.legacy_video else "video",
-        views=args.views,
-        image_size=args.image_size,
-        image_norm=not args.legacy_image_norm,
-        mels=64 if args.legacy_mel_64 else 128,
-        audio_frames=args.audio_frames,
-        audio_norm=args.audio_norm,
-        frame_select=args.frame_select,
-        swap_audio_axes=bool(args.legacy_audio_axes),
-        sensor_steps=args.sensor_steps,
-        sensor_norm=args.sensor_norm,
-    )
-
-
 def causal_config(args: Args, dims: dict[str, int]) -> CausalFiLMConfig:
     """The model's configuration; `dims` are the token widths of the encoders."""
     same = (
@@ -257,3 +165,11 @@ def causal_loss_config(args: Args) -> LossConfig:
     names = ("l1_kind", "topk_ratio", "lambda_l1", "lambda_gram", "lambda_text", "gram_mode", "gram_norm")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return loss_config(args.preset, **given)
+
+
+def tiny() -> Args:
+    """Seconds on a CPU."""
+    return Args(
+        epochs=2, demo_train=8, demo_good=2, demo_defects=1, d_model=16, sensor_hidden=16, sensor_steps=16,
+        video_frames=2, video_size=32, image_size=32, views=2, audio_frames=32, patience=0, figures=False,
+    )  # fmt: skip

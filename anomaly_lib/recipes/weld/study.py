@@ -1,7 +1,7 @@
 """What a trained V4 model is worth in use: calibration, uncertainty, missing modalities, deployment, explanations."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -18,9 +18,11 @@ from anomaly_lib.models.deploy import export_torch, export_torchscript, prune_li
 from anomaly_lib.models.grad_cam import grad_cam
 from anomaly_lib.models.uncertainty import deep_ensemble, fit_temperature, mc_dropout, predictive_entropy
 from anomaly_lib.models.weld.supcon_quad import MODALITIES
-from anomaly_lib.recipes.weld import supcon as weld_supcon
-from anomaly_lib.recipes.weld.baselines import missing_study
-from anomaly_lib.recipes.weld.knn import hide
+from anomaly_lib.recipes.weld.features import WeldFeatures
+from anomaly_lib.recipes.weld.knn import hide, missing_subsets, subset_name
+from anomaly_lib.recipes.weld.study_data import found_shifts, synthetic_defect_probe
+from anomaly_lib.recipes.weld.supcon_detector import QuadDetector, load_detector
+from anomaly_lib.recipes.weld.supcon_task import open_runs, quad_batch
 from anomaly_lib.viz import map_range, overlay, save_figure, save_image, training_lines
 
 OUTPUTS = ("features", "logits", "anomaly_score")
@@ -31,37 +33,49 @@ class Args:
     """Study of a V4 checkpoint."""
 
     checkpoint: Optional[str] = arg(None, "best_model.pth of scripts/weld/train_supcon.py", type=str)
-    ensemble: list[str] = arg([], "further checkpoints of other seeds: a deep ensemble", type=str)
+    ensemble: list[str] = arg([], "further checkpoints of other seeds: a deep ensemble, and means over seeds", type=str)
     passes: int = arg(20, "Monte-Carlo dropout passes", at_least=2)
     pruning: float = arg(0.5, "share of weights pruned", at_least=0, at_most=0.99)
     output: str = arg("runs/weld_study", "folder of study.json and the pictures")
 
 
-def run_study(args: Args, say: Callable[[str], object]) -> dict[str, Any]:
-    """Every part, printed and written to study.json."""
+def run_study(args: Args, say: Callable[[str], object], *, features: WeldFeatures | None = None) -> dict[str, Any]:
+    """Every part, printed and written to study.json. `features` shares an encoding of the checkpoint's data."""
     if not args.checkpoint:
         raise UserError("--checkpoint is needed: a best_model.pth of scripts/weld/train_supcon.py")
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
-    detector = weld_supcon.load_detector(args.checkpoint)
-    runs = weld_supcon.open_runs(detector.args)
-    others = [weld_supcon.load_detector(path, features=detector.features).task.model for path in args.ensemble]
-    results: dict[str, Any] = {"calibration": calibration(detector, runs)}
+    detector = load_detector(args.checkpoint, features=features)
+    runs = open_runs(detector.args)
+    others = [load_detector(path, features=detector.features) for path in args.ensemble]
+    each = [calibration(one, runs) for one in (detector, *others)]
+    results: dict[str, Any] = {"calibration": {name: mean_of(row[name] for row in each) for name in each[0]}}
     say("calibration: " + spell(results["calibration"]))
-    results["uncertainty"] = uncertainty(detector, runs, others, passes=args.passes)
+    results["uncertainty"] = uncertainty(detector, runs, [one.task.model for one in others], passes=args.passes)
     say("uncertainty: " + spell(results["uncertainty"]))
-    results["missing"] = missing_study(args.checkpoint)
+    results["missing"] = missing_study([detector, *others], runs)
     for row in results["missing"]:
         say(f"  {row['present']:30} AUROC {row['auroc']:.4f}")
-    save_figure(missing_figure(results["missing"]), folder / "missing.png")
+    save_figure(missing_figure(results["missing"]), folder / "missing")
     results["deployment"] = deployment(detector, select_runs(runs, "test"), pruning=args.pruning)
     for row in results["deployment"]:
         say("  " + spell(row))
     defects = [run for run in select_runs(runs, "test") if run.label]
     results["explanations"] = [explain(detector, run, folder) for run in defects[:3]]
+    if not detector.args.data_path:
+        results["found_shifts"] = found_shifts(detector.features, select_runs(runs, "test"))
+        say("time shifts: " + spell(results["found_shifts"]))
+        train, test = select_runs(runs, "train"), select_runs(runs, "test")
+        results["drawn_defects"] = synthetic_defect_probe(detector.features, train, test)
+        say("a probe of drawn defects on real ones, AUROC: " + spell(results["drawn_defects"]))
     write_json(folder / "study.json", results)
     say(f"written to {folder}")
     return results
+
+
+def mean_of(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)
 
 
 def spell(values: dict[str, Any]) -> str:
@@ -70,7 +84,7 @@ def spell(values: dict[str, Any]) -> str:
     )
 
 
-def calibration(detector: weld_supcon.QuadDetector, runs: Sequence[WeldRun]) -> dict[str, float]:
+def calibration(detector: QuadDetector, runs: Sequence[WeldRun]) -> dict[str, float]:
     """Temperature from VAL; expected calibration error on TEST before and after."""
     val, test = select_runs(runs, "val"), select_runs(runs, "test")
     logits, labels = detector.encode(val)["logits"], torch.tensor([run.class_label for run in val])
@@ -81,12 +95,12 @@ def calibration(detector: weld_supcon.QuadDetector, runs: Sequence[WeldRun]) -> 
 
 
 def uncertainty(
-    detector: weld_supcon.QuadDetector, runs: Sequence[WeldRun], others: Sequence[nn.Module], *, passes: int
+    detector: QuadDetector, runs: Sequence[WeldRun], others: Sequence[nn.Module], *, passes: int
 ) -> dict[str, float]:
     """How well uncertainty finds the model's own mistakes (AUROC of entropy and spread against wrong answers)."""
     test = select_runs(runs, "test")
     detector.features.prepare(test)
-    batch = weld_supcon.quad_batch(detector.features, test)
+    batch = quad_batch(detector.features, test)
     truth = torch.tensor([run.class_label for run in test])
 
     def probabilities(model: nn.Module) -> Tensor:
@@ -106,6 +120,21 @@ def uncertainty(
     return out
 
 
+def missing_study(detectors: Sequence[QuadDetector], runs: Sequence[WeldRun]) -> list[dict[str, Any]]:
+    """AUROC on TEST for every subset of modalities, mean over detectors: what is lost when something is missing."""
+    test, features = select_runs(runs, "test"), detectors[0].features
+    features.prepare(test)
+    labels = torch.tensor([run.label for run in test])
+    batch, rows = quad_batch(features, test), []
+    for keep in missing_subsets():
+        part = hide(batch, keep)
+        with torch.no_grad():
+            logits = [one.task.model(part)["logits"] for one in detectors]
+        value = mean_of(auroc(1 - one.softmax(1)[:, 0], labels) for one in logits)
+        rows.append({"present": subset_name(keep), "missing": 4 - sum(keep), "auroc": round(value, 4)})
+    return rows
+
+
 def missing_figure(rows: Sequence[dict[str, Any]]) -> Any:
     """AUROC against the number of missing modalities: best, mean and worst subset."""
     counts = sorted({row["missing"] for row in rows})
@@ -119,13 +148,13 @@ def missing_figure(rows: Sequence[dict[str, Any]]) -> Any:
 
 
 def deployment(
-    detector: weld_supcon.QuadDetector, runs: Sequence[WeldRun], *, pruning: float, repeats: int = 5
+    detector: QuadDetector, runs: Sequence[WeldRun], *, pruning: float, repeats: int = 5
 ) -> list[dict[str, Any]]:
     """Latency, size and the largest change of a feature for each form of the model."""
     import copy
 
     detector.features.prepare(runs)
-    batch = weld_supcon.quad_batch(detector.features, runs[:8])
+    batch = quad_batch(detector.features, runs[:8])
     labels = torch.tensor([run.label for run in runs])
     model = detector.task.model.eval()
     pruned = copy.deepcopy(model)
@@ -139,7 +168,7 @@ def deployment(
     }
     with torch.no_grad():
         wanted = model(batch)["features"]
-        whole = weld_supcon.quad_batch(detector.features, runs)
+        whole = quad_batch(detector.features, runs)
         rows = []
         for name, form in forms.items():
             plain = name.startswith(("float32", "int8", "pruned"))
@@ -159,13 +188,13 @@ def deployment(
     return rows
 
 
-def explain(detector: weld_supcon.QuadDetector, run: WeldRun, folder: Path) -> dict[str, Any]:
+def explain(detector: QuadDetector, run: WeldRun, folder: Path) -> dict[str, Any]:
     """Grad-CAM on the photo tokens of the predicted class, drawn over the photos; what each modality contributes."""
     features, model = detector.features, detector.task.model.eval()
     inputs = features.load_part(run, "images")
     encoders = features.encoders
     tokens = encoders.image.encode(inputs["images"].to(features.device))[f"layer.{encoders.tokens.blocks[-1]}"]
-    batch = weld_supcon.quad_batch(features, [run])
+    batch = quad_batch(features, [run])
     with torch.no_grad():
         out = model(batch, need_weights=True)
         chosen = int(out["logits"].argmax())

@@ -1,20 +1,16 @@
 """V4 of the weld system: four frozen encoders, cross-attention fusion, supervised contrast; judged by k-NN."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_lib.data.samplers import BalancedBatchSampler, StratifiedBatchSampler
-from anomaly_lib.data.weld.demo import weld_demo_runs
-from anomaly_lib.data.weld.manifest import CLASSES, WeldRun, assign_splits, read_manifest, select_runs
-from anomaly_lib.data.weld.runs import WeldSettings
+from anomaly_lib.data.weld.manifest import WeldRun, select_runs
 from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
-from anomaly_lib.engine.checkpoint import TrainState, load_checkpoint
+from anomaly_lib.engine.checkpoint import TrainState
 from anomaly_lib.engine.early_stop import EarlyStopping
 from anomaly_lib.engine.optim import NonFiniteGuard, param_groups, step
 from anomaly_lib.engine.run import Run
@@ -22,114 +18,29 @@ from anomaly_lib.engine.schedule import make_schedule
 from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.errors import UserError
 from anomaly_lib.losses.contrastive import supcon_loss
-from anomaly_lib.losses.supcon_extra import FeatureQueue, mixed_loss, mixup, supcon_with_negatives
-from anomaly_lib.models.adapters import add_adapters
-from anomaly_lib.models.weld.supcon_quad import QuadModal, check_quad_batch, freeze
-from anomaly_lib.models.weld.tasks import MaskedSensors, Reconstruction, two_views
-from anomaly_lib.recipes.evaluation.contract import EvaluateArgs, Evaluation
-from anomaly_lib.recipes.weld.causal_film import build_features
-from anomaly_lib.recipes.weld.causal_film_options import weld_settings
+from anomaly_lib.losses.supcon_extra import FeatureQueue
+from anomaly_lib.models.weld.supcon_quad import check_quad_batch
+from anomaly_lib.models.weld.tasks import MaskedSensors, two_views
+from anomaly_lib.recipes.weld.ending import already_done, chosen_checkpoint, told
 from anomaly_lib.recipes.weld.features import WeldFeatures
-from anomaly_lib.recipes.weld.knn import defect_margin, knn_metrics, knn_report, nearest_centroid
+from anomaly_lib.recipes.weld.inputs import build_features, weld_settings
+from anomaly_lib.recipes.weld.knn import knn_metrics, knn_report, nearest_centroid
 from anomaly_lib.recipes.weld.supcon_debug import describe_batch
-from anomaly_lib.recipes.weld.supcon_options import Args, quad_config, resolve, tiny
-from anomaly_lib.types import Prediction, RunResult
+from anomaly_lib.recipes.weld.supcon_detector import SYSTEM, evaluate, load_detector, predict
+from anomaly_lib.recipes.weld.supcon_options import Args, resolve, tiny
+from anomaly_lib.recipes.weld.supcon_task import (
+    QuadTask,
+    apply_freeze,
+    build,
+    encode_runs,
+    labels_of,
+    objective,
+    open_runs,
+    quad_batch,
+)
+from anomaly_lib.types import RunResult
 
-SYSTEM = "weld_supcon"
 BEST = "best_model.pth"
-
-
-class QuadTask(nn.Module):
-    """The model and the head of its side task: what is trained and saved."""
-
-    def __init__(self, model: QuadModal, *, reconstruct: bool) -> None:
-        super().__init__()
-        self.model = model
-        self.reconstruction = Reconstruction(model) if reconstruct else None
-
-
-def open_runs(args: Args) -> list[WeldRun]:
-    """Runs with every class in TRAIN; a split made for one-class training is redrawn, configurations kept together."""
-    if not args.data_path:
-        return weld_demo_runs(
-            train=args.demo_train,
-            good=args.demo_good,
-            per_defect=args.demo_defects,
-            supervised=True,
-            seed=args.demo_seed,
-        )
-    runs = read_manifest(args.data_path)
-    trained = {run.class_name for run in runs if run.split == "train"}
-    return runs if len(trained) > 1 else assign_splits(runs, seed=args.demo_seed, train_ratio=0.8, supervised=True)
-
-
-def build(args: Args, device: torch.device, *, dims: dict[str, int] | None = None) -> QuadTask:
-    """The trainable part of resolved options; `dims` are the encoders' widths (default: the published ones)."""
-    model = QuadModal(quad_config(args, dims or {}))
-    if args.adapters != "none":
-        add_adapters(model, ["fusion.project", "fusion.attend"], kind=args.adapters, rank=args.adapter_rank)
-    return QuadTask(model, reconstruct=args.reconstruct_weight > 0).to(device)
-
-
-def apply_freeze(args: Args, task: QuadTask, epoch: int) -> list[str]:
-    """The freeze policy of this epoch; adapters always learn."""
-    active = not args.freeze_encoders_epochs or epoch < args.freeze_encoders_epochs
-    freeze(task.model, args.freeze if active else "none")
-    for name, parameter in task.model.named_parameters():
-        if args.adapters != "none" and (".down" in name or ".up" in name):
-            parameter.requires_grad_(True)
-        elif args.adapters != "none" and ".base." in name:
-            parameter.requires_grad_(False)
-    return [name for name, parameter in task.named_parameters() if parameter.requires_grad]
-
-
-def quad_batch(features: WeldFeatures, runs: Sequence[WeldRun]) -> dict[str, Tensor]:
-    """Cached tokens as `QuadModal` takes them: one mean vector per photo, branches side by side."""
-    batch = features.batch(runs)
-    images = torch.cat([branch.mean(2) for branch in batch["images"]], dim=-1)  # [B, V, D]
-    named = {**batch, "images": images, "images_mask": batch["views"]}
-    return {name: value for name, value in named.items() if name != "views"}
-
-
-def labels_of(runs: Sequence[WeldRun], device: torch.device) -> Tensor:
-    return torch.tensor([run.class_label for run in runs], device=device)
-
-
-def objective(
-    args: Args, task: QuadTask, batch: dict[str, Tensor], labels: Tensor, queue: FeatureQueue | None
-) -> dict[str, Tensor]:
-    """Every term by name and their weighted sum `loss`."""
-    model = task.model
-    out = model(batch)
-    order, weight = torch.arange(len(labels), device=labels.device), 1.0
-    if args.mixup > 0:
-        mixed, order, weight = mixup(out["embedding"], args.mixup)
-        out = {**out, **model.heads(mixed)}
-
-    def contrast(y: Tensor) -> Tensor:
-        return supcon_with_negatives(
-            out["features"],
-            y,
-            temperature=args.temperature,
-            queue=queue,
-            hard_negatives=args.hard_negatives,
-            hardness=args.hardness,
-        )
-
-    terms = {"supcon": mixed_loss(contrast, labels, order, weight)}
-    total = args.supcon_weight * terms["supcon"]
-    if args.loss_type == "combined":
-        terms["ce"] = mixed_loss(lambda y: F.cross_entropy(out["logits"], y), labels, order, weight)
-        terms["score"] = mixed_loss(
-            lambda y: F.binary_cross_entropy_with_logits(out["anomaly_score"], (y != 0).float()), labels, order, weight
-        )
-        total = total + args.ce_weight * terms["ce"] + args.score_weight * terms["score"]
-    if task.reconstruction is not None:
-        terms["reconstruct"] = task.reconstruction(out["embedding"], batch)
-        total = total + args.reconstruct_weight * terms["reconstruct"]
-    if queue is not None:
-        queue.push(out["features"], labels)
-    return {**terms, "loss": total}
 
 
 def make_sampler(args: Args, runs: Sequence[WeldRun]) -> StratifiedBatchSampler | BalancedBatchSampler:
@@ -143,20 +54,22 @@ def make_sampler(args: Args, runs: Sequence[WeldRun]) -> StratifiedBatchSampler 
     return StratifiedBatchSampler(labels, size, seed=args.seed)
 
 
-def train(args: Args) -> RunResult:
-    """Train, keep the best epoch on the validation split, report k-NN results on the test split."""
+def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
+    """Train, keep the best epoch on the validation split, report k-NN results on the test split.
+
+    `features` of equal preprocessing and encoders may be handed in, so that several runs share one encoding.
+    """
     args = resolve(args)
     device = pick_device(args.device)
     with Run.open(SYSTEM, args, name="demo" if not args.data_path else Path(args.data_path).name) as run:
         if run.finished:
-            run.log.line(f"{run.dir} is done (--fresh starts over)")
-            return run.result()
-        settings = weld_settings(cast(Any, args))
+            return already_done(run)
+        settings = weld_settings(args)
         runs = open_runs(args)
         train_runs, val_runs = select_runs(runs, "train"), select_runs(runs, "val")
         if len({run.class_name for run in train_runs}) < 2:
             raise UserError("contrastive training needs at least two classes in the training split")
-        features = build_features(cast(Any, args), device, settings)
+        features = features or build_features(args, device, settings)
         features.prepare([*train_runs, *val_runs])
         seed_everything(args.seed)
         task = build(args, device, dims=features.dims())
@@ -219,6 +132,8 @@ def loop(
     device = next(task.parameters()).device
     sampler, guard = make_sampler(args, train_runs), NonFiniteGuard()
     queue = FeatureQueue(args.queue) if args.queue else None
+    if queue is not None and state.extra.get("queue"):
+        queue.load_state_dict(state.extra["queue"])  # so that a resumed run continues bit for bit
     for epoch in range(first, int(args.epochs or 0)):
         if stopper.should_stop:
             break
@@ -250,33 +165,17 @@ def loop(
         state.scheduler.step()  # type: ignore[union-attr]
         row |= validate(args, task, features, train_runs, val_runs)
         value = row["val_centroid_accuracy"] if args.stop_on == "accuracy" else -row["val_loss"]
-        better = stopper.improved(value, epoch)
+        learnt = epoch >= min(args.warmup_epochs, int(args.epochs or 0) // 2)  # an untrained model is no candidate
+        better = learnt and stopper.improved(value, epoch)
         if better:
             state.best = {"epoch": epoch + 1, **{name: row[name] for name in ("val_centroid_accuracy", "val_loss")}}
         run.log.line(
             f"epoch {epoch + 1}: loss {row['loss']:.4f}, val loss {row['val_loss']:.4f}, centroid accuracy train "
             f"{row['train_centroid_accuracy']:.3f} val {row['val_centroid_accuracy']:.3f}{' *' if better else ''}"
         )
-        run.end_epoch(state, epoch, row)
-        if better:
-            run.save(state, epoch + 1, BEST)
-
-
-@torch.no_grad()
-def encode_runs(
-    task: QuadTask, features: WeldFeatures, runs: Sequence[WeldRun], *, batch_size: int, precision: str = "fp32"
-) -> dict[str, Tensor]:
-    """`features`, `logits`, `anomaly_score` of runs in eval mode, on the CPU."""
-    was_training = task.training
-    task.eval()
-    parts: list[dict[str, Tensor]] = []
-    for start in range(0, len(runs), batch_size):
-        batch = quad_batch(features, runs[start : start + batch_size])
-        with autocast_for(features.device, precision):
-            out = task.model(batch)
-        parts.append({name: out[name].float().cpu() for name in ("features", "logits", "anomaly_score")})
-    task.train(was_training)
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        if queue is not None:
+            state.extra["queue"] = queue.state_dict()
+        run.end_epoch(state, epoch, row, best=BEST if better else None)
 
 
 def validate(
@@ -304,8 +203,7 @@ def validate(
 def finish(args: Args, run: Run, state: TrainState, features: WeldFeatures, runs: list[WeldRun]) -> RunResult:
     """k-NN results of the chosen epoch on the test split."""
     run.save(state, len(state.history))
-    best = run.dir / BEST
-    final = best if args.select == "val" and best.is_file() else run.checkpoint
+    final = chosen_checkpoint(run, args.select, BEST)
     detector = load_detector(final, features=features)
     test_runs = select_runs(runs, "test")
     bank, bank_labels = detector.bank(runs)
@@ -313,77 +211,7 @@ def finish(args: Args, run: Run, state: TrainState, features: WeldFeatures, runs
     metrics = knn_metrics(bank, bank_labels, found, labels, k=args.k, metric=args.metric)
     for line in knn_report(bank, bank_labels, found, labels, k=args.k, metric=args.metric):
         run.log.line(line)
-    return run.finish(state, metrics, final=final)
-
-
-# -- trained models -------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class QuadDetector:
-    """A trained QuadModal with its encoders; `predict` scores whole runs."""
-
-    task: QuadTask
-    features: WeldFeatures
-    args: Args
-    epoch: int
-    threshold: float | None = None
-
-    def encode(self, runs: Sequence[WeldRun]) -> dict[str, Tensor]:
-        self.features.prepare(runs)
-        return encode_runs(
-            self.task, self.features, runs, batch_size=int(self.args.batch_size or 2), precision=self.args.precision
-        )
-
-    def bank(self, runs: Iterable[WeldRun]) -> tuple[Tensor, Tensor]:
-        """Features and classes of the training split."""
-        chosen = select_runs(list(runs), "train")
-        return self.encode(chosen)["features"], torch.tensor([run.class_label for run in chosen])
-
-    def predict(self, runs: Sequence[WeldRun]) -> Prediction:
-        return predict(self, runs)
-
-
-def predict(model: QuadDetector, batch: Sequence[WeldRun]) -> Prediction:
-    """The score head's answer and, as parts, the probability of each class."""
-    out = model.encode(batch)
-    probabilities = out["logits"].softmax(1)
-    parts = {f"class {name}": probabilities[:, i] for i, name in enumerate(CLASSES)}
-    return Prediction(score=out["anomaly_score"], parts=parts)
-
-
-def load_detector(path: str | Path, *, device: str = "auto", features: WeldFeatures | None = None) -> QuadDetector:
-    """The model of a checkpoint with its own preprocessing."""
-    saved = load_checkpoint(path, system=SYSTEM)
-    args = Args(**{name: value for name, value in saved["args"].items() if name in Args.__dataclass_fields__})
-    where = pick_device(device)
-    if features is None:
-        features = build_features(cast(Any, args), where, WeldSettings.from_dict(saved["extra"]["settings"]))
-    task = build(args, features.device, dims=dict(saved["extra"]["dims"]))
-    task.load_state_dict(saved["model"])
-    return QuadDetector(task.eval(), features, args, int(saved["epoch"]))
-
-
-def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
-    """The k-NN protocol on a split: the bank is the training split."""
-    detector = load_detector(checkpoint, device=args.device)
-    own = detector.args
-    runs = open_runs(own if args.data_path is None else Args(**{**own.__dict__, "data_path": args.data_path}))
-    chosen = select_runs(runs, args.split)
-    bank, bank_labels = detector.bank(runs)
-    found, labels = detector.encode(chosen)["features"], torch.tensor([one.class_label for one in chosen])
-    return Evaluation(
-        system=SYSTEM,
-        name=f"k-NN k={own.k} {own.metric}",
-        metrics=knn_metrics(bank, bank_labels, found, labels, k=own.k, metric=own.metric),
-        scores=defect_margin(bank, bank_labels, found).numpy(),
-        labels=[run.label for run in chosen],
-        paths=[str(run.folder) for run in chosen],
-        groups=["weld"] * len(chosen),
-        defects=[run.class_name for run in chosen],
-        notes=knn_report(bank, bank_labels, found, labels, k=own.k, metric=own.metric),
-        facts={"epoch": detector.epoch, "seed": own.seed},
-    )
+    return told(run, run.finish(state, metrics, final=final))
 
 
 __all__ = ["Args", "build", "evaluate", "load_detector", "predict", "tiny", "train"]

@@ -7,8 +7,8 @@ from anomaly_lib.config import Switch, arg, override
 from anomaly_lib.errors import UserError
 from anomaly_lib.metrics.knn import METRICS
 from anomaly_lib.models.weld.supcon_quad import FREEZE_POLICIES, QuadConfig
-from anomaly_lib.options import CacheArgs, DataArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
-from anomaly_lib.recipes.weld.causal_film_options import LegacyArgs, WeldDataArgs, WeldDemoArgs, WeldEncoderArgs
+from anomaly_lib.options import DataArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
+from anomaly_lib.recipes.weld.inputs import WeldDemoArgs, WeldEncoderArgs, WeldInputArgs
 
 
 @dataclass
@@ -74,8 +74,7 @@ class SupConTrainArgs:
 
 @dataclass
 class Args(
-    RunArgs, TrackArgs, DataArgs, WeldDemoArgs, WeldDataArgs, LegacyArgs, WeldEncoderArgs, QuadModelArgs, SupConArgs,
-    OptimArgs, SupConTrainArgs, CacheArgs, EvalArgs,
+    TrackArgs, WeldInputArgs, QuadModelArgs, SupConArgs, OptimArgs, SupConTrainArgs, EvalArgs,
 ):  # fmt: skip
     """V4: supervised-contrastive quad-modal weld classification."""
 
@@ -86,10 +85,10 @@ class Args(
     demo_defects: int = override(WeldDemoArgs, "demo_defects", 8)
     dummy: Switch = override(WeldEncoderArgs, "dummy", False, aliases=["use-dummy"])
     epochs: Optional[int] = arg(  # type: ignore[assignment]
-        None, "passes over the training data; None = 100 (built-in data: 30)", type=int, at_least=0,
+        None, "passes over the training data; None = 100 (built-in data: 40)", type=int, at_least=0,
         aliases=["epoch", "num-epochs"],
     )  # fmt: skip
-    batch_size: Optional[int] = arg(None, "runs per batch; None = 16 (built-in data: 36)", type=int, at_least=2)  # type: ignore[assignment]
+    batch_size: Optional[int] = arg(None, "runs per batch; None = 16 (built-in data: 24)", type=int, at_least=2)  # type: ignore[assignment]
     learning_rate: Optional[float] = arg(  # type: ignore[assignment]
         None, "peak learning rate; None = 1e-4 (built-in data: 1e-3)", type=float, at_least=0, aliases=["lr"]
     )
@@ -103,14 +102,14 @@ FULL = {
     "video_backbone": "vjepa2-vitl", "audio_backbone": "ast-14-14", "image_backbone": "dinov2-base",
     "layer_index": "block", "branches": "12.mean", "hidden_dim": 512, "sensor_dim": 256, "sensor_layers": 4,
     "epochs": 100, "batch_size": 16, "learning_rate": 1e-4,
-    "video_frames": 8, "video_size": 224, "image_size": 224, "audio_frames": 1024,
+    "video_frames": 8, "video_size": 224, "image_size": 224, "audio_frames": 1024, "video_token_pool": "none",
 }  # fmt: skip
 TINY = {
     "video_backbone": "tiny-vjepa2", "audio_backbone": "tiny-ast", "image_backbone": "tiny-dinov3",
     "video_weights": "random", "audio_weights": "random", "image_weights": "random", "branches": "2.mean",
     "layer_index": "block", "hidden_dim": 64, "sensor_dim": 32, "sensor_layers": 2,
-    "epochs": 30, "batch_size": 36, "learning_rate": 1e-3,
-    "video_frames": 8, "video_size": 64, "image_size": 64, "audio_frames": 64,
+    "epochs": 40, "batch_size": 24, "learning_rate": 1e-3,
+    "video_frames": 8, "video_size": 64, "image_size": 64, "audio_frames": 64, "video_token_pool": "none",
 }  # fmt: skip
 QUICK = {"epochs": 3, "batch_size": 4, "log_every": 1, "demo_train": 4, "demo_good": 2, "demo_defects": 2, "k": 1}
 
@@ -153,6 +152,6 @@ def quad_config(args: Args, dims: dict[str, int]) -> QuadConfig:
 def tiny() -> Args:
     """Seconds on a CPU."""
     return Args(
-        epochs=2, demo_train=3, demo_good=2, demo_defects=2, hidden_dim=16, sensor_dim=16, sensor_layers=1,
-        batch_size=12, k=1, video_frames=4, video_size=32, image_size=32, views=2,
+        epochs=2, demo_train=3, demo_good=2, demo_defects=1, hidden_dim=16, sensor_dim=16, sensor_layers=1,
+        batch_size=12, k=1, video_frames=2, video_size=32, image_size=32, views=1, sensor_steps=16,
     )  # fmt: skip

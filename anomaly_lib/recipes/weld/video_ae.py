@@ -1,7 +1,4 @@
-"""Video auto-encoder on frozen DINOv2 clip vectors, and its late fusion with Causal-FiLM.
-
-A bead's shape is visible while it is made: where the process-result model is weak, appearance may help.
-"""
+"""Video auto-encoder of normal welds on frozen DINOv2 clip vectors (`late_fusion.py` adds it to Causal-FiLM)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,18 +20,18 @@ from anomaly_lib.engine.optim import step
 from anomaly_lib.engine.run import Run
 from anomaly_lib.errors import UserError
 from anomaly_lib.features import FeatureSpec, FeatureStore, extract
-from anomaly_lib.fusion import z_score_calibration
 from anomaly_lib.metrics import auroc
-from anomaly_lib.models.weld.causal_film_loss import SCORE_KINDS
 from anomaly_lib.models.weld.video_ae import VideoAE
 from anomaly_lib.options import CacheArgs, DataArgs, OptimArgs, RunArgs, TrackArgs
-from anomaly_lib.recipes.weld.causal_film import load_detector as load_causal_film
-from anomaly_lib.recipes.weld.causal_film import open_runs
-from anomaly_lib.recipes.weld.causal_film_options import WeldDemoArgs
+from anomaly_lib.recipes.evaluation.contract import EvaluateArgs, Evaluation
+from anomaly_lib.recipes.weld.causal_film_report import split_metrics
+from anomaly_lib.recipes.weld.ending import already_done, told
 from anomaly_lib.recipes.weld.features import run_key
-from anomaly_lib.types import RunResult
+from anomaly_lib.recipes.weld.inputs import WeldDemoArgs, open_runs
+from anomaly_lib.types import Prediction, RunResult
 
 SYSTEM = "video_ae"
+BEST = "best_model.pt"
 
 
 @dataclass
@@ -126,15 +123,14 @@ def train(args: Args) -> RunResult:
     device = pick_device(args.device)
     with Run.open(SYSTEM, args, name="demo" if not args.data_path else Path(args.data_path).name) as run:
         if run.finished:
-            run.log.line(f"{run.dir} is done (--fresh starts over)")
-            return run.result()
+            return already_done(run)
         runs = open_runs(args)
         encoder = ClipEncoder.of(args, device)
         clips = encoder(select_runs(runs, "train", normal_only=True))
         model = build(args, device, dim=clips.shape[1])
         optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
         state = TrainState(model=model, optimizer=optimizer)
-        for epoch in range(run.restore(state, best_name="best_model.pt"), args.epochs):
+        for epoch in range(run.restore(state, best_name=BEST), args.epochs):
             run.stop.check()
             losses = []
             for indices, _ in epoch_batches(len(clips), args.batch_size, seed=args.seed, epoch=epoch):
@@ -142,19 +138,18 @@ def train(args: Args) -> RunResult:
                 step(loss, optimizer, clip=args.grad_clip)
                 losses.append(float(loss.detach()))
             mean = sum(losses) / len(losses)
-            if mean < state.best.get("loss", float("inf")):
+            better = mean < state.best.get("loss", float("inf"))
+            if better:
                 state.best = {"loss": mean, "epoch": epoch + 1}
-                run.save(state, epoch + 1, "best_model.pt")
-            run.end_epoch(state, epoch, {"loss": mean})
+            run.end_epoch(state, epoch, {"loss": mean}, best=BEST if better else None)
         if not state.history:
-            run.save(state, 0, "best_model.pt")
-        run.save(state, len(state.history))
-        best = run.dir / "best_model.pt"
+            run.save(state, 0, BEST)
+        best = run.dir / BEST
         test = select_runs(runs, "test")
-        scores = VideoDetector.load(best, encoder=encoder).score_runs(test)
+        scores = load_detector(best, encoder=encoder).score_runs(test)
         value = auroc(scores, torch.tensor([one.label for one in test]))
         run.log.line(f"video auto-encoder alone: AUROC {value:.4f} on {len(test)} test runs")
-        return run.finish(state, {"image_auroc": value}, final=best)
+        return told(run, run.finish(state, {"image_auroc": value}, final=best))
 
 
 @dataclass
@@ -164,85 +159,57 @@ class VideoDetector:
     model: VideoAE
     encoder: ClipEncoder
     args: Args
-
-    @classmethod
-    def load(cls, path: str | Path, *, device: str = "auto", encoder: ClipEncoder | None = None) -> "VideoDetector":
-        saved = load_checkpoint(path, system=SYSTEM)
-        args = resolve(Args(**{k: v for k, v in saved["args"].items() if k in Args.__dataclass_fields__}))
-        encoder = encoder or ClipEncoder.of(args, pick_device(device))
-        dim = saved["model"]["net.0.weight"].shape[1]
-        model = build(args, encoder.device, dim=dim)
-        model.load_state_dict(saved["model"])
-        return cls(model.eval(), encoder, args)
+    epoch: int
+    threshold: float | None = None
 
     @torch.no_grad()
     def score_runs(self, runs: Sequence[WeldRun]) -> Tensor:
+        """Anomaly scores [N]."""
         return self.model.score(self.encoder(runs)).cpu()
 
+    def predict(self, runs: Sequence[WeldRun]) -> Prediction:
+        """Scores of whole runs (`read_manifest(folder)` lists them)."""
+        return predict(self, runs)
 
-# -- late fusion --------------------------------------------------------------------------------------------------
+
+def predict(model: VideoDetector, batch: Sequence[WeldRun]) -> Prediction:
+    """Reconstruction error of each run's clip vector."""
+    return Prediction(score=model.score_runs(batch))
 
 
-@dataclass
-class FusionArgs:
-    """Late fusion of Causal-FiLM (A) and the video auto-encoder (B)."""
+def load_detector(path: str | Path, *, device: str = "auto", encoder: ClipEncoder | None = None) -> VideoDetector:
+    """The auto-encoder of a checkpoint with its own preprocessing."""
+    saved = load_checkpoint(path, system=SYSTEM)
+    args = resolve(Args(**{k: v for k, v in saved["args"].items() if k in Args.__dataclass_fields__}))
+    encoder = encoder or ClipEncoder.of(args, pick_device(device))
+    model = build(args, encoder.device, dim=saved["model"]["net.0.weight"].shape[1])
+    model.load_state_dict(saved["model"])
+    return VideoDetector(model.eval(), encoder, args, int(saved["epoch"]))
 
-    causal_checkpoint: Optional[str] = arg(
-        None, "trained Causal-FiLM, e.g. runs/weld/causal_film/best_model.pth", type=str
+
+def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
+    """Score a split with the checkpoint's own preprocessing."""
+    detector = load_detector(checkpoint, device=args.device)
+    own = detector.args
+    runs = open_runs(replace(own, data_path=args.data_path or own.data_path))
+    chosen, val = select_runs(runs, args.split), select_runs(runs, "val")
+    scores, val_scores = detector.score_runs(chosen), detector.score_runs(val)
+    val_labels = torch.tensor([run.label for run in val])
+    return Evaluation(
+        system=SYSTEM,
+        name="demo" if not own.data_path else Path(own.data_path).name,
+        metrics=split_metrics(scores, chosen),
+        scores=scores.numpy(),
+        labels=[run.label for run in chosen],
+        paths=[str(run.folder) for run in chosen],
+        groups=["weld"] * len(chosen),
+        defects=[run.class_name for run in chosen],
+        normal_scores=val_scores[val_labels == 0].numpy(),
+        validation=(val_scores.numpy(), val_labels.numpy()),
+        facts={"epoch": detector.epoch, "seed": own.seed},
     )
-    video_checkpoint: Optional[str] = arg(
-        None, "trained video auto-encoder, e.g. runs/weld/video_ae/best_model.pt", type=str
-    )
-    split: str = arg("test", "which split to score", choices=["train", "val", "test"])
-    statistics: str = arg(
-        "val", "whose normal runs give the z-scores; transductive = mean and std of the evaluated split itself",
-        choices=["val", "train", "transductive"],
-    )  # fmt: skip
-    score_kind: Optional[str] = arg(
-        None,
-        "score of model A; None = as trained (the original's script: mean_abs)",
-        type=str,
-        choices=list(SCORE_KINDS),
-    )
-    device: str = arg("auto", "auto, cpu, cuda or cuda:N")
-    output_dir: Optional[str] = arg(
-        None, "write scores and results as JSON into this folder", type=str, aliases=["output"]
-    )
 
 
-@dataclass
-class FusionResult:
-    """AUROC of both models and of the sum of their z-scores."""
-
-    metrics: dict[str, float]
-    scores: dict[str, list[float]]
-    ids: list[str]
-    labels: list[int]
-
-
-def evaluate_fusion(args: FusionArgs) -> FusionResult:
-    """z_A + z_B on a split; both checkpoints must exist and are never replaced by untrained models."""
-    for flag, path in (("--causal-checkpoint", args.causal_checkpoint), ("--video-checkpoint", args.video_checkpoint)):
-        if not path or not Path(path).is_file():
-            raise UserError(
-                f"{flag} {path or '(not given)'}: no such checkpoint; train it first (scripts/weld/train_*.sh)"
-            )
-    causal = load_causal_film(str(args.causal_checkpoint), device=args.device)
-    if args.score_kind:
-        causal.task.score_kind = args.score_kind
-    video = VideoDetector.load(str(args.video_checkpoint), device=args.device)
-    runs = open_runs(causal.args)
-    asked = select_runs(runs, args.split)
-    reference = asked
-    if args.statistics != "transductive":
-        reference = select_runs(runs, args.statistics, normal_only=True)
-    labels = torch.tensor([run.label for run in asked])
-    scores = {}
-    for name, model in (("causal_film", causal), ("video_ae", video)):
-        normalise = z_score_calibration(model.score_runs(reference))
-        scores[name] = normalise(model.score_runs(asked).double())
-    scores["fusion"] = scores["causal_film"] + scores["video_ae"]
-    metrics = {f"{name}_auroc": auroc(values, labels) for name, values in scores.items()}
-    return FusionResult(
-        metrics, {k: v.tolist() for k, v in scores.items()}, [run.run_id for run in asked], labels.tolist()
-    )
+def tiny() -> Args:
+    """Seconds on a CPU."""
+    return Args(epochs=2, demo_train=8, demo_good=2, demo_defects=1, video_frames=2, video_size=28)

@@ -14,6 +14,7 @@ from anomaly_lib.data.weld.runs import WeldDataset, WeldSettings, load_raw, prep
 from anomaly_lib.data.weld.signal import (
     fit_frames,
     kaldi_log_mel,
+    magnitude_frames,
     mel_db,
     read_sensor_csv,
     resample_series,
@@ -215,3 +216,14 @@ def test_real_runs_load(real_data: Path) -> None:
     assert silent["sensors"].std(0, unbiased=False).tolist() == pytest.approx([1.0] * 6, abs=1e-4)
     current = silent["sensors"][:, 3]
     assert current[64] > current[0] + 1  # the arc is off at the start and on in the middle
+
+
+def test_magnitude_frames_peak_at_the_tone_and_span_the_whole_recording():
+    rate, n_fft = 16_000, 256
+    time = torch.arange(rate) / rate
+    wave = torch.where(time < 0.5, (2 * torch.pi * 1000 * time).sin(), (2 * torch.pi * 4000 * time).sin())
+    frames = magnitude_frames(wave, n_fft=n_fft, frames=10)
+    assert frames.shape == (n_fft // 2 + 1, 10)
+    peaks = frames.argmax(0) * rate / n_fft
+    assert peaks[:4].tolist() == [1000.0] * 4
+    assert peaks[6:].tolist() == [4000.0] * 4

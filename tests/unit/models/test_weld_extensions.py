@@ -135,11 +135,11 @@ def test_mid_fusion_ignores_absent_modalities():
     assert bool(torch.isfinite(a).all())
 
 
-def test_sensor_pooling_keeps_the_trend():
-    ramp = torch.arange(8.0)[None, :, None]
-    assert pool_modalities({"sensors": ramp}, ["sensors"])["sensors"].tolist() == [
-        [3.5, ramp.std(unbiased=False).item(), 4.0]
-    ]
+def test_sensor_pooling_keeps_the_course_over_time():
+    series = torch.stack([torch.arange(8.0), -torch.arange(8.0)], dim=1)[None]  # [1, 8, 2]
+    levels = pool_modalities({"sensors": series, "audio": series}, ["sensors", "audio"], steps=4)
+    assert levels["sensors"].tolist() == [[0.5, 2.5, 4.5, 6.5, -0.5, -2.5, -4.5, -6.5]]
+    assert levels["audio"].tolist() == [[3.5, -3.5]]
 
 
 def test_weight_search_matches_brute_force():

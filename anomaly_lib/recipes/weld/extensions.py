@@ -1,0 +1,111 @@
+"""What each training-time extension of V4 changes, measured like model D of the ladder: same data, same protocol.
+
+One row per variant and seed, appended as it is done, so that an interrupted study goes on.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from anomaly_lib.config import arg
+from anomaly_lib.errors import UserError
+from anomaly_lib.files import write_text
+from anomaly_lib.metrics import auroc
+from anomaly_lib.recipes.weld.baselines import Pool, prepare
+from anomaly_lib.recipes.weld.ladder import spread
+from anomaly_lib.recipes.weld.ladder_options import Args as LadderArgs
+from anomaly_lib.recipes.weld.supcon import train
+from anomaly_lib.recipes.weld.supcon_detector import load_detector
+from anomaly_lib.recipes.weld.supcon_options import Args as QuadArgs
+from anomaly_lib.recipes.weld.supcon_options import resolve
+from anomaly_lib.recipes.weld.supcon_task import apply_freeze
+
+# name in the table -> the options that switch it on
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "frozen-attention": {"freeze": "heads"},
+    "lora": {"freeze": "heads", "adapters": "lora"},
+    "bottleneck": {"freeze": "heads", "adapters": "adapter"},
+    "hardest-half": {"hard_negatives": 0.5},
+    "hardness-1": {"hardness": 1.0},
+    "simclr-first": {"pretrain": "simclr"},
+    "masked-first": {"pretrain": "masked"},
+    "reconstruction": {"reconstruct_weight": 0.1},
+    "mixup": {"mixup": 0.2},
+    "queue": {"queue": 96, "accumulate": 2},
+    "contrast-only": {"loss_type": "supcon"},
+}
+COLUMNS = {"knn_accuracy": "k-NN accuracy", "knn_macro_f1": "k-NN macro-F1", "auroc": "AUROC of 1 - P(good)"}
+
+
+@dataclass
+class Args(LadderArgs):
+    """Which extensions, on the data of the ladder."""
+
+    variants: list[str] = arg(list(VARIANTS), "which variants of model D")
+
+
+def run_extensions(args: Args, say: Callable[[str], object], *, pool: Pool | None = None) -> list[dict[str, Any]]:
+    """Every variant and seed that the table does not hold yet; returns all rows. `pool` shares an encoding."""
+    args = cast(Args, resolve(args))
+    unknown = sorted(set(args.variants) - set(VARIANTS))
+    if unknown:
+        raise UserError(f"--variants {' '.join(unknown)}: choose from {', '.join(VARIANTS)}")
+    folder = Path(args.results or "runs/weld_extensions")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "rows.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() and not args.fresh else []
+    done = {(row["variant"], row["seed"]) for row in rows}
+    for seed in args.seeds:
+        for variant in args.variants:
+            if (variant, seed) in done:
+                continue
+            pool = pool or prepare(args)
+            rows.append(measure(args, pool, variant, seed, folder / f"{variant}-seed{seed}"))
+            write_text(path, json.dumps(rows, indent=1) + "\n")
+            say(f"{variant} seed {seed}: " + ", ".join(f"{label} {rows[-1][name]}" for name, label in COLUMNS.items()))
+    rows = [row for row in rows if row["variant"] in args.variants and row["seed"] in args.seeds]
+    text = "\n".join(table(rows))
+    write_text(folder / "table.md", text + "\n")
+    say(text)
+    return rows
+
+
+def measure(args: Args, pool: Pool, variant: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Train one variant and judge it on TEST."""
+    known = {name: getattr(args, name) for name in QuadArgs.__dataclass_fields__}
+    own = QuadArgs(**{**known, **VARIANTS[variant], "seed": seed, "output_dir": str(folder)})
+    started = time.process_time()
+    result = train(own, features=pool.features)
+    seconds = time.process_time() - started
+    assert result.checkpoint is not None
+    detector = load_detector(result.checkpoint, features=pool.features)
+    scores = 1 - detector.encode(pool.runs["test"])["logits"].softmax(1)[:, 0]
+    learning = set(apply_freeze(own, detector.task, 0))
+    return {
+        "variant": variant,
+        "seed": seed,
+        "knn_accuracy": round(result.metrics["knn_accuracy"], 4),
+        "knn_macro_f1": round(result.metrics["knn_macro_f1"], 4),
+        "auroc": round(auroc(scores, pool.labels("test")), 4),
+        "trained_parameters": sum(p.numel() for name, p in detector.task.named_parameters() if name in learning),
+        "seconds": round(seconds, 2),
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Markdown: mean +- std over seeds, trained parameters and CPU seconds."""
+    lines = [f"| variant | {' | '.join(COLUMNS.values())} | trained parameters | CPU s |", "|---" * 6 + "|"]
+    for variant in VARIANTS:
+        mine = [row for row in rows if row["variant"] == variant]
+        if not mine:
+            continue
+        cells = [spread([row[name] for row in mine]) for name in COLUMNS]
+        cells += [f"{mine[0]['trained_parameters']:,}", f"{np.mean([row['seconds'] for row in mine]):.1f}"]
+        lines.append(f"| {' | '.join([variant, *cells])} |")
+    return lines
