@@ -1,0 +1,89 @@
+"""In a new process evaluate.py reaches, for every system's checkpoint, the numbers that training recorded."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anomaly_lib.recipes import RECIPES, recipe_of
+from anomaly_lib.types import RunResult
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+SMALL_DETECTOR = {
+    "epochs": 1,
+    "repair_width": 8,
+    "segment_width": 8,
+    "patch_width_range": [8, 24],
+    "n_features": 20,
+}
+
+
+def small(system: str, **changes: Any) -> Callable[[Path], RunResult]:
+    """Train this system at tiny size into a folder."""
+
+    def run(folder: Path) -> RunResult:
+        recipe = recipe_of(system)
+        return recipe.train(replace(recipe.tiny(), output_dir=str(folder), **changes))
+
+    return run
+
+
+RUNS = {
+    "promptad image": small("promptad", task="cls"),
+    "promptad pixel": small("promptad", task="seg"),
+    "sowa": small("sowa"),
+    "causal film": small("causal_film"),
+    "video autoencoder": small("video_ae"),
+    "supcon": small("weld_supcon"),
+    "crystal": small("crystal"),
+    "crystal ema": small("crystal", ema_decay=0.9, select="last"),
+    "hdmap": small("hdmap"),
+    **{
+        name: small("detectors", model=name, **SMALL_DETECTOR)
+        for name in ("patchcore", "padim", "reverse_distillation", "draem", "draem_sevnet")
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[RunResult, str, dict[str, Any]]]:
+    """For each run its training result, what training printed, and its entry in the new process's metrics.json."""
+    folder = tmp_path_factory.mktemp("every")
+    trained = {name: run(folder / "runs" / name.replace(" ", "_")) for name, run in RUNS.items()}
+    command = [sys.executable, str(ROOT / "evaluate.py"), "--checkpoint", str(folder / "runs"), "--no-figures"]
+    done = subprocess.run(
+        [*command, "--output", str(folder / "out"), "--bootstrap", "20", "--device", "cpu"],
+        capture_output=True, text=True, check=False, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "differs from what training recorded" not in done.stdout
+    entries = json.loads((folder / "out" / "metrics.json").read_text())["runs"]
+    table = json.loads((folder / "out" / "table.json").read_text())["rows"]
+    assert {row["run"] for row in table} >= {entry["name"] for entry in entries}
+    found = {}
+    for name, result in trained.items():
+        (entry,) = [one for one in entries if Path(one["checkpoint"]).is_relative_to(result.run_dir)]
+        found[name] = (result, (result.run_dir / "log.txt").read_text(encoding="utf-8"), entry)
+    return found
+
+
+def test_no_system_is_left_out(evaluated: dict[str, tuple[RunResult, str, dict[str, Any]]]) -> None:
+    assert {entry["system"] for _, _, entry in evaluated.values()} == set(RECIPES)
+
+
+@pytest.mark.parametrize("name", list(RUNS))
+def test_numbers_are_those_of_training(evaluated: dict, name: str) -> None:
+    result, printed, entry = evaluated[name]
+    shared = set(result.metrics) & set(entry["metrics"])
+    assert shared, (sorted(result.metrics), sorted(entry["metrics"]))
+    for metric in shared:
+        assert entry["metrics"][metric] == pytest.approx(result.metrics[metric], rel=0, abs=1e-9), metric
+    shown = [m for m in shared if any(f"{result.metrics[m]:.{digits}f}" in printed for digits in (3, 4))]
+    assert shown, f"none of {sorted(shared)} was printed"
