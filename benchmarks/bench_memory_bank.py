@@ -6,34 +6,15 @@ Times are seconds on a core (one thread), which also hold on a busy machine; sec
     python benchmarks/bench_memory_bank.py [--rows 40000] [--peer-picks 400] [--output memory_bank.json]
 """
 
-import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from harness import finish, machine, measure, parser
+from harness import finish, in_turn, machine, measure, parser
 
 from anomaly_lib.models.detectors.memory_bank import MemoryBank
 from anomaly_lib.ops import greedy_coreset, nearest_neighbours
 from anomaly_lib.ops.half_search import half_products_are_fast
-
-
-class Timed(NamedTuple):
-    core: float
-    wall: float
-    value: Any
-
-
-def timed(work: Callable[[], Any]) -> Timed:
-    wall, core = time.perf_counter(), time.process_time()
-    value = work()
-    return Timed(time.process_time() - core, time.perf_counter() - wall, value)
-
-
-def fastest(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Timed]:
-    """Each in turn, so that whatever else the machine does falls on all alike; the least disturbed turn of each."""
-    turns = [{name: timed(work) for name, work in works.items()} for _ in range(repeats)]
-    return {name: min((turn[name] for turn in turns), key=lambda found: found.core) for name in works}
 
 
 def clustered(rows: int, dim: int) -> torch.Tensor:
@@ -88,15 +69,15 @@ def peer_search(bank: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
 def bench_coreset(rows: int, dim: int, ratio: float, peer_picks: int, repeats: int) -> dict[str, Any]:
     points = clustered(rows, dim)
     picks = int(rows * ratio)
-    found = fastest({"here": lambda: greedy_coreset(points, picks)}, repeats)
-    found |= fastest({"plain loop": lambda: plain_coreset(points, peer_picks)}, 1)
-    found |= fastest({"anomalib": lambda: peer_coreset(points, peer_picks)}, 1)
+    found = in_turn({"here": lambda: greedy_coreset(points, picks)}, repeats=repeats)
+    found |= in_turn({"plain loop": lambda: plain_coreset(points, peer_picks)}, repeats=1)
+    found |= in_turn({"anomalib": lambda: peer_coreset(points, peer_picks)}, repeats=1)
     ours = found["here"].value
-    speed = {name: (picks if name == "here" else peer_picks) / one.core for name, one in found.items()}
+    speed = {name: (picks if name == "here" else peer_picks) / one.core_seconds for name, one in found.items()}
     return {
         "rows": rows, "dim": dim, "picks": picks, "peer_picks": peer_picks,
-        "core_seconds": {name: one.core for name, one in found.items()},
-        "wall_seconds": {name: one.wall for name, one in found.items()},
+        "core_seconds": {name: one.core_seconds for name, one in found.items()},
+        "wall_seconds": {name: one.seconds for name, one in found.items()},
         "picks_per_core_second": speed,
         "ratio": speed["here"] / speed["anomalib"], "ratio_to_plain_loop": speed["here"] / speed["plain loop"],
         "first_picks_equal_anomalib": torch.equal(ours[:peer_picks], found["anomalib"].value),
@@ -113,17 +94,17 @@ def bench_search(rows: int, dim: int, queries: int, repeats: int) -> dict[str, A
         "here, float32 only": lambda: nearest_neighbours(asked, bank, half_norms=memory.half_norms)[0].squeeze(1),
         "anomalib": lambda: peer(asked),
     }
-    fastest(works, 1)  # warm-up, and the bank's short copy
-    found = fastest(works, repeats)
+    in_turn(works, repeats=1)  # warm-up, and the bank's short copy
+    found = in_turn(works, repeats=repeats)
     sample = asked[:64].double()
     exact = torch.cdist(sample, bank.double(), compute_mode="donot_use_mm_for_euclid_dist").amin(1)
     error = {name: float(((one.value[:64] - exact).abs() / exact).max()) for name, one in found.items()}
     return {
         "bank": rows, "dim": dim, "queries": queries, "bfloat16_units": half_products_are_fast(),
-        "core_seconds": {name: one.core for name, one in found.items()},
-        "wall_seconds": {name: one.wall for name, one in found.items()},
-        "ratio": found["anomalib"].core / found["here"].core,
-        "ratio_float32_only": found["anomalib"].core / found["here, float32 only"].core,
+        "core_seconds": {name: one.core_seconds for name, one in found.items()},
+        "wall_seconds": {name: one.seconds for name, one in found.items()},
+        "ratio": found["anomalib"].core_seconds / found["here"].core_seconds,
+        "ratio_float32_only": found["anomalib"].core_seconds / found["here, float32 only"].core_seconds,
         "largest_relative_error": error,
         "largest_relative_difference": relative(found["here"].value, found["anomalib"].value),
     }  # fmt: skip

@@ -21,19 +21,27 @@ class Measure(NamedTuple):
     seconds: float  # median
     peak_mib: float  # resident memory above what was held before; nan where the kernel does not tell
     value: Any
+    core_seconds: float = float("nan")  # median on a core, all threads together: holds on a busy machine too
 
 
 def measure(work: Callable[[], Any], *, repeats: int = 5, warmup: int = 1) -> Measure:
     """Run `work`, give the median time, the peak memory of the last run and its result."""
     for _ in range(warmup):
         work()
-    seconds, value, held = [], None, float("nan")
+    seconds, core, value, held = [], [], None, float("nan")
     for _ in range(repeats):
         held = _reset_peak()
-        start = time.perf_counter()
+        start, on_core = time.perf_counter(), time.process_time()
         value = work()
         seconds.append(time.perf_counter() - start)
-    return Measure(statistics.median(seconds), _status_mib("VmHWM") - held, value)
+        core.append(time.process_time() - on_core)
+    return Measure(statistics.median(seconds), _status_mib("VmHWM") - held, value, statistics.median(core))
+
+
+def in_turn(works: dict[str, Callable[[], Any]], *, repeats: int) -> dict[str, Measure]:
+    """Each in turn, so that whatever else the machine does falls on all alike; the least disturbed turn of each."""
+    turns = [{name: measure(work, repeats=1, warmup=0) for name, work in works.items()} for _ in range(repeats)]
+    return {name: min((turn[name] for turn in turns), key=lambda found: found.core_seconds) for name in works}
 
 
 def machine(*packages: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def stirred(module: nn.Module) -> nn.Module:
     with torch.no_grad():
         for tensor in module.state_dict().values():
             if tensor.is_floating_point():
-                tensor.add_(0.05 * torch.rand_like(tensor))
+                tensor.add_(0.1 * torch.rand_like(tensor) if tensor.dim() < 2 else 0.002 * torch.randn_like(tensor))
     return module
 
 
