@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from anomaly_lib.errors import UserError
+
 
 def rank() -> int:
     return int(os.environ.get("RANK", 0))
@@ -24,6 +26,15 @@ def world_size() -> int:
 def is_main() -> bool:
     """True in the one process that writes files and prints."""
     return rank() == 0
+
+
+def single_process_only(system: str, instead: str) -> None:
+    """Refuse torchrun where ranks would only repeat each other's work: rank 0 says so, the others leave quietly."""
+    if world_size() == 1:
+        return
+    if not is_main():
+        raise SystemExit(2)
+    raise UserError(f"torchrun with {world_size()} processes: {system} trains in one process; {instead}")
 
 
 @contextmanager

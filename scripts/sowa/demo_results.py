@@ -2,7 +2,8 @@
 
     python scripts/sowa/demo_results.py --seeds 0 1 2 --output-dir runs/sowa/demo_results [--data-path DEMO_FILES]
 
-Three classes train, the two others are only tested. A killed study goes on where it stopped.
+Every second class trains, the others are only tested. How long to train is decided on training classes that are left
+out in turn; the tested classes decide nothing. A killed study goes on where it stopped.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 from anomaly_lib.files import read_json, write_text
 from anomaly_lib.recipes.evaluation.contract import EvaluateArgs
 from anomaly_lib.recipes.evaluation.tables import Cell, Table
+from anomaly_lib.recipes.sowa.fit import best_epochs
 from anomaly_lib.recipes.sowa.recipe import Args, evaluate, train
 
 SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_aupro")
@@ -25,7 +27,14 @@ MARKS = ("<!-- demo results -->", "<!-- end of demo results -->")
 def study(seed: int, epochs: int, folder: Path, data_path: str | None, cache_dir: str | None) -> dict[str, Metrics]:
     """The same frozen tower with nothing trained and with SOWA's parts trained, each zero-shot and with four images."""
     common = {"seed": seed, "data_path": data_path, "cache_dir": cache_dir, "figures": False}
-    plain = Args(**common, output_dir=str(folder / f"plain-{seed}"), prompt_learner="zero", adapter="none", epochs=0)
+    nothing = {
+        "prompt_learner": "zero",
+        "adapter": "none",
+        "epochs": 0,
+        "map_calibration": "none",
+        "image_score": "text",
+    }
+    plain = Args(**common, **nothing, output_dir=str(folder / f"plain-{seed}"))
     trained = Args(**common, output_dir=str(folder / f"trained-{seed}"), epochs=epochs)
     found = {}
     for name, options in (("nothing trained", plain), ("trained", trained)):
@@ -49,14 +58,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     for seed in args.seeds:
         for name, metrics in study(seed, args.epochs, args.output_dir, args.data_path, args.cache_dir).items():
             found.setdefault(name, []).append(metrics)
-    record = read_json(args.output_dir / f"trained-{args.seeds[0]}" / "run.json")
+    records = [read_json(args.output_dir / f"trained-{seed}" / "run.json") for seed in args.seeds]
+    for shots in ("zero-shot", "k=4"):
+        pairs = zip(found[f"trained, {shots}"], found[f"nothing trained, {shots}"], strict=True)
+        found[f"gain, {shots}"] = [{name: trained[name] - plain[name] for name in SHOWN} for trained, plain in pairs]
     rows: list[dict[str, Cell]] = []
     for name, runs in found.items():
         row: dict[str, Cell] = {"setting": name}
         for metric in SHOWN:
             values = [100 * run[metric] for run in runs]
             spread = f" ± {statistics.stdev(values):.1f}" if len(set(values)) > 1 else ""
-            row[metric] = f"{statistics.mean(values):.1f}{spread}"
+            sign = "+" if name.startswith("gain") else ""
+            row[metric] = f"{statistics.mean(values):{sign}.1f}{spread}"
         rows.append(row)
     table = Table(["setting", *SHOWN], rows)
     print(table.text())
@@ -64,7 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = args.page.read_text(encoding="utf-8")
     head, tail = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
     seeds = ", ".join(map(str, args.seeds))
-    note = f"Seeds {seeds}, {args.epochs} epochs, commit {record['git_commit']}."
+    first = records[0]
+    chosen = ", ".join(str(best_epochs(record["transfer"])) for record in records)
+    note = (
+        f"Train: {', '.join(first['train_classes'])}. Test: {', '.join(first['test_classes'])}. Seeds {seeds}; epochs "
+        f"chosen on left-out training classes: {chosen} of {args.epochs}. Commit {first['git_commit']}."
+    )
     write_text(args.page, f"{head}{MARKS[0]}\n{table.markdown()}\n{note}\n{MARKS[1]}{tail}")
     return 0
 

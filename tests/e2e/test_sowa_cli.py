@@ -15,6 +15,7 @@ from PIL import Image
 import anomaly_lib
 import evaluate
 from anomaly_lib.data import open_dataset
+from anomaly_lib.recipes.sowa.fit import best_epochs
 from anomaly_lib.recipes.sowa.recipe import Detector
 from scripts.sowa import make_meta, train_sowa
 
@@ -59,6 +60,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Command 10: training, here on two classes; zero-shot on the third."""
     run = tmp_path_factory.mktemp("sowa") / "run"
     flags = ["--dataset", "mvtec", "--data-path", str(data), "--test-classes", "ring", "--ablate-stages"]
+    flags += ["--select", "last"]
     assert train_sowa.main([*FAST, *flags, "--output-dir", str(run)]) == 0
     return run
 
@@ -69,9 +71,10 @@ def test_training_leaves_everything(trained: Path) -> None:
     assert record["train_classes"] == ["bolt", "nut"]
     assert record["test_classes"] == ["ring"]
     assert len([name for name in record["metrics"] if name.startswith(("image_", "pixel_"))]) == 7
-    for name in ("classes.csv", "stages.csv", "maps.png", "stages.png", "metrics.jsonl", "checkpoint.pt"):
+    for name in ("classes.csv", "stages.csv", "epochs.csv", "maps.png", "stages.png", "metrics.jsonl", "checkpoint.pt"):
         assert (trained / name).is_file(), name
     assert len((trained / "stages.csv").read_text().splitlines()) == 1 + 4 + 1
+    assert record["seconds_uncached"] > record["seconds_epoch"] > 0
     losses = [json.loads(line)["loss"] for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert losses[1] < losses[0]
     saved = torch.load(trained / "checkpoint.pt", weights_only=True)["model"]
@@ -81,18 +84,47 @@ def test_training_leaves_everything(trained: Path) -> None:
 def test_the_same_command_again_says_done(trained: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (trained / "checkpoint.pt").stat().st_mtime_ns
     flags = ["--dataset", "mvtec", "--data-path", str(data), "--test-classes", "ring", "--ablate-stages"]
+    flags += ["--select", "last"]
     assert train_sowa.main([*FAST, *flags, "--output-dir", str(trained)]) == 0
     assert (trained / "checkpoint.pt").stat().st_mtime_ns == before
 
 
 def test_interrupted_training_ends_with_the_same_weights(trained: Path, data: Path, tmp_path: Path) -> None:
     flags = [*FAST, "--dataset", "mvtec", "--data-path", str(data), "--test-classes", "ring", "--no-figures"]
-    flags += ["--ablate-stages", "--output-dir", str(tmp_path / "run")]
+    flags += ["--ablate-stages", "--select", "last", "--output-dir", str(tmp_path / "run")]
     assert train_sowa.main([*flags, "--epochs", "1", "--schedule", "constant"]) == 0
     assert train_sowa.main([*flags, "--epochs", "2", "--schedule", "constant", "--resume", "latest"]) == 0
     resumed = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["model"]
     whole = torch.load(trained / "checkpoint.pt", weights_only=True)["model"]
     assert all(value.equal(whole[name]) for name, value in resumed.items())
+
+
+def test_as_many_epochs_as_help_classes_left_out(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--dataset", "mvtec", "--data-path", str(data), "--test-classes", "ring", "--no-figures"]
+    assert train_sowa.main([*FAST, *flags, "--epochs", "3", "--output-dir", str(tmp_path / "a")]) == 0
+    record = json.loads((tmp_path / "a" / "run.json").read_text())
+    curves = record["transfer"]
+    assert sorted(curves) == ["bolt", "nut"]  # never the tested class
+    assert [len(curve) for curve in curves.values()] == [4, 4]
+    means = [sum(values) / 2 for values in zip(*curves.values(), strict=True)]
+    saved = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)
+    assert len(saved["history"]) == means.index(max(means))
+    assert best_epochs({"one": [0.5, 0.7, 0.7], "two": [0.5, 0.6, 0.6]}) == 1
+    assert best_epochs({"one": [0.5, 0.4], "two": [0.5, 0.5]}) == 0
+    assert "training classes left out in turn" in capsys.readouterr().out
+    alone = [*FAST, *flags, "--train-classes", "nut", "--epochs", "1", "--output-dir", str(tmp_path / "b")]
+    assert train_sowa.main(alone) == 0
+    assert "one training class (nut)" in capsys.readouterr().out
+
+
+def test_torchrun_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert train_sowa.main(["--output-dir", str(tmp_path / "r")]) == 2
+    assert "sweep.py --gpus" in capsys.readouterr().err
 
 
 def test_evaluate_zero_shot_and_few_shot(trained: Path, data: Path, tmp_path: Path) -> None:
@@ -153,7 +185,10 @@ def test_fast_dev_run_and_bf16(data: Path, tmp_path: Path) -> None:
         ["--normal-templates", "{}", "a brand new {}", "--anomaly-templates", "damaged {}", "broken {}"],
         ["--normal-templates", "long", "--anomaly-templates", "long", "--class-names", "bolt", "ring"],
         ["--protocol", "paper", "--k-shot", "2", "--mosaic-rate", "0.5"],
-        ["--select", "val"],
+        ["--vision", "residual", "--gamma", "0.2", "--k-shot", "2"],
+        ["--map-calibration", "none", "--image-score", "text", "--text-rate", "1"],
+        ["--config", str(ROOT / "scripts" / "sowa" / "configs" / "sparc_prompt.json"), "--dataset", "mvtec",
+         "--feature-map-idx", "0", "1", "2", "3", "--image-size", "64"],
         ["--config", str(ROOT / "scripts" / "sowa" / "configs" / "sowa_hfwa.json"), "--dataset", "mvtec",
          "--feature-map-idx", "0", "1", "2", "3", "--window-size", "0", "--image-size", "64"],
     ],
@@ -193,6 +228,30 @@ def test_meta_json_of_dagm(tmp_path: Path) -> None:
     items = open_dataset("meta", tmp_path)
     assert [(i.split, i.path.name) for i in items if i.label] == [("test", "0001.PNG")]
     assert make_meta.main(["dagm", str(tmp_path / "Class1")]) == 2
+
+
+def test_meta_json_of_visa_and_btad(tmp_path: Path) -> None:
+    def put(*names: str) -> None:
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 255).save(tmp_path / name)
+
+    folder = "visa/candle/Data"
+    put(f"{folder}/Images/Normal/0000.JPG", f"{folder}/Images/Anomaly/000.JPG", f"{folder}/Masks/Anomaly/000.png")
+    rows = ["object,split,label,image,mask", "candle,train,normal,candle/Data/Images/Normal/0000.JPG,"]
+    rows += ["candle,test,anomaly,candle/Data/Images/Anomaly/000.JPG,candle/Data/Masks/Anomaly/000.png"]
+    (tmp_path / "visa" / "split_csv").mkdir()
+    (tmp_path / "visa" / "split_csv" / "1cls.csv").write_text("\n".join(rows) + "\n")
+    assert make_meta.main(["visa", str(tmp_path / "visa")]) == 0
+    bad = json.loads((tmp_path / "visa" / "meta.json").read_text())["test"]["candle"][0]
+    assert (bad["img_path"], bad["mask_path"]) == (rows[2].split(",")[3], rows[2].split(",")[4])
+    assert (bad["anomaly"], bad["cls_name"]) == (1, "candle")
+
+    put("btad/01/train/ok/0.bmp", "btad/01/test/ok/1.bmp", "btad/01/test/ko/2.bmp", "btad/01/ground_truth/ko/2.bmp")
+    assert make_meta.main(["btad", str(tmp_path / "btad")]) == 0
+    items = open_dataset("meta", tmp_path / "btad")
+    found = {i.path.name: (i.split, i.label, i.mask_path and i.mask_path.parent.name) for i in items}
+    assert found == {"0.bmp": ("train", 0, None), "1.bmp": ("test", 0, None), "2.bmp": ("test", 1, "ko")}
 
 
 def test_mistakes_are_one_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

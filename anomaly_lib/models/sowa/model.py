@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_lib.backbones.clip import ClipBackbone
-from anomaly_lib.errors import UserError
 from anomaly_lib.models.sowa.text import (
+    PLAIN_TEMPLATES,
     STATE_TEMPLATE,
     AnomalyPromptLearner,
     PromptEncoder,
@@ -18,10 +18,16 @@ from anomaly_lib.models.sowa.text import (
     pick_classes,
     pool_text_features,
 )
-from anomaly_lib.models.sowa.window_adapter import BasicLayer, Mlp, share_parameters
+from anomaly_lib.models.sowa.vision import (
+    PICTURES,
+    VISIONS,
+    AdapterOptions,
+    VisionMapEncoder,
+    VisionResidualEncoder,
+)
+from anomaly_lib.models.sowa.window_adapter import BasicLayer
 from anomaly_lib.ops.smooth import upsample_maps
 
-ADAPTERS = ("window", "linear", "none")
 PROMPTS = ("coop", "plain", "zero")
 
 
@@ -37,23 +43,6 @@ class Output(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AdapterOptions:
-    """One value for all stages, or one per stage (small windows for soldiers, shifted ones for officers)."""
-
-    kind: str = "window"
-    window_size: Sequence[int] = (0,)  # 0 = half the patch grid, the published 12 of 24
-    depth: Sequence[int] = (1,)
-    num_heads: int = 8
-    cpb_dim: int = 64
-    value_only: bool = True
-    hidden_features: Sequence[int] = ()
-    drop: float = 0.0
-    attn_drop: float = 0.1
-    drop_path: float = 0.0
-    share_weight: bool = False
-
-
-@dataclass(frozen=True)
 class PromptOptions:
     """``coop`` learns contexts, ``plain`` has fixed phrases and a trained linear map, ``zero`` trains no text."""
 
@@ -62,6 +51,7 @@ class PromptOptions:
     prompt_length: int = 12
     state_template: Mapping[str, Sequence[str]] = field(default_factory=lambda: STATE_TEMPLATE)
     truncate: bool = False
+    plain_templates: Sequence[str] = PLAIN_TEMPLATES  # of `plain` and `zero`
     linear: bool = True  # the trained map on text features (published: yes)
     initial_words: str = ""  # what a learned context says before training; "" = random
 
@@ -96,70 +86,14 @@ class FusionModule(nn.Module):
         return self.fusion_method(self.pairs(text_features, cls_names), vision_features)
 
 
-class VisionMapEncoder(nn.Module):
-    """Frozen CLIP taps -> (patches, adapted patches) in the joint space, for the blocks in ``feature_map_idx``."""
-
-    def __init__(self, clip: ClipBackbone, *, feature_map_idx: Sequence[int], adapter: AdapterOptions) -> None:
-        super().__init__()
-        self.frozen = (clip,)  # in a tuple: frozen towers belong neither to the parameters nor to the checkpoint
-        self.feature_map_idx = tuple(feature_map_idx)
-        self.tap_names = tuple(f"layer.{index}" for index in self.feature_map_idx)
-        missing = [name for name in (*self.tap_names, "pooled") if name not in clip.outputs]
-        if missing:
-            raise UserError(f"the CLIP was built without the outputs {', '.join(missing)}")
-        self.adapters = nn.ModuleList(self._adapter(stage, adapter) for stage in range(len(self.feature_map_idx)))
-        if adapter.share_weight:
-            for other in list(self.adapters)[1:]:
-                share_parameters(self.adapters[0], other)
-
-    def _adapter(self, stage: int, options: AdapterOptions) -> nn.Module:
-        clip = self.frozen[0]
-        if options.kind == "none":
-            return nn.Identity()
-        if options.kind == "linear":
-            return Mlp(clip.width)
-        assert clip.grid is not None
-        return BasicLayer(
-            clip.attention(self.feature_map_idx[stage]),
-            input_resolution=clip.grid,
-            window_size=stage_value("--window-size", options.window_size, stage) or max(2, min(clip.grid) // 2),
-            depth=stage_value("--depth", options.depth, stage),
-            num_heads=options.num_heads,
-            cpb_dim=options.cpb_dim,
-            value_only=options.value_only,
-            hidden_features=options.hidden_features,
-            drop=options.drop,
-            attn_drop=options.attn_drop,
-            drop_path=options.drop_path,
-        )
-
-    def forward(self, inputs: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Images [B, 3, H, W] -> (image feature, raw patch tokens per stage, adapted patch tokens per stage)."""
-        return self.from_taps(self.frozen[0].encode(inputs))
-
-    def from_taps(self, taps: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The same from stored taps ``{"layer.N": [B, L, W], "pooled": [B, D]}``."""
-        stages = [taps[name].float() for name in self.tap_names]
-        adapted = [adapter(x) for adapter, x in zip(self.adapters, stages, strict=True)]
-        return taps["pooled"].float(), [self.project(x) for x in stages], [self.project(x) for x in adapted]
-
-    def project(self, tokens: Tensor) -> Tensor:
-        """[B, L, W] -> joint space [B, L, D], without CLIP's final norm (as published)."""
-        return tokens @ self.frozen[0].projection.to(tokens.dtype)
-
-
-def stage_value(flag: str, values: Sequence[int], stage: int) -> int:
-    """The value of one stage from a list with one entry for all or one per stage."""
-    if len(values) not in (1, stage + 1) and stage >= len(values):
-        raise UserError(f"{flag}: give one value or one per stage, got {len(values)}")
-    return values[0] if len(values) == 1 else values[stage]
-
-
 class AnomalyCLIP(nn.Module):
     """The whole model. Its parameters and state dict are the trained parts only; the CLIP is referred to.
 
-    ``stages`` chooses the stages whose maps are used (ablation); training always covers all of them.
+    ``calibrated`` gives every stage's map a trained scale and offset and every stage a weight (`fit_calibration`):
+    without them the rarity of defects and the worth of a stage can only be learned by turning the features themselves.
     """
+
+    stage_weights: Tensor
 
     def __init__(
         self,
@@ -169,8 +103,13 @@ class AnomalyCLIP(nn.Module):
         adapter: AdapterOptions | None = None,
         prompt: PromptOptions | None = None,
         temperature: float = 0.07,
+        vision: str = "map",
+        gamma: float = 0.1,
+        calibrated: bool = False,
     ) -> None:
         super().__init__()
+        if vision not in VISIONS:
+            raise ValueError(f"vision must be one of {VISIONS}, got {vision!r}")
         prompt = prompt or PromptOptions()
         self.frozen = (clip,)
         self.temperature = temperature
@@ -189,12 +128,23 @@ class AnomalyCLIP(nn.Module):
                 initial_words=prompt.initial_words,
             )
         else:
-            self.prompt_learner = PromptEncoder(clip.text, class_names=prompt.class_names)
-        self.visual_encoder = VisionMapEncoder(
-            clip, feature_map_idx=feature_map_idx, adapter=adapter or AdapterOptions()
+            self.prompt_learner = PromptEncoder(
+                clip.text, class_names=prompt.class_names, templates=prompt.plain_templates
+            )
+        adapter = adapter or AdapterOptions()
+        self.visual_encoder = (
+            VisionMapEncoder(clip, feature_map_idx=feature_map_idx, adapter=adapter)
+            if vision == "map"
+            else VisionResidualEncoder(clip, feature_map_idx=feature_map_idx, adapter=adapter, gamma=gamma)
         )
         linear = clip.embed_dim if prompt.linear and prompt.kind != "zero" else None
         self.cross_fusion = FusionModule(DotProductFusion(), class_names=prompt.class_names, embedding_dim=linear)
+        self.map_scale = nn.Parameter(torch.ones(len(feature_map_idx))) if calibrated else None
+        self.map_offset = nn.Parameter(torch.zeros(len(feature_map_idx))) if calibrated else None
+        if calibrated:  # of the stages' logits, then a constant; until they are fitted the mean
+            equal = torch.full((len(feature_map_idx) + 1,), 1 / len(feature_map_idx))
+            equal[-1] = 0.0
+            self.register_buffer("stage_weights", equal)
 
     @torch.no_grad()
     def start_from_zero_shot(self) -> None:
@@ -214,7 +164,7 @@ class AnomalyCLIP(nn.Module):
 
     def forward(self, images: Tensor, cls_name: Sequence[str] | None = None) -> Output:
         """Images [B, 3, H, W] and class names (unknown ones read the first class's prompts) -> the six outputs."""
-        return self.from_taps(self.frozen[0].encode(images), cls_name)
+        return self.from_taps(self.visual_encoder.observe(images), cls_name)
 
     def from_taps(self, taps: Mapping[str, Tensor], cls_name: Sequence[str] | None = None) -> Output:
         """`forward` from stored taps, so that training never runs the frozen tower."""
@@ -223,8 +173,55 @@ class AnomalyCLIP(nn.Module):
         text = self.text_features().float()
         pairs = self.cross_fusion.pairs(text, names)  # [B, 2, D]
         fuse = self.cross_fusion.fusion_method
-        maps = [self.upsampled(fuse(pairs, tokens)).softmax(1) for tokens in adapted]
+        maps = [self._map(stage, self.upsampled(fuse(pairs, tokens))) for stage, tokens in enumerate(adapted)]
         return Output(image, text, patches, adapted, maps, (fuse(pairs, image) / self.temperature).softmax(-1))
+
+    def _map(self, stage: int, cosines: Tensor) -> Tensor:
+        """Softmax over (normal, anomaly) [B, 2, H, W], scaled and offset where the model is calibrated."""
+        if self.map_scale is None or self.map_offset is None:
+            return cosines.softmax(1)
+        logits = cosines * self.map_scale[stage]
+        return torch.stack([logits[:, 0], logits[:, 1] + self.map_offset[stage]], dim=1).softmax(1)
+
+    @torch.no_grad()
+    def patch_differences(self, taps: Mapping[str, Tensor], cls_name: Sequence[str]) -> Tensor:
+        """cosine with "anomaly" - cosine with "normal" of every patch, before calibration: [stages, B, L]."""
+        adapted = self.visual_encoder.from_taps(taps)[2]
+        pairs = self.cross_fusion.pairs(self.text_features().float(), cls_name)
+        cosines = torch.stack([self.cross_fusion.fusion_method(pairs, tokens) for tokens in adapted])
+        return cosines[..., 1] - cosines[..., 0]
+
+    @torch.no_grad()
+    def fit_calibration(self, differences: Tensor, truth: Tensor) -> None:
+        """Logistic regressions of ``truth`` [N] (defective share of a patch) on `patch_differences` [stages, N].
+
+        Each stage alone starts its scale (kept within 1 and 100, so that a stage that says nothing yet can still learn)
+        and offset; all together give the stages' weights, none of them negative.
+        """
+        assert self.map_scale is not None
+        assert self.map_offset is not None
+        logits = []
+        for stage, values in enumerate(differences):
+            scale = float(logistic_fit(values[:, None], truth)[0].clamp(1.0, 100.0))
+            offset = float(logistic_fit(values.new_zeros(len(values), 0), truth, fixed=scale * values)[0])
+            self.map_scale[stage], self.map_offset[stage] = scale, offset
+            logits.append(scale * values + offset)
+        rows = torch.stack(logits, dim=1)  # [N, stages]
+        used = list(range(len(logits)))
+        weights = logistic_fit(rows, truth)
+        while len(used) > 1 and float(weights[:-1].min()) < 0:
+            used.pop(int(weights[:-1].argmin()))
+            weights = logistic_fit(rows[:, used], truth)
+        self.stage_weights.zero_()
+        self.stage_weights[[*used, -1]] = weights.to(self.stage_weights)
+
+    def fused_map(self, maps: Sequence[Tensor]) -> Tensor:
+        """The stages' maps [B, 2, H, W] as one [B, H, W]: the sum of their anomaly channels, or weighted logits."""
+        if self.map_scale is None:
+            return torch.stack([one[:, 1] for one in maps]).sum(0)
+        logits = torch.stack([one[:, 1].log() - one[:, 0].log() for one in maps])  # [stages, B, H, W]
+        fused = torch.einsum("s,sbhw->bhw", self.stage_weights[:-1], logits) + self.stage_weights[-1]
+        return len(maps) * torch.sigmoid(fused)  # on the scale of the sum
 
     def upsampled(self, cosines: Tensor) -> Tensor:
         """Per-token values [B, L, K] -> maps [B, K, H, W] at image size (corners aligned, as published)."""
@@ -233,10 +230,31 @@ class AnomalyCLIP(nn.Module):
 
     @torch.no_grad()
     def stage_attention(self, taps: Mapping[str, Tensor]) -> list[Tensor]:
-        """Per window stage: how much each patch is looked at, as maps [B, h, w] (1 = evenly)."""
+        """Per window stage: how much each patch is looked at, as maps [B, h, w] (1 = evenly); [] without taps."""
+        if PICTURES in taps:
+            return []
         layers = zip(self.visual_encoder.adapters, self.visual_encoder.tap_names, strict=True)
         return [
             cast(BasicLayer, adapter).attention_received(taps[name].float()).unflatten(1, self.grid)
             for adapter, name in layers
             if isinstance(adapter, BasicLayer)
         ]
+
+
+def logistic_fit(x: Tensor, y: Tensor, *, fixed: Tensor | None = None, steps: int = 25, ridge: float = 1e-6) -> Tensor:
+    """Logistic regression of y [N] in [0, 1] on x [N, F] by Newton's method: F slopes and an offset.
+
+    ``fixed`` [N] is added to the logits as it is.
+    """
+    rows = torch.cat([x, x.new_ones(len(x), 1)], dim=1).double()  # [N, F + 1]
+    truth, base = y.double(), 0.0 if fixed is None else fixed.double()
+    weights = rows.new_zeros(rows.shape[1])
+    penalty = ridge * torch.eye(len(weights), dtype=rows.dtype, device=rows.device)
+    for _ in range(steps):
+        p = torch.sigmoid(rows @ weights + base)
+        curve = (rows * (p * (1 - p))[:, None]).T @ rows / len(rows) + penalty
+        weights = weights - torch.linalg.solve(curve, rows.T @ (p - truth) / len(rows) + penalty @ weights)
+    return weights
+
+
+__all__ = ["PROMPTS", "AdapterOptions", "AnomalyCLIP", "DotProductFusion", "FusionModule", "Output", "PromptOptions"]

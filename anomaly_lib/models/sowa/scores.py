@@ -15,6 +15,7 @@ from anomaly_lib.ops.smooth import gaussian_blur
 from anomaly_lib.types import Prediction
 
 SCALINGS = ("support", "transductive")
+IMAGE_SCORES = ("text", "mean")
 
 
 def sowa_loss(output: Output, label: Tensor, mask: Tensor, *, paper: bool = False) -> dict[str, Tensor]:
@@ -115,21 +116,29 @@ def detect(
     sigma: float = 4.0,
     stages: Sequence[int] | None = None,
     scaling: str = "support",
+    image_score: str = "text",
 ) -> Prediction:
     """Scores [B] and maps [B, H, W] of stored taps.
 
-    Without memories the score is P(anomaly) and the map the (blurred) sum over stages of the anomaly channel. With them
-    the memory map is added unblurred, and the score is the mean of P(anomaly) and the scaled peak of the final map:
+    Without memories the map is the (blurred) sum over stages of the anomaly channel (`AnomalyCLIP.fused_map`), and the
+    score P(anomaly) of the pooled feature, or with ``image_score="mean"`` the mean of that and the map's peak (over the
+    number of stages). With memories the memory map is added unblurred, and the score is the mean of P(anomaly) and the
+    final map's scaled peak:
     ``support`` divides the memory map's peak m by m + (what normal images reach), so 1/2 is "as far as normal images
     go" and one image can be scored alone; ``transductive`` leaves that to `scale_transductively`.
     """
     output = model.from_taps(taps, cls_names)
-    chosen = range(len(output.anomaly_maps)) if stages is None else stages
-    text = torch.stack([output.anomaly_maps[stage][:, 1] for stage in chosen]).sum(0)
+    if stages is None:
+        text = model.fused_map(output.anomaly_maps)
+    else:
+        text = torch.stack([output.anomaly_maps[stage][:, 1] for stage in stages]).sum(0)
     text = gaussian_blur(text, sigma)  # [B, H, W]
     probability = output.text_probs[:, 1]
     parts = {"text": probability}
     if not memories:
+        if image_score == "mean":
+            parts["peak"] = text.flatten(1).amax(1) / len(output.anomaly_maps if stages is None else stages)
+            return Prediction((probability + parts["peak"]) / 2, text, parts)
         return Prediction(probability, text, parts)
     distance = torch.empty_like(text)
     reference = torch.empty_like(probability)

@@ -67,11 +67,14 @@ class WindowAttention(nn.Module):
         return (query @ key.mT + self._bias(mask, x)).softmax(-1)
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        qkv = F.linear(x, self.frozen[0].in_proj_weight)  # no bias: see above
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [N, heads, w*w, d]
-        query, key = (v, v) if self.value_only else (q, k)
         scale = self.logit_scale.clamp(max=MAX_SCALE).exp().to(x.dtype)
-        return F.normalize(query, dim=-1) * scale, F.normalize(key, dim=-1), v
+        weight = self.frozen[0].in_proj_weight  # no bias: see above
+        if self.value_only:  # queries and keys are never read, so two thirds of the projection need not be computed
+            value = F.linear(x, weight[-x.shape[-1] :]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            unit = F.normalize(value, dim=-1)
+            return unit * scale, unit, value
+        query, key, value = F.linear(x, weight).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return F.normalize(query, dim=-1) * scale, F.normalize(key, dim=-1), value  # each [N, heads, w*w, d]
 
     def _bias(self, mask: Tensor | None, x: Tensor) -> Tensor:
         bias = self.position_bias().to(x.dtype)  # [heads, w*w, w*w]

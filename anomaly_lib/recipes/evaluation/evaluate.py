@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anomaly_lib.engine.checkpoint import system_of
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json, write_json, write_text
-from anomaly_lib.recipes import recipe_of
+from anomaly_lib.recipes import recipe_of, system_at
 from anomaly_lib.recipes.evaluation.contract import EvaluateArgs, Evaluation
 from anomaly_lib.recipes.evaluation.figures import draw_figures
 from anomaly_lib.recipes.evaluation.scoring import class_table, prediction_rows
@@ -68,7 +67,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def evaluate_checkpoint(path: Path, args: EvaluateArgs) -> Evaluated:
     """Let the checkpoint's own recipe score the split."""
-    system = system_of(path)
+    system = system_at(path)
     recipe = recipe_of(system)
     if not hasattr(recipe, "evaluate"):
         raise UserError(f"{path}: {system} has no evaluation")

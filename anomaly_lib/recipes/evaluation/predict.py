@@ -101,7 +101,7 @@ def predict_stream(args: PredictArgs, say: Callable[[str], object]) -> int:
     if not args.watch:
         check_inputs(args.input)
     checkpoint = Path(args.checkpoint)
-    detector: Detector = load_detector(checkpoint)
+    detector: Detector = load_detector(checkpoint, device=args.device)
     if not hasattr(detector, "transform"):
         raise UserError(f"{checkpoint}: not an image system; predict scores images only")
     threshold = args.threshold if args.threshold is not None else getattr(detector, "threshold", None)

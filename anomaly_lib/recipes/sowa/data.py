@@ -18,6 +18,7 @@ from anomaly_lib.engine.log import progress
 from anomaly_lib.errors import UserError
 from anomaly_lib.features import FeatureSpec, FeatureStore, extract
 from anomaly_lib.features.spec import ROW_DTYPES
+from anomaly_lib.models.sowa.vision import PICTURES
 from anomaly_lib.recipes.sowa.options import Args
 
 GIB = 1 << 30
@@ -83,8 +84,11 @@ def split_classes(
     if args.eval_data_path:
         return list(args.train_classes or source or []), list(args.test_classes or target or [])
     names = list(source or [])
+    # Data sets list their classes in kinds (textures, then objects): taking them by turns leaves every kind on both
+    # sides.
+    by_turns = [name for name in names if name not in args.test_classes][::2]
     free = [name for name in names if name not in args.test_classes]
-    trained = list(args.train_classes) or (free if args.test_classes else free[: max(1, round(0.6 * len(free)))])
+    trained = list(args.train_classes) or (free if args.test_classes else by_turns)
     tested = list(args.test_classes) or [name for name in names if name not in trained]
     if not trained or not tested:
         raise UserError(
@@ -167,6 +171,27 @@ class Taps:
         mask = load_pixels(item)[1]
         assert mask is not None
         return self.transform.mask(mask, self.clip.image_size)
+
+
+class Pictures(Taps):
+    """The transformed images themselves, for an encoder whose stream training changes: nothing of it can be stored."""
+
+    def __init__(self, clip: ClipBackbone, args: Args, notice: Callable[[str], None]) -> None:
+        super().__init__(clip, replace(args, cache="off"), notice)
+        self._items: dict[str, Item] = {}
+
+    @property
+    def row_bytes(self) -> int:
+        return 0
+
+    def fill(self, items: Sequence[Item]) -> list[str]:
+        keys = [f"{item.path}" for item in items]
+        self._items.update(zip(keys, items, strict=True))
+        return keys
+
+    def rows(self, keys: Sequence[str]) -> dict[str, Tensor]:
+        pictures = [self.transform(load_pixels(self._items[key])[0]) for key in keys]
+        return {PICTURES: torch.stack(pictures).to(next(self.clip.parameters()).device)}
 
 
 def with_mosaics(items: Sequence[Item], rate: float, *, label: str, seed: int) -> list[Item]:

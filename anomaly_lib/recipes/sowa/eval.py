@@ -1,6 +1,6 @@
 """What a trained SOWA is worth, and the detector that comes out of a checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from anomaly_lib.metrics import image_metrics, pixel_metrics
 from anomaly_lib.models.sowa.keys import is_released, read_released
 from anomaly_lib.models.sowa.model import AdapterOptions, AnomalyCLIP, PromptOptions
 from anomaly_lib.models.sowa.scores import Memory, build_memory, detect, scale_transductively
-from anomaly_lib.models.sowa.text import LONG_TEMPLATE
+from anomaly_lib.models.sowa.text import LONG_TEMPLATE, PLAIN_SETS
 from anomaly_lib.recipes.evaluation.contract import EvaluateArgs, Evaluation
 from anomaly_lib.recipes.evaluation.tables import Cell, Table
-from anomaly_lib.recipes.sowa.data import Taps, open_test, support_items, taps_of
+from anomaly_lib.recipes.sowa.data import Pictures, Taps, open_test, support_items, taps_of
 from anomaly_lib.recipes.sowa.options import Args, resolve
 from anomaly_lib.types import Prediction
 
@@ -48,6 +48,9 @@ def make_model(args: Args, clip: ClipBackbone) -> AnomalyCLIP:
         clip,
         feature_map_idx=taps,
         temperature=args.temperature,
+        vision=args.vision,
+        gamma=args.gamma,
+        calibrated=args.map_calibration == "logistic",
         adapter=AdapterOptions(
             kind=args.adapter,
             window_size=args.window_size,
@@ -67,6 +70,7 @@ def make_model(args: Args, clip: ClipBackbone) -> AnomalyCLIP:
             prompt_length=args.prompt_length,
             state_template=templates,
             truncate=args.truncate,
+            plain_templates=PLAIN_SETS[args.plain_templates],
             linear=args.text_linear,
             initial_words=args.context_words if warm else "",
         ),
@@ -74,6 +78,11 @@ def make_model(args: Args, clip: ClipBackbone) -> AnomalyCLIP:
     if warm:
         model.start_from_zero_shot()
     return model.to(next(clip.parameters()).device)
+
+
+def make_taps(args: Args, clip: ClipBackbone, notice: Callable[[str], None]) -> Taps:
+    """Where the model's frozen input comes from: stored taps, or the pictures themselves."""
+    return (Pictures if args.vision == "residual" else Taps)(clip, args, notice)
 
 
 # -- scoring -----------------------------------------------------------------------------------------------------------
@@ -85,10 +94,7 @@ def remember(model: AnomalyCLIP, taps: Taps, support: Mapping[str, Sequence[Item
     model.eval()
     memories = {}
     for name, items in support.items():
-        rows = taps.rows(taps.fill(items))
-        memories[name] = build_memory(
-            model, [model.visual_encoder.project(rows[t].float()) for t in model.visual_encoder.tap_names]
-        )
+        memories[name] = build_memory(model, model.visual_encoder.from_taps(taps.rows(taps.fill(items)))[1])
     return memories
 
 
@@ -107,12 +113,12 @@ def score_items(
         keys = taps.fill([items[i] for i in places])
         found = []
         for batch in taps.batches(keys, args.batch_size):
-            names = [name] * len(batch["pooled"])
+            names = [name] * len(next(iter(batch.values())))
             with autocast_for(device, args.precision):
                 found.append(
                     detect(
                         model, batch, names, memories, sigma=args.sigma, stages=args.stages or None,
-                        scaling=str(args.score_scaling),
+                        scaling=str(args.score_scaling), image_score=str(args.image_score),
                     )
                 )  # fmt: skip
         whole = _join(found)
@@ -218,11 +224,12 @@ class Detector:
         with autocast_for(batch.device, self.args.precision):
             found = detect(
                 self.model,
-                clip.encode(batch),
+                self.model.visual_encoder.observe(batch),
                 [name] * len(batch),
                 self.memories,
                 sigma=self.args.sigma,
                 stages=self.args.stages or None,
+                image_score=str(self.args.image_score),
             )
         return Decision(found.score, found.map, found.parts, threshold=self.threshold or float("nan"))
 
@@ -243,7 +250,12 @@ def args_of(saved: Mapping[str, Any]) -> Args:
 def load_detector(path: Path | str, *, device: str = "auto", backbone_weights: str | None = None) -> Detector:
     """The detector of one of our checkpoints, or of a checkpoint that SOWA's authors released."""
     if is_released(Path(path)):
-        args = resolve(Args(backbone="ViT-L-14-336:openai", weights=backbone_weights or str(path)))
+        args = resolve(
+            Args(
+                backbone="ViT-L-14-336:openai", weights=backbone_weights or str(path), map_calibration="none",
+                image_score="text",
+            )
+        )  # fmt: skip
         saved: dict[str, Any] = {"model": read_released(Path(path)), "extra": {}}
     else:
         saved = load_checkpoint(path, system=SYSTEM)
@@ -258,7 +270,7 @@ def load_detector(path: Path | str, *, device: str = "auto", backbone_weights: s
     model = make_model(args, clip)
     model.load_state_dict(saved["model"])
     memories = {name: Memory.restore(state) for name, state in extra.get("memories", {}).items()}
-    taps = Taps(clip, args, notice=lambda _: None)
+    taps = make_taps(args, clip, lambda _: None)
     return Detector(model, taps, args, memories, float(extra.get("threshold", float("nan"))))
 
 

@@ -5,8 +5,10 @@ from typing import Optional
 
 from anomaly_lib.config import Switch, arg, override
 from anomaly_lib.errors import UserError
-from anomaly_lib.models.sowa.model import ADAPTERS, PROMPTS
-from anomaly_lib.models.sowa.scores import SCALINGS
+from anomaly_lib.models.sowa.model import PROMPTS
+from anomaly_lib.models.sowa.scores import IMAGE_SCORES, SCALINGS
+from anomaly_lib.models.sowa.text import PLAIN_SETS
+from anomaly_lib.models.sowa.vision import ADAPTERS, VISIONS
 from anomaly_lib.options import BackboneArgs, CacheArgs, DataArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
 
 
@@ -17,6 +19,11 @@ class AdapterArgs:
     feature_map_idx: list[int] = arg(
         [], "CLIP blocks that are adapted; empty = the last of each quarter (5 11 17 23 of 24)", type=int
     )
+    vision: str = arg(
+        "map", "map = frozen taps; residual = adapted tokens flow back into the tower (no stored taps, slow)",
+        choices=list(VISIONS),
+    )  # fmt: skip
+    gamma: float = arg(0.1, "share of adapted tokens that flows back (--vision residual)", at_least=0, at_most=1)
     adapter: str = arg("window", "what adapts the patch tokens of a stage", choices=list(ADAPTERS))
     window_size: list[int] = arg([0], "side of a window in patches; 0 = half the grid", at_least=0)
     depth: list[int] = arg([1], "blocks of a stage; every second one has shifted windows", at_least=1)
@@ -43,6 +50,10 @@ class PromptArgs:
     prompt_length: int = arg(12, "tokens of a learned context", at_least=1)
     normal_templates: list[str] = arg(["{}"], "normal phrasings; 'long' = the 44 of the original", type=str)
     anomaly_templates: list[str] = arg(["damaged {}"], "anomaly phrasings, as many as normal ones, or 'long'", type=str)
+    plain_templates: str = arg(
+        "short", "phrasings of --prompt-learner plain and zero: five, or CLIP-AC's ensemble of 35",
+        choices=list(PLAIN_SETS),
+    )  # fmt: skip
     context_words: str = arg("a photo of a", "what contexts say at the start of --start zero-shot")
     truncate: Switch = arg(False, "cut prompts that are too long instead of refusing them")
     text_linear: Switch = arg(True, "train a linear map on the text features")
@@ -75,6 +86,18 @@ class ScoreArgs:
         None, "training begins at plain CLIP's zero-shot answer (clean) or at random maps (paper)", type=str,
         choices=["zero-shot", "random"],
     )  # fmt: skip
+    map_calibration: Optional[str] = arg(
+        None, "a fitted scale and offset per map and weight per stage (logistic, clean) or bare cosines (none, paper)",
+        type=str, choices=["logistic", "none"],
+    )  # fmt: skip
+    image_score: Optional[str] = arg(
+        None, "zero-shot image score: mean of P(anomaly) and the map's peak (clean) or P(anomaly) (text, paper)",
+        type=str, choices=list(IMAGE_SCORES),
+    )  # fmt: skip
+    text_rate: Optional[float] = arg(
+        None, "learning rate of prompts and text map, as a share of --learning-rate: 0.1 (clean) or 1 (paper)",
+        type=float, at_least=0,
+    )  # fmt: skip
     decay: Optional[str] = arg(
         None, "weight decay on matrices only (clean) or on everything (paper)", type=str, choices=["matrices", "all"]
     )
@@ -86,7 +109,11 @@ QUIRKS: dict[str, tuple[object, object]] = {
     "loss": ("clean", "paper"),
     "mosaic_label": ("any", "replaced"),
     "start": ("zero-shot", "random"),
+    "map_calibration": ("logistic", "none"),
+    "image_score": ("mean", "text"),
+    "text_rate": (0.1, 1.0),
     "decay": ("matrices", "all"),
+    "select": ("val", "last"),
 }
 """option: (its value under --protocol clean, under --protocol paper)."""
 
@@ -98,7 +125,7 @@ class Args(
     """SOWA: adapters and prompts trained on one data set with masks, tested on classes they have never seen."""
 
     train_classes: list[str] = arg(
-        [], "classes to train on; empty = all, or without --eval-data-path the first three fifths", type=str
+        [], "classes to train on; empty = all, or without --eval-data-path every second one", type=str
     )
     test_classes: list[str] = arg(
         [], "classes to test on; empty = all of --eval-data-path, or those not trained on", type=str, aliases=["obj"]
@@ -111,6 +138,14 @@ class Args(
     learning_rate: float = override(OptimArgs, "learning_rate", 1e-3)
     weight_decay: float = override(OptimArgs, "weight_decay", 0.2, help="decoupled weight decay")
     schedule: str = arg("plateau", "learning rate over the epochs", choices=["plateau", "constant", "cosine"])
+    select: str = override(
+        EvalArgs,
+        "select",
+        "auto",
+        help="val (clean) = as many of --epochs as help training classes that are left out in turn; last (paper) = all "
+        "of them; best-on-test is labelled oracle wherever it is printed; auto = by --protocol",
+        choices=["auto", "last", "val", "best-on-test"],
+    )
     layers_dtype: str = arg("fp16", "number format of stored taps", choices=["fp32", "fp16", "bf16"])
     ablate_stages: Switch = arg(False, "also score every stage alone (stages.csv)")
     compile: Switch = arg(False, "compile the trained part (needs a C++ compiler on a CPU)")
@@ -121,7 +156,7 @@ class Args(
 def resolve(args: Args) -> Args:
     """Fill every quirk left open by what --protocol says, and check what needs two options to check."""
     paper = args.protocol == "paper"
-    filled = {name: values[paper] for name, values in QUIRKS.items() if getattr(args, name) is None}
+    filled = {name: values[paper] for name, values in QUIRKS.items() if getattr(args, name) in (None, "auto")}
     both = set(args.train_classes) & set(args.test_classes)
     if both and not args.eval_data_path:
         raise UserError(f"--test-classes: {', '.join(sorted(both))} would be trained on and tested on")

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from anomaly_lib.data import Item, class_names
 from anomaly_lib.data.base import load_pixels
-from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
+from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.checkpoint import TrainState
-from anomaly_lib.engine.distributed import epoch_batches
-from anomaly_lib.engine.optim import NonFiniteGuard, param_groups, step
+from anomaly_lib.engine.distributed import single_process_only
 from anomaly_lib.engine.run import Run
 from anomaly_lib.engine.schedule import make_schedule
 from anomaly_lib.metrics import auroc, f1_max_threshold
 from anomaly_lib.models.sowa.model import AnomalyCLIP
-from anomaly_lib.models.sowa.scores import Memory, detect, sowa_loss
+from anomaly_lib.models.sowa.scores import Memory, detect
+from anomaly_lib.recipes.evaluation.tables import Cell, Table
 from anomaly_lib.recipes.sowa.data import Taps, TestData, open_test, open_train, support_items, with_mosaics
 from anomaly_lib.recipes.sowa.eval import (
     SYSTEM,
@@ -31,11 +31,13 @@ from anomaly_lib.recipes.sowa.eval import (
     load_detector,
     make_clip,
     make_model,
+    make_taps,
     metric_table,
     remember,
     score_items,
     stage_ablation,
 )
+from anomaly_lib.recipes.sowa.fit import Fitter, TrainingSet, best_epochs, calibrate, make_optimizer, transfer_curves
 from anomaly_lib.recipes.sowa.options import Args, resolve
 from anomaly_lib.types import Prediction, RunResult
 
@@ -70,7 +72,7 @@ def build(args: Args, device: torch.device, say: Callable[[str], None] = lambda 
     mosaics = with_mosaics(train_items, args.mosaic_rate or 0.0, label=str(args.mosaic_label), seed=args.seed)
     clip = make_clip(args)
     clip.to(device)
-    return Experiment(args, mosaics, test, Taps(clip, args, say), make_model(args, clip))
+    return Experiment(args, mosaics, test, make_taps(args, clip, say), make_model(args, clip))
 
 
 def shortened(items: list[Item], count: int) -> list[Item]:
@@ -86,6 +88,7 @@ def train(args: Args) -> RunResult:
     """Fit adapters and prompts, score the test classes, leave checkpoint, metrics and figures in the run folder."""
     args = resolve(args)
     device = pick_device(args.device)
+    single_process_only("SOWA", "scripts/sweep.py --gpus 0,1 runs several trainings side by side")
     with Run.open(SYSTEM, args, name=f"{args.dataset}-{args.adapter}-k{args.shot}") as run:
         if run.finished:
             return replace(run.result(), already_done=True)
@@ -95,52 +98,29 @@ def train(args: Args) -> RunResult:
         started = time.monotonic()
         keys = taps.fill([*items, *experiment.test.items])[: len(items)]
         encoding = time.monotonic() - started
-        labels = torch.tensor([item.label for item in items])
-        masks = torch.stack([taps.mask(item) for item in items])  # [N, H, W] bool
-        learn, held_out = validation_split(len(items), args)
+        data = TrainingSet.of(items, keys, taps)
+        epochs = chosen_epochs(run, experiment, data)
 
-        groups = optimized(model, args) or [{"params": [torch.zeros(1)]}]  # nothing trained: an optimizer of nothing
-        optimizer = torch.optim.AdamW(groups, lr=args.learning_rate)
+        optimizer = make_optimizer(model, args)
         scheduler = make_schedule(optimizer, args.schedule, args.epochs)
-        scaler, guard = make_scaler(device, args.precision), NonFiniteGuard()
-        state = TrainState(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler)
-        forward = torch.compile(model.from_taps) if args.compile else model.from_taps
-
-        for epoch in range(run.restore(state), args.epochs):
-            model.train()
-            started, sums = time.monotonic(), dict.fromkeys(("loss", "image", "focal", "dice"), 0.0)
-            batches = epoch_batches(len(learn), args.batch_size, seed=args.seed, epoch=epoch)
-            for places, _ in batches[: 1 if args.fast_dev_run else None]:
-                run.stop.check()
-                rows = learn[places]
-                names = [items[int(row)].class_name for row in rows]
-                with autocast_for(device, args.precision):
-                    output = forward(taps.rows([keys[int(row)] for row in rows]), names)
-                losses = sowa_loss(output, labels[rows].to(device), masks[rows].to(device), paper=args.loss == "paper")
-                total = torch.stack(list(losses.values())).sum()
-                step(total, optimizer, scaler=scaler, clip=args.grad_clip, guard=guard)
-                for name, value in {**losses, "loss": total}.items():
-                    sums[name] += value.item() * len(rows) / len(learn)
-            values = {**sums, "lr": optimizer.param_groups[0]["lr"], "seconds": time.monotonic() - started}
+        fitter = Fitter(model, taps, optimizer, args, run.stop.check)
+        state = TrainState(model=model, optimizer=optimizer, scheduler=scheduler, scaler=fitter.scaler)
+        first = run.restore(state)
+        if first == 0 and args.epochs:
+            calibrate(model, taps, data, torch.arange(len(items)), args)
+        for epoch in range(first, epochs):
+            values = fitter.epoch(data, torch.arange(len(items)), epoch)
             if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-                scheduler.step(sums["loss"])
+                scheduler.step(values["loss"])
             else:
                 scheduler.step()
-            if args.select != "last":
-                values["selection"] = selection_value(experiment, [items[int(i)] for i in held_out])
+            if args.select == "best-on-test":
+                values["selection"] = selection_value(experiment)
                 keep_if_better(state, model, epoch, values["selection"])
             run.end_epoch(state, epoch, values)
 
-        say_times(run, state, encoding)
+        say_times(run, state, encoding, len(items) + len(experiment.test.items), len(items))
         return finish(run, state, experiment)
-
-
-def optimized(model: AnomalyCLIP, args: Args) -> list[dict[str, object]]:
-    """Parameter groups; the original also decays norms, biases and temperatures."""
-    if args.decay == "all":
-        trained = [p for p in model.parameters() if p.requires_grad]
-        return [{"params": trained, "weight_decay": args.weight_decay}] if trained else []
-    return param_groups(model, args.weight_decay)
 
 
 def announce(run: Run, experiment: Experiment) -> None:
@@ -154,37 +134,58 @@ def announce(run: Run, experiment: Experiment) -> None:
     images = len(experiment.train) + len(experiment.test.items) + args.shot * len(tested)
     size = images * taps.row_bytes / 2**20
     place = "on disk" if taps.store.on_disk else "in memory"
-    say(f"{count:,} trained values; taps of {images} images take {size:.0f} MiB {place} ({args.layers_dtype})")
+    stored = f"taps of {images} images take {size:.0f} MiB {place} ({args.layers_dtype})"
+    if args.vision == "residual":
+        stored = "nothing stored: the adapted tower runs in every step"
+    say(f"{count:,} trained values; {stored}")
     run.note(
         trained_values=count, train_classes=trained, test_classes=tested, skipped=experiment.test.skipped,
         weights=taps.clip.weights_id, tap_mib=round(size, 1),
     )  # fmt: skip
 
 
-def say_times(run: Run, state: TrainState, encoding: float) -> None:
-    """How long encoding and an epoch took: without the store every epoch would pay for both."""
+def say_times(run: Run, state: TrainState, encoding: float, images: int, trained: int) -> None:
+    """How long encoding all images and an epoch over the trained ones took; what an uncached epoch would take."""
     seconds = [row["seconds"] for row in state.history if "seconds" in row]
-    if seconds:
-        epoch = sum(seconds) / len(seconds)
-        run.log.line(f"encoding {encoding:.1f} s once, an epoch {epoch:.1f} s from stored taps")
-        run.note(seconds_encoding=round(encoding, 2), seconds_epoch=round(epoch, 3))
+    if not seconds:
+        return
+    cached = sum(seconds) / len(seconds)
+    earlier = run.record.get("seconds_encoding", 0.0)  # a continued run finds its taps in the store
+    encoding = max(encoding, float(earlier))
+    uncached = cached + encoding * trained / images
+    run.log.line(
+        f"encoding {images} images {encoding:.1f} s (less if the store had them), an epoch {cached:.1f} s from stored "
+        f"taps; without the store {uncached:.1f} s"
+    )
+    run.note(seconds_encoding=round(encoding, 2), seconds_epoch=round(cached, 3), seconds_uncached=round(uncached, 3))
 
 
 # -- selection ---------------------------------------------------------------------------------------------------------
 
 
-def validation_split(count: int, args: Args) -> tuple[Tensor, Tensor]:
-    """(rows to learn from, rows to select by): with --select val a fifth of the training images is held out."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(args.seed))
-    held = count // 5 if args.select == "val" else 0
-    return order[held:].sort().values, order[:held].sort().values
+def chosen_epochs(run: Run, experiment: Experiment, data: TrainingSet) -> int:
+    """--epochs, or under --select val the part of them that helps training classes left out in turn."""
+    args, names = experiment.args, class_names(data.items)
+    if args.select != "val" or not args.epochs or args.fast_dev_run:
+        return args.epochs
+    if len(names) == 1:
+        run.log.line(f"one training class ({names[0]}): none can be left out, all {args.epochs} epochs are trained")
+        return args.epochs
+    if "transfer" not in run.record:
+        started = time.monotonic()
+        curves = transfer_curves(experiment.taps.clip, experiment.taps, data, args, run.stop.check)
+        run.note(transfer=curves, seconds_transfer=round(time.monotonic() - started, 1))
+    curves = run.record["transfer"]
+    best = best_epochs(curves)
+    shown = ", ".join(f"{100 * sum(values) / len(values):.1f}" for values in zip(*curves.values(), strict=True))
+    run.log.line(f"AUROC on training classes left out in turn, after 0..{args.epochs} epochs: {shown}; training {best}")
+    return best
 
 
-def selection_value(experiment: Experiment, held_out: list[Item]) -> float:
-    """Image AUROC of the held-out training images, or of the test set (an oracle) under best-on-test."""
-    args = experiment.args
-    items = experiment.test.items if args.select == "best-on-test" else held_out
-    prediction = score_items(experiment.model, experiment.taps, items, {}, args)
+def selection_value(experiment: Experiment) -> float:
+    """Image AUROC of the test set: an oracle."""
+    items = experiment.test.items
+    prediction = score_items(experiment.model, experiment.taps, items, {}, experiment.args)
     return auroc(prediction.score, torch.tensor([item.label for item in items]))
 
 
@@ -202,7 +203,7 @@ def finish(run: Run, state: TrainState, experiment: Experiment) -> RunResult:
     """Choose the weights, fill the memories, fix the threshold, score the test classes, write the checkpoint."""
     args, model, taps, test = experiment.args, experiment.model, experiment.taps, experiment.test
     last = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    chosen = args.select != "last" and bool(state.best)
+    chosen = args.select == "best-on-test" and bool(state.best)
     if chosen:
         model.load_state_dict(state.best["model"])
         run.log.line(f"kept epoch {state.best['epoch'] + 1} ({args.select})")
@@ -218,6 +219,9 @@ def finish(run: Run, state: TrainState, experiment: Experiment) -> RunResult:
         notes.append("random weights")
     table = metric_table(rows, notes)
     table.write(run.dir / "classes")
+    epochs: list[dict[str, Cell]] = [dict(row) for row in state.history]
+    if epochs:
+        Table([*epochs[0]], epochs).write(run.dir / "epochs")
     run.log.line(table.text(digits=1))
     if args.ablate_stages:
         alone = metric_table(stage_ablation(model, taps, test.items, memories, args, truth), notes)
@@ -284,8 +288,8 @@ def predict(model: Experiment | Detector, batch: dict[str, Tensor]) -> Predictio
     clip = model.taps.clip
     model.model.eval()
     names = list(batch.get("class_name", [""] * len(batch["image"])))
-    taps = clip.encode(batch["image"].to(next(clip.parameters()).device))
-    return detect(model.model, taps, names, sigma=model.args.sigma)
+    taps = model.model.visual_encoder.observe(batch["image"].to(next(clip.parameters()).device))
+    return detect(model.model, taps, names, sigma=model.args.sigma, image_score=str(model.args.image_score))
 
 
 __all__ = ["Args", "build", "evaluate", "load_detector", "predict", "tiny", "train"]

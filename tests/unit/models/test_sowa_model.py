@@ -10,16 +10,20 @@ from torch import Tensor, nn
 
 from anomaly_lib.backbones.clip import ClipBackbone, create_clip
 from anomaly_lib.errors import UserError
-from anomaly_lib.models.sowa.model import AdapterOptions, AnomalyCLIP, PromptOptions
+from anomaly_lib.models.sowa.model import AdapterOptions, AnomalyCLIP, PromptOptions, logistic_fit
 from anomaly_lib.models.sowa.scores import Memory, build_memory, detect, scale_transductively, sowa_loss
 from anomaly_lib.models.sowa.text import (
+    ENSEMBLE_TEMPLATES,
     LONG_TEMPLATE,
     AnomalyPromptLearner,
     PromptEncoder,
     PromptTextEncoder,
     TextMapEncoder,
     check_templates,
+    pick_classes,
+    pool_text_features,
 )
+from anomaly_lib.models.sowa.vision import VisionMapEncoder, VisionResidualEncoder
 from anomaly_lib.models.sowa.window_adapter import BasicLayer, SwinTransformerBlock, WindowAttention
 
 STAGES = (0, 1, 2, 3)
@@ -373,3 +377,101 @@ def test_training_can_start_at_the_zero_shot_answer(clip: ClipBackbone) -> None:
     context = AnomalyCLIP(clip, feature_map_idx=STAGES, prompt=long).prompt_learner.ctx_neg[0, 0]  # type: ignore[union-attr]
     words = clip.text.embed(clip.text.tokenize(["of a a photo of a"]))[0, 1:7]
     torch.testing.assert_close(context, words)
+
+
+# -- variants ----------------------------------------------------------------------------------------------------------
+
+
+def test_residual_encoder_feeds_adapted_tokens_back(clip: ClipBackbone) -> None:
+    encoder = VisionResidualEncoder(clip, feature_map_idx=(0, 2), adapter=AdapterOptions(attn_drop=0.0), gamma=0.3)
+    randomise(encoder)
+    visual = clip.clip.visual
+    with torch.no_grad():
+        pooled, raw, adapted = encoder(images())
+        x = visual._embeds(images())
+        for index, block in enumerate(visual.transformer.resblocks):
+            x = block(x)
+            if index in (0, 2):
+                stage = index // 2
+                changed = encoder.adapters[stage](x[:, 1:])
+                torch.testing.assert_close(raw[stage], x[:, 1:] @ visual.proj)
+                torch.testing.assert_close(adapted[stage], changed @ visual.proj)
+                x = torch.cat([x[:, :1], 0.7 * x[:, 1:] + 0.3 * changed], dim=1)
+        torch.testing.assert_close(pooled, visual.ln_post(x[:, 0]) @ visual.proj)
+        # Without a share of it flowing back nothing in the tower changes: the ordinary encoder's answers.
+        encoder.gamma = 0.0
+        plain = VisionMapEncoder(clip, feature_map_idx=(0, 2), adapter=AdapterOptions(attn_drop=0.0))
+        plain.load_state_dict(encoder.state_dict())
+        for mine, theirs in zip(encoder(images()), plain(images()), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(pooled, plain(images())[0], atol=1e-3)
+    model = AnomalyCLIP(clip, feature_map_idx=STAGES, vision="residual")
+    sum(sowa_loss(model(images()), torch.tensor([0, 1]), torch.rand(2, 64, 64) > 0.8).values()).backward()  # type: ignore[union-attr]
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_sparc_differs_only_in_where_the_linear_map_stands(clip: ClipBackbone) -> None:
+    """sparc_* average a class's phrasings before the map, sowa_* after it: the same, because both are linear."""
+    prompt = PromptOptions(class_names=("cup", "lid"), prompt_length=2, state_template=LONG_TEMPLATE)
+    model = AnomalyCLIP(clip, feature_map_idx=STAGES, prompt=prompt)
+    randomise(model)
+    names = ["lid", "cup", "other"]
+    with torch.no_grad():
+        text = model.text_features()
+        after = model.cross_fusion.pairs(text, names)
+        before = model.cross_fusion.linear(pick_classes(pool_text_features(text, 2), names, ("cup", "lid")))
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    assert len(set(ENSEMBLE_TEMPLATES)) == 35
+    assert all(text.count("{}") == 1 and text.endswith(".") for text in ENSEMBLE_TEMPLATES)
+
+
+def test_logistic_fit_equals_scikit_learn() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    x = torch.randn(400)
+    y = (torch.rand(400) < torch.sigmoid(3 * x - 2)).float()
+    peer = LogisticRegression(C=1e6, tol=1e-8).fit(x[:, None].numpy(), y.numpy())
+    slope, offset = logistic_fit(x[:, None], y).tolist()
+    assert slope == pytest.approx(float(peer.coef_[0, 0]), rel=1e-3)
+    assert offset == pytest.approx(float(peer.intercept_[0]), rel=1e-3)
+    constant = float(logistic_fit(x.new_zeros(400, 0), y, fixed=5 * x)[0])
+    assert float(torch.sigmoid(5 * x + constant).mean()) == pytest.approx(float(y.mean()), abs=1e-4)
+
+
+def test_calibration_meets_the_base_rate_and_keeps_the_order(clip: ClipBackbone) -> None:
+    model = AnomalyCLIP(clip, feature_map_idx=STAGES, calibrated=True).eval()
+    taps = clip.encode(images(4))
+    with torch.no_grad():
+        bare = model.from_taps(taps).anomaly_maps
+    differences = model.patch_differences(taps, [""] * 4).flatten(1)  # [stages, B * L]
+    truth = torch.sigmoid(4 * (differences[1] - differences[1].quantile(0.9)) / differences[1].std())
+    plain_sum = AnomalyCLIP(clip, feature_map_idx=STAGES).fused_map(bare)
+    torch.testing.assert_close(plain_sum, sum(one[:, 1] for one in bare))
+    model.fit_calibration(differences, truth)
+    assert model.map_scale is not None
+    assert model.map_offset is not None
+    weights = model.stage_weights[:-1] * model.map_scale * differences.std(dim=1)
+    assert int(weights.argmax()) == 1
+    assert float(model.stage_weights[:-1].min()) >= 0
+    for stage in range(4):
+        p = torch.sigmoid(differences[stage] * model.map_scale[stage] + model.map_offset[stage])
+        assert float(p.mean()) == pytest.approx(float(truth.mean()), abs=1e-3)
+    with torch.no_grad():
+        found = model.from_taps(taps).anomaly_maps
+    for stage in range(4):
+        old, new = bare[stage][:, 1].flatten(), found[stage][:, 1].flatten()
+        assert (
+            float(torch.corrcoef(torch.stack([old.argsort().argsort(), new.argsort().argsort()]).double())[0, 1]) > 0.99
+        )
+        torch.testing.assert_close(found[stage].sum(1), torch.ones(4, 64, 64))
+    state = model.state_dict()
+    assert {"map_scale", "map_offset", "stage_weights"} <= set(state)
+    fused = model.fused_map(found)
+    by_hand = sum(w * torch.logit(one[:, 1].double()) for w, one in zip(model.stage_weights[:-1], found, strict=True))
+    torch.testing.assert_close(
+        fused.double(), 4 * torch.sigmoid(by_hand + model.stage_weights[-1]), rtol=1e-3, atol=1e-4
+    )
+    plain = detect(model, taps, [""] * 4)
+    mixed = detect(model, taps, [""] * 4, image_score="mean")
+    assert plain.map is not None
+    torch.testing.assert_close(mixed.score, (plain.score + plain.map.flatten(1).amax(1) / 4) / 2)

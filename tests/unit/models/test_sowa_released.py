@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import anomaly_lib
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.sowa.keys import read_released
 from anomaly_lib.models.sowa.window_adapter import BasicLayer
@@ -104,11 +105,10 @@ def test_full_size_step_fits_into_eight_gigabytes() -> None:
 def test_released_checkpoint_becomes_a_detector(tmp_path: Path) -> None:
     """A whole file: CLIP and trained values together, as the authors publish it."""
     from anomaly_lib.backbones.clip import create_clip
-    from anomaly_lib.recipes.sowa.recipe import load_detector
 
     clip = create_clip("ViT-L-14-336", weights="random", layers=(0,)).clip.state_dict()
     state = released_state(1024, 768) | {f"net.clip_model.{name}": value for name, value in clip.items()}
     torch.save({"state_dict": state}, tmp_path / "mvtec.ckpt")
-    detector = load_detector(tmp_path / "mvtec.ckpt", device="cpu")
+    detector = anomaly_lib.load(tmp_path / "mvtec.ckpt")
     assert detector.model.visual_encoder.adapters[2].blocks[0].attn.logit_scale[0].item() == 4.0  # type: ignore[union-attr]
     assert detector.model.frozen[0].clip.visual.proj.equal(clip["visual.proj"])
