@@ -76,7 +76,8 @@ class Remembering(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net, self.known = net, {}
+        self.net = net
+        self.known: dict[int, dict[str, Tensor]] = {}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         if images.data_ptr() not in self.known:

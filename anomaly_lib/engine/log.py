@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +40,25 @@ def progress(items: Iterable[T], title: str, *, total: int | None = None) -> Ite
         yield from tqdm(items, desc=title, total=total, leave=False)
     else:
         yield from _plain_progress(items, title, total)
+
+
+def progress_to(title: str) -> Callable[[int, int], None]:
+    """The same bar for work that counts by itself: call it with (done, total); a smaller `done` begins a new bar."""
+    bar: Iterator[int] = iter(())
+    reached = 0
+
+    def show(done: int, total: int) -> None:
+        nonlocal bar, reached
+        if done <= reached or not reached:
+            bar, reached = progress(range(total), title), 0
+        for _ in range(done - reached):
+            next(bar, None)
+        reached = done
+        if done == total:
+            next(bar, None)  # closes it
+            reached = 0
+
+    return show
 
 
 def _plain_progress(items: Iterable[T], title: str, total: int | None, every_seconds: float = 20.0) -> Iterator[T]:

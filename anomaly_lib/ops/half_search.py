@@ -19,8 +19,8 @@ UNIT = 2.0**-8  # twice the relative rounding of bfloat16
 
 def half_products_are_fast() -> bool:
     """Whether this CPU multiplies bfloat16 matrices in hardware (AMX)."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16", False))
+    ask = getattr(torch.cpu, "get_capabilities", None)  # since torch 2.10
+    return ask is not None and bool(ask().get("amx_bf16", False))
 
 
 @dataclass(frozen=True)

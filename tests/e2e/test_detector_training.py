@@ -14,6 +14,7 @@ from PIL import Image
 
 import anomaly_lib
 from anomaly_lib.engine.checkpoint import load_checkpoint
+from anomaly_lib.models.detectors.anomalib_keys import to_anomalib
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--model", "draem", "--repair-width", "4", "--segment-width", "4", "--image-size", "32", "32", "--no-figures"]
@@ -87,6 +88,30 @@ def test_wrong_input_is_one_line(flags, message, capsys, tmp_path):
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "\n" not in error
+
+
+@pytest.mark.parametrize("model", ["patchcore", "draem"])
+def test_anomalib_checkpoints_come_and_go(model, tiny_data, tmp_path, capsys):
+    flags = [*SMALL, "--model", model, "--backbone", "resnet18", "--coreset-size", "20", "--epochs", "0"]
+    assert script().main([*flags, *tiny_data, "--weights", "random", "--output-dir", str(tmp_path / "run")]) == 0
+    trained = anomaly_lib.load(tmp_path / "run" / "checkpoint.pt")
+    state = to_anomalib(trained.model)
+    state["post_processor._image_threshold"] = torch.tensor(0.25)
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "lightning.ckpt")
+    main = script("convert_detector").main
+    assert main(["--source", str(tmp_path / "lightning.ckpt"), *flags, "--write-to", str(tmp_path / "here.pt")]) == 0
+    here = anomaly_lib.load(tmp_path / "here.pt")
+    assert here.threshold == 0.25
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(here.predict(images).score, trained.predict(images).score)
+    assert main(["--source", str(tmp_path / "here.pt"), "--to", "anomalib"]) == 0
+    back = torch.load(tmp_path / "here.ckpt", weights_only=True)["state_dict"]
+    assert set(back) == set(state) - {"post_processor._image_threshold"}
+    assert all(torch.equal(tensor, state[name]) for name, tensor in back.items())
+    capsys.readouterr()
+    wrong = ["--model", "padim", "--backbone", "resnet18", "--write-to", str(tmp_path / "no.pt")]
+    assert main(["--source", str(tmp_path / "lightning.ckpt"), *wrong]) == 2
+    assert "not an anomalib checkpoint of --model padim" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -71,6 +71,12 @@ def to_anomalib(detector: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def backbone_state(detector: nn.Module) -> dict[str, Tensor]:
+    """The frozen network's tensors under the usual ResNet names; none for the DRAEMs."""
+    extractor = getattr(detector, "encoder" if isinstance(detector, ReverseDistillation) else "extractor", None)
+    return {} if extractor is None else _extractor_state(extractor, "")
+
+
 def _own_head(name: str) -> str:
     for own, theirs in SINGLE_SCALE_HEAD.items():
         name = name.replace(f"severity_head.{theirs}", f"severity_head.{own}", 1)

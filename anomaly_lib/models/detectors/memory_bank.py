@@ -36,7 +36,7 @@ class MemoryBank(nn.Module):
         self.rows, self.owners = rows.contiguous(), owners.long()
         self.half_norms = half_squared_norms(self.rows)
         self.table = torch.empty(len(rows), 0, dtype=torch.long, device=rows.device)
-        self.half: HalfBank | None = None  # made by the first search that is large enough
+        self.short: HalfBank | None = None  # made by the first search that is large enough
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -46,8 +46,8 @@ class MemoryBank(nn.Module):
         if not len(self):
             raise ValueError("the memory bank is empty: fit the detector before it is asked")
         if k == 1 and not torch.compiler.is_compiling() and self._halves_pay(queries):
-            self.half = self.half or HalfBank.of(self.rows)
-            return nearest_by_half(queries, self.rows, self.half)
+            self.short = self.short or HalfBank.of(self.rows)
+            return nearest_by_half(queries, self.rows, self.short)
         return nearest_neighbours(queries, self.rows, min(k, len(self)), half_norms=self.half_norms)
 
     def _halves_pay(self, queries: Tensor) -> bool:

@@ -13,7 +13,7 @@ from anomaly_lib.engine.amp import autocast_for, make_scaler
 from anomaly_lib.engine.checkpoint import TrainState, load_checkpoint
 from anomaly_lib.engine.distributed import epoch_batches, mean_over_ranks, rank, wrap
 from anomaly_lib.engine.early_stop import EarlyStopping
-from anomaly_lib.engine.log import progress
+from anomaly_lib.engine.log import progress, progress_to
 from anomaly_lib.engine.optim import NonFiniteGuard, param_groups, step
 from anomaly_lib.engine.run import Run
 from anomaly_lib.engine.schedule import make_schedule
@@ -42,7 +42,8 @@ def fit(
         run.restore(state)
         rows = progress(torch.arange(count).split(args.batch_size), "features")
         images = (images_of(index).to(device) for index in rows)
-        extra = {"chunk_rows": args.chunk_rows} if args.model == "patchcore" else {}
+        patchcore = args.model == "patchcore"
+        extra = {"chunk_rows": args.chunk_rows, "progress": progress_to("coreset")} if patchcore else {}
         detector.eval().fit(images, **extra)  # type: ignore[operator]
         state.history = [{"epoch": 0}]
         return state

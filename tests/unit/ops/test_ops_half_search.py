@@ -70,7 +70,7 @@ def test_the_bank_uses_it_and_forgets_it(monkeypatch):
     queries = torch.randn(40, 12)
     for _ in range(2):
         got = bank.search(queries)
-        assert bank.half is not None
+        assert bank.short is not None
         want = nearest_neighbours(queries, bank.rows)
         torch.testing.assert_close(got[0], want[0])
         assert torch.equal(got[1], want[1])
