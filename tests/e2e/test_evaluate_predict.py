@@ -138,6 +138,8 @@ def test_predict_skips_or_fails(run: Path, images: Path, tmp_path: Path, capsys:
     assert "not an image" in rows(tmp_path / "b")[0]["error"]
     assert predict(["--checkpoint", str(run / "checkpoint.pt"), str(tmp_path / "nowhere")]) == 2
     assert "no such image" in capsys.readouterr().err
+    assert predict([*argv, "--out", str(tmp_path / "c"), "--device", "cuda:99"]) == 2
+    assert "--device cuda:99" in capsys.readouterr().err
 
 
 def test_predict_watches_a_folder_that_fills(run: Path, images: Path, tmp_path: Path) -> None:

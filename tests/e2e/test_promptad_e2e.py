@@ -1,7 +1,10 @@
 """train_cls.py and train_seg.py through their main(): the user's commands, resume, reports of what was done."""
 
 import json
+import os
+import random
 import runpy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,10 @@ from PIL import Image
 import anomaly_lib
 from anomaly_lib.data.demo.items import write_demo
 from anomaly_lib.engine.run import Run
+from anomaly_lib.fusion import FUSIONS
 from anomaly_lib.recipes.evaluation.contract import EvaluateArgs
 from anomaly_lib.recipes.promptad.detector import load_detector
+from anomaly_lib.recipes.promptad.options import Args, resolve
 from anomaly_lib.recipes.promptad.recipe import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,27 +126,31 @@ def test_originals_spellings(data: Path, tmp_path: Path) -> None:
         "64",
         "--root-dir",
         str(tmp_path / "r"),
+        "--use-cpu",
+        "1",
     ]
     assert script("train_cls.py")(command) == 0
     args = record(tmp_path / "r")["args"]
     assert (args["shot"], args["epochs"], args["n_pro"], args["figures"]) == (2, 1, 2, False)
+    assert resolve(Args(use_cpu=True)).device == "cpu"
+    assert resolve(resolve(Args(gpu_id=1))).device == "cuda:1"
     assert contexts(tmp_path / "r" / "checkpoint.pt")["abnormal_ctx"].shape == (2, 2, 32)
 
 
 @pytest.mark.parametrize("task", ["cls", "seg"])
 def test_fusion_mode_never_changes_what_is_learned(task: str, data: Path, tmp_path: Path) -> None:
-    found = []
-    for mode in ("harmonic", "max", "rank"):
-        folder = tmp_path / mode
-        command = on(data, "--epoch", "4", "--shot", "2", "--fusion-mode", mode, "--output-dir", str(folder))
-        assert script(f"train_{task}.py")(command) == 0
-        found.append(contexts(folder / "checkpoint.pt"))
+    main = script(f"train_{task}.py")
+
+    def learned(name: str, *more: str) -> dict[str, torch.Tensor]:
+        assert main(on(data, "--shot", "2", "--output-dir", str(tmp_path / name), *more)) == 0
+        return contexts(tmp_path / name / "checkpoint.pt")
+
+    first = learned("start", "--epoch", "0")
+    found = [learned(mode, "--epoch", "2", "--fusion-mode", mode) for mode in FUSIONS]
+    assert len(found) >= 10
     for name in ("normal_ctx", "abnormal_ctx"):
-        assert torch.equal(found[0][name], found[1][name])
-        assert torch.equal(found[0][name], found[2][name])
-    start = tmp_path / "start"
-    assert script(f"train_{task}.py")(on(data, "--epoch", "0", "--shot", "2", "--output-dir", str(start))) == 0
-    assert not torch.equal(contexts(start / "checkpoint.pt")["normal_ctx"], found[0]["normal_ctx"])
+        assert not torch.equal(first[name], found[0][name])
+        assert all(torch.equal(found[0][name], other[name]) for other in found[1:])
 
 
 @pytest.mark.parametrize("select", ["last", "val", "best-on-test"])
@@ -170,21 +179,59 @@ def test_interrupted_and_continued_equals_straight_through(
     assert rows == list(range(6))
 
 
-def test_support_does_not_depend_on_the_directory_order(
+class Shuffled:
+    """What os.scandir answers, in another order."""
+
+    def __init__(self, entries: Any, generator: random.Random) -> None:
+        with entries:
+            self.entries = list(entries)
+        generator.shuffle(self.entries)
+
+    def __iter__(self) -> Any:
+        return iter(self.entries)
+
+    def __enter__(self) -> "Shuffled":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    close = __exit__
+
+
+def test_runs_are_identical_after_shuffling_the_directory(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(name: str) -> dict[str, Any]:
-        assert (
-            script("train_cls.py")(on(data, "--epoch", "1", "--shot", "2", "--output-dir", str(tmp_path / name))) == 0
-        )
-        return record(tmp_path / name)
+    def run(name: str, root: Path) -> tuple[list[str], dict[str, float], dict[str, torch.Tensor]]:
+        command = on(root, "--epoch", "2", "--shot", "2", "--output-dir", str(tmp_path / name))
+        assert script("train_cls.py")(command) == 0
+        seen = record(tmp_path / name)
+        support = [Path(path).relative_to(root).as_posix() for path in seen["support"]["paths"]]
+        return support, seen["metrics"], contexts(tmp_path / name / "checkpoint.pt")
 
-    straight = run("straight")
-    iterdir = Path.iterdir
-    monkeypatch.setattr(Path, "iterdir", lambda self: sorted(iterdir(self), reverse=True))
-    backwards = run("backwards")
-    assert straight["support"] == backwards["support"]
-    assert straight["metrics"] == backwards["metrics"]
+    straight = run("straight", data)
+    copy, generator = tmp_path / "copy", random.Random(7)
+    paths = sorted(path for path in data.rglob("*") if path.is_file())
+    generator.shuffle(paths)  # created in another order, and listed in one that changes with every call
+    for path in paths:
+        (copy / path.relative_to(data)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy / path.relative_to(data))
+    scandir, listdir, listed = os.scandir, os.listdir, []
+
+    def shuffled_names(*where: Any) -> list[str]:
+        listed.append(where)
+        return generator.sample(names := listdir(*where), len(names))
+
+    def shuffled_entries(*where: Any) -> Shuffled:
+        listed.append(where)
+        return Shuffled(scandir(*where), generator)
+
+    monkeypatch.setattr(os, "listdir", shuffled_names)
+    monkeypatch.setattr(os, "scandir", shuffled_entries)
+    mixed = run("mixed", copy)
+    assert any(str(copy) in str(where) for where in listed)  # the reader did look through what was shuffled
+    assert straight[:2] == mixed[:2]
+    assert all(torch.equal(straight[2][name], mixed[2][name]) for name in straight[2])
 
 
 def test_oracle_is_called_oracle_and_other_fusion_is_reported(
@@ -231,6 +278,8 @@ def test_options_beyond_the_original(more: list[str], data: Path, tmp_path: Path
         (["--fusion-mode", "maxx"], "--fusion-mode"),
         (["--fusion_weights", "1", "--fusion-mode", "weighted"], "--fusion-weights"),
         (["--memory-layers", "2", "40"], "--memory-layers"),
+        (["--use-cpu", "1", "--device", "cuda:1"], "--use-cpu"),
+        (["--gpu-id", "99"], "cuda:99"),
         (["--data-path", "nowhere"], "nowhere"),
         (["--weights", "missing.safetensors"], "missing.safetensors"),
         (["--obj"], "--obj"),
@@ -241,6 +290,20 @@ def test_mistakes_cost_one_line(more: list[str], complaint: str, data: Path, tmp
     error = capfd.readouterr().err
     assert complaint in error
     assert "Traceback" not in error
+
+
+def test_torchrun_is_refused_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As torchrun starts them: rank 0 says what to do instead, the others leave without a word."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert script("train_cls.py")(["--output-dir", str(tmp_path / "r")]) == 2
+        error = capfd.readouterr().err
+        assert len(error.splitlines()) == lines
+        assert ("train_harmonic.sh --gpus" in error) == bool(lines)
+    assert not (tmp_path / "r").exists()
 
 
 def test_cached_and_direct_features_agree(data: Path, tmp_path: Path) -> None:
@@ -254,6 +317,7 @@ def test_cached_and_direct_features_agree(data: Path, tmp_path: Path) -> None:
 
 def test_without_any_data_flag_it_runs_on_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--fusion-mode", "harmonic", "--epoch", "2", "--output-dir", str(tmp_path / "demo"), "--cache", "ram"]
+    command += ["--image-size", "64"]  # the packaged CLIP, at a size that keeps this test short
     assert script("train_cls.py")(command) == 0
     assert "built-in demo data" in capsys.readouterr().out
     assert {"scores.png", "maps.png"} <= {path.name for path in (tmp_path / "demo").iterdir()}

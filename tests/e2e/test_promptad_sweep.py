@@ -44,6 +44,23 @@ def test_sweep_runs_skips_and_tabulates(tmp_path: Path) -> None:
     assert "0 done, 2 done before, 0 failed" in sweep(tmp_path, **settings)
 
 
+@pytest.mark.slow
+def test_sweep_runs_on_a_local_ray(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    write_demo(tmp_path / "data", categories=["grid"], size=64, train=4, test_good=4, per_defect=1)
+    settings = {
+        "DATA_PATH": str(tmp_path / "data"), "DATASETS": "mvtec", "CLASSES": "grid", "K_SHOTS": "1", "EPOCHS": "1",
+        "TRAIN_FLAGS": "--backbone tiny-clip --weights random --no-figures --resolution 64",
+    }  # fmt: skip
+    flags = ["--launcher", "ray", "--parallel", "2", "--retries", "1"]
+    assert "2 done, 0 done before, 0 failed" in sweep(tmp_path, *flags, **settings)
+    for task in ("cls", "seg"):
+        saved = tmp_path / "mvtec" / "k_1" / "grid" / f"{task}_checkpoint.pth"
+        assert torch.load(saved, weights_only=True)["extra"]["task"] == task
+        assert "fusion harmonic" in (saved.parent / f"{task}_train.log").read_text()
+    assert "0 done, 2 done before, 0 failed" in sweep(tmp_path, **settings)  # the local launcher knows what Ray did
+
+
 def test_dry_run_prints_the_documents_short_list(tmp_path: Path) -> None:
     (tmp_path / "visa").mkdir()
     (tmp_path / "mvtec").mkdir()

@@ -133,6 +133,8 @@ class Args(
     momentum: float = arg(0.9, "momentum of SGD", at_least=0, at_most=1)
     min_lr: float = arg(1e-5, "learning rate at the end of the cosine schedule", at_least=0)
     seed: int = override(RunArgs, "seed", 111)
+    gpu_id: Optional[int] = arg(None, "the original's spelling of --device cuda:N", type=int, at_least=0)
+    use_cpu: Switch = arg(False, "the original's spelling of --device cpu")
     save_every: int = override(RunArgs, "save_every", 10)
     output_dir: Optional[str] = override(RunArgs, "output_dir", aliases=["root-dir"])
     figures: Switch = override(EvalArgs, "figures", aliases=["vis"])
@@ -170,4 +172,14 @@ def resolve(args: A) -> A:
     if args.threshold_quantile is None:
         # A memory of k - 1 lies farther from the k-th than k images do from a new one; views of one image lie nearer.
         filled["threshold_quantile"] = 1.0 if args.shot == 1 and args.obj != ALL else 0.5
-    return replace(args, **filled)  # type: ignore[arg-type]
+    return replace(args, **filled, device=_device(args), gpu_id=None, use_cpu=False)  # type: ignore[arg-type]
+
+
+def _device(args: Args) -> str:
+    """--device, or what the original's --use-cpu and --gpu-id mean by it."""
+    if args.gpu_id is None and not args.use_cpu:
+        return args.device
+    wanted = "cpu" if args.use_cpu else f"cuda:{args.gpu_id}"
+    if args.device not in ("auto", wanted):
+        raise UserError(f"--device {args.device}: --use-cpu or --gpu-id means {wanted}; give one of them")
+    return wanted

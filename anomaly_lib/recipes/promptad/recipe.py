@@ -16,6 +16,7 @@ from anomaly_lib.data import Item
 from anomaly_lib.data.base import load_pixels
 from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
 from anomaly_lib.engine.checkpoint import TrainState
+from anomaly_lib.engine.distributed import single_process_only
 from anomaly_lib.engine.optim import NonFiniteGuard, step
 from anomaly_lib.engine.run import Run
 from anomaly_lib.engine.schedule import make_schedule
@@ -89,6 +90,7 @@ def train(args: Args) -> RunResult:
     """Fit the contexts, score the test set once, leave checkpoint, metrics and figures in the run folder."""
     args = resolve(args)
     device = pick_device(args.device)
+    single_process_only("PromptAD", "scripts/promptad/train_harmonic.sh --gpus 0 1 gives every device its own runs")
     data = open_task(args)
     with Run.open(SYSTEM, args, name=f"{args.dataset}-{data.class_name}-k{args.shot}-{args.task}") as run:
         if run.finished:
