@@ -13,7 +13,13 @@ from anomaly_lib.data.crystal.elements import NUM_ATOM_FEATURES, atom_feature_ta
 from anomaly_lib.data.crystal.graph import GraphBuilder, GraphSettings
 from anomaly_lib.data.crystal.store import GraphStore, build_graphs, cached_graphs
 from anomaly_lib.data.crystal.structure import Crystal, crystal_from_record, make_crystal, read_crystal, write_cif
-from anomaly_lib.data.crystal.text import describe, keep_levels, normalize_text, reduced_formula
+from anomaly_lib.data.crystal.text import (
+    describe,
+    describe_with_robocrystallographer,
+    keep_levels,
+    normalize_text,
+    reduced_formula,
+)
 from anomaly_lib.errors import UserError
 
 SALT = make_crystal(
@@ -220,6 +226,16 @@ def test_describer_says_what_the_structure_is() -> None:
     assert text.startswith("NaCl crystallizes")
     assert "Na(1) is bonded to 6 Cl atoms at 2.82 A." in text
     assert reduced_formula(["Sr", "Ti", "O", "O", "O"] * 2) == "SrTiO3"
+
+
+@pytest.mark.slow
+def test_robocrystallographer_describes_rock_salt() -> None:
+    pytest.importorskip("robocrys")
+    text = describe_with_robocrystallographer(SALT)
+    assert text.startswith("NaCl is Halite")
+    assert "Fm" in text
+    assert "octahedra" in text
+    assert "np." not in text
 
 
 def test_table_reads_what_the_demo_writes(tmp_path: Path) -> None:
