@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def sweep(folder: Path, *more: str, **environment: str) -> str:
-    env = {**os.environ, "PYTHON": sys.executable, "OUTPUT": str(folder), "EPOCHS": "1", **environment}
+    known = {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OUTPUT": str(folder), "EPOCHS": "1"}
+    env = {**os.environ, **known, **environment}
     command = ["bash", str(ROOT / "scripts/promptad/train_harmonic.sh"), *more]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
