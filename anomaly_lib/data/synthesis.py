@@ -79,9 +79,12 @@ def _stretch(x: Tensor, u: Tensor) -> Tensor:  # noqa: ARG001
 
 
 def _equalize(x: Tensor, u: Tensor) -> Tensor:  # noqa: ARG001
-    flat = x.flatten(2)
-    ranks = flat.argsort(dim=2).argsort(dim=2)
-    return (ranks / max(flat.shape[2] - 1, 1)).reshape(x.shape)
+    levels = (x.clamp(0, 1) * 255).round().long().flatten(2)  # [B, C, H * W]
+    counts = torch.zeros(*levels.shape[:2], 256, device=x.device).scatter_add_(2, levels, torch.ones_like(x).flatten(2))
+    below = counts.cumsum(2)
+    lowest = below.masked_fill(below == 0, torch.inf).amin(2, keepdim=True)
+    share = (below - lowest) / (levels.shape[2] - lowest).clamp(min=1)
+    return share.clamp(min=0).gather(2, levels).reshape(x.shape)
 
 
 def _turn(x: Tensor, u: Tensor) -> Tensor:

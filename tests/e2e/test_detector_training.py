@@ -122,7 +122,8 @@ def test_torchrun_with_two_ranks(model, tiny_data, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*command, str(ROOT / "scripts" / "train_detector.py"), *flags],
-        capture_output=True, text=True, timeout=900, check=False, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=900, check=False, cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"

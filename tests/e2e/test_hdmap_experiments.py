@@ -188,7 +188,7 @@ def test_analysis_over_repeats(tmp_path):
 
 def shell(*words, **environment):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    variables = {**os.environ, "PATH": path, **environment}
+    variables = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(
         ["bash", *map(str, words)], capture_output=True, text=True, env=variables, timeout=600, check=False
     )
@@ -246,7 +246,8 @@ def test_runner_is_killed_and_repeats_nothing(tmp_path):
     logs = tmp_path / "logs"
     command = [SCRIPTS / "multi_domain_hdmap_patchcore-run.sh", "--conditions", file, "--log-dir", logs]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    first = subprocess.Popen(["bash", *map(str, command)], env={**os.environ, "PATH": path}, start_new_session=True)
+    variables = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    first = subprocess.Popen(["bash", *map(str, command)], env=variables, start_new_session=True)
     try:
         deadline = time.monotonic() + 300
         while not list(logs.glob("result_exp_00_*.json")):
@@ -264,7 +265,7 @@ def test_runner_is_killed_and_repeats_nothing(tmp_path):
     assert (logs / "output_exp_2_gpu0.log").is_file()
     analysis = subprocess.run(
         [sys.executable, str(SCRIPTS / "analyze_experiment_results.py"), "--results_dir", str(logs)],
-        capture_output=True, text=True, timeout=300, check=False, cwd=ROOT,
+        capture_output=True, text=True, timeout=300, check=False, cwd=ROOT, env=variables,
     )  # fmt: skip
     assert analysis.returncode == 0, analysis.stderr
     assert (logs / "experiment_analysis_summary.csv").is_file()

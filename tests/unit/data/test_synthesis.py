@@ -5,6 +5,7 @@ from scipy import ndimage
 from anomaly_lib.data.synthesis import (
     AUGMENTATIONS,
     CutPaste,
+    _equalize,
     augment_textures,
     perlin_damage,
     perlin_masks,
@@ -76,6 +77,16 @@ def test_augmentations_keep_shape_and_change_something():
 def box_of(mask):
     rows, columns = mask.any(1).nonzero().squeeze(1), mask.any(0).nonzero().squeeze(1)
     return int(rows[0]), int(columns[0]), len(rows), len(columns)
+
+
+def test_equalized_textures_use_every_level_alike():
+    dark = torch.rand(2, 3, 64, 64) ** 2
+    flat = _equalize(dark, torch.zeros(2, 1, 1, 1))
+    assert flat.amin((2, 3)).eq(0).all()
+    assert flat.amax((2, 3)).eq(1).all()
+    # Above the lowest grey levels, which many pixels share, quantiles lie where a uniform distribution has them.
+    for q in (0.5, 0.75, 0.9):
+        torch.testing.assert_close(flat.flatten(2).quantile(q, dim=2), torch.full((2, 3), q), rtol=0, atol=0.06)
 
 
 def test_cutpaste_adds_a_scaled_patch_of_the_image_itself():
