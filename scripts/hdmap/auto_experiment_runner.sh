@@ -13,6 +13,9 @@ Usage: auto_experiment_runner.sh -s SCRIPT [options] [REPEATS]
   -m, --memory MB           ... and with at most this much memory in use (default: 2000)
   -w, --wait SEC            longest wait for idle GPUs before a repeat (default: 7200)
       --safety-wait SEC     further wait once they are idle (default: 30)
+  -g, --monitor-gpus "0 1"  only these GPUs must be idle (default: all)
+      --gpus "0 1"          GPUs that the script uses (it sees GPUS)
+      --config PATH         condition file for the script (it sees CONFIG)
   -a, --args "FLAGS"        flags for the script
   -c, --check-only          print the state of the GPUs and leave
   -h, --help                this text
@@ -25,9 +28,11 @@ TEXT
 die() { echo "auto_experiment_runner.sh: $1" >&2; exit 2; }
 
 script="" results="results" interval=30 threshold=10 memory=2000 wait_limit=7200 safety=30 repeats=3 check=0 flags=""
+monitored=""
 while [ $# -gt 0 ]; do
   case "$1" in
-    -s|--script|-r|--results|-i|--interval|-t|--threshold|-m|--memory|-w|--wait|--safety-wait|-a|--args)
+    -s|--script|-r|--results|-i|--interval|-t|--threshold|-m|--memory|-w|--wait|--safety-wait|-a|--args|\
+    -g|--monitor-gpus|--gpus|--config)
       [ $# -ge 2 ] || die "$1 needs a value" ;;
   esac
   case "$1" in
@@ -39,6 +44,9 @@ while [ $# -gt 0 ]; do
     -w|--wait) wait_limit="$2"; shift 2 ;;
     --safety-wait) safety="$2"; shift 2 ;;
     -a|--args) flags="$2"; shift 2 ;;
+    -g|--monitor-gpus) monitored=" ${2//,/ } "; shift 2 ;;
+    --gpus) export GPUS="${2//,/ }"; shift 2 ;;
+    --config) export CONFIG="$2"; shift 2 ;;
     -c|--check-only) check=1; shift ;;
     -h|--help) usage; exit 0 ;;
     -*) die "unknown option $1 (see --help)" ;;
@@ -51,7 +59,8 @@ done
 
 gpu_table() {
   command -v nvidia-smi >/dev/null 2>&1 || return 0
-  nvidia-smi --query-gpu=index,utilization.gpu,memory.used,memory.total,temperature.gpu --format=csv,noheader,nounits
+  nvidia-smi --query-gpu=index,utilization.gpu,memory.used,memory.total,temperature.gpu \
+    --format=csv,noheader,nounits | awk -F', *' -v only="$monitored" 'only == "" || index(only, " " $1 " ")'
 }
 
 all_idle() {

@@ -196,19 +196,21 @@ def shell(*words, **environment):
 
 def test_auto_runner_options(tmp_path):
     runner = SCRIPTS / "auto_experiment_runner.sh"
-    for option in ("--interval", "--threshold", "--wait", "--check-only", "--results"):
+    words = "--script --results --interval --threshold --memory --wait --safety-wait --args --check-only"
+    for option in [*words.split(), "--monitor-gpus", "--gpus", "--config"]:
         assert option in shell(runner, "-h").stdout
     assert shell(runner, "-c").returncode == 0
     assert shell(runner).returncode == 2
     assert shell(runner, "--bogus").returncode == 2
     assert shell(runner, "-s", tmp_path / "none.sh").returncode == 2
     job = tmp_path / "job.sh"
-    job.write_text('echo "iteration $ITERATION $*"; [ "$ITERATION" != 2 ]\n')
-    got = shell(runner, "-s", job, "-r", tmp_path / "r", "-i", "1", "-t", "5", "-w", "2", "-a", "--flag", "3")
+    job.write_text('echo "iteration $ITERATION $* on $GPUS by $CONFIG"; [ "$ITERATION" != 2 ]\n')
+    flags = ["-r", tmp_path / "r", "-i", "1", "-t", "5", "-w", "2", "-a", "--flag", "--gpus", "0,2", "--config", "c"]
+    got = shell(runner, "-s", job, *flags, "3")
     assert got.returncode == 1  # the second repeat failed, the third ran all the same
     summary = next((tmp_path / "r").glob("experiment_summary_*.txt")).read_text().split("\n")
     assert [line[-1:] for line in summary[:3]] == ["0", "1", "0"]
-    assert "iteration 3 --flag" in next((tmp_path / "r").glob("auto_experiment_*.log")).read_text()
+    assert "iteration 3 --flag on 0 2 by c" in next((tmp_path / "r").glob("auto_experiment_*.log")).read_text()
 
 
 def test_auto_runner_waits_until_every_gpu_is_idle(tmp_path):
@@ -235,6 +237,23 @@ case $n in 1) echo "1, 55, 900, 80000, 60";; 2) echo "1, 0, 2001, 80000, 50";; *
     assert (tmp_path / "started").read_text().split() == ["0", "3"]  # at once, then after the third look
     busy = shell(SCRIPTS / "auto_experiment_runner.sh", "-c", PATH=path, LOOKS=str(tmp_path / "again"))
     assert busy.stdout.strip().endswith("busy")
+    one = shell(SCRIPTS / "auto_experiment_runner.sh", "-c", "-g", "0", PATH=path, LOOKS=str(tmp_path / "third"))
+    assert one.stdout.strip().endswith("all idle")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_run_script_of_every_model(model, tmp_path):
+    """The shipped conditions by the shipped script, as the automatic runner starts it; the first one only."""
+    file = SCRIPTS / f"multi_domain_hdmap_{model}-exp_condition.json"
+    name = load_experiment_conditions(file)[0]["name"]
+    runner, job = SCRIPTS / "auto_experiment_runner.sh", SCRIPTS / f"multi_domain_hdmap_{model}-run.sh"
+    flags = ["-r", tmp_path / "auto", "--config", file, "-a", f"--only {name} --log-dir {tmp_path / 'logs'}"]
+    done = shell(runner, "-s", job, *flags, "1")
+    assert done.returncode == 0, next((tmp_path / "auto").glob("*.log")).read_text()[-2000:]
+    result = json.loads((tmp_path / "logs" / f"result_exp_00_{name}_gpu0.json").read_text())
+    assert result["status"] == "success"
+    assert len(result["target_results"]) == 3
 
 
 @pytest.mark.slow
