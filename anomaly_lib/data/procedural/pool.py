@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from anomaly_lib.data.procedural.pictures import Drawing, draw
 
-SIZE, PATCH, MARGIN = 192, 8, 16
+SIZE, PATCH, MARGIN = 128, 8, 16
 GRID = SIZE // PATCH  # patches a side
 DRAWN = SIZE + MARGIN  # pictures are drawn larger and cut to SIZE at random
 Pool = dict[str, NDArray[Any]]
