@@ -53,7 +53,18 @@ def open_test(args: Args) -> TestData:
         _, tested = split_classes(args, names_of(args.dataset, args.data_path), None)
         target = load_items(args, args.dataset, args.data_path, tested, normal=40 if args.shot else 0)
     items, skipped = readable_items([item for item in target if item.split == "test"], args.on_error)
+    if args.fast_dev_run:
+        items = shortened(items, 8)
     return TestData(items, [item for item in target if item.split == "train" and item.label == 0], skipped)
+
+
+def shortened(items: list[Item], count: int) -> list[Item]:
+    """Up to ``count`` images of each class, normal and anomalous ones by turns."""
+    out = []
+    for name in class_names(items):
+        kinds = [[i for i in items if i.class_name == name and i.label == label] for label in (0, 1)]
+        out += [kind[n] for n in range(count) for kind in kinds if n < len(kind)][:count]
+    return out
 
 
 def load_items(args: Args, dataset: str, root: str | None, classes: list[str], *, normal: int) -> list[Item]:

@@ -282,7 +282,9 @@ def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
         raise UserError(f"--split {args.split}: SOWA is scored on the test split only")
     if args.data_path:
         layout = args.dataset or ("meta" if (Path(args.data_path) / "meta.json").is_file() else "mvtec")
-        options = replace(options, eval_data_path=args.data_path, eval_dataset=layout, test_classes=[])
+        options = replace(
+            options, eval_data_path=args.data_path, eval_dataset=layout, test_classes=[], fast_dev_run=False
+        )
     elif args.dataset:
         options = replace(options, eval_dataset=args.dataset)
     if args.obj:

@@ -22,7 +22,7 @@ from anomaly_lib.metrics import auroc, f1_max_threshold
 from anomaly_lib.models.sowa.model import AnomalyCLIP
 from anomaly_lib.models.sowa.scores import Memory, detect
 from anomaly_lib.recipes.evaluation.tables import Cell, Table
-from anomaly_lib.recipes.sowa.data import Taps, TestData, open_test, open_train, support_items, with_mosaics
+from anomaly_lib.recipes.sowa.data import Taps, TestData, open_test, open_train, shortened, support_items, with_mosaics
 from anomaly_lib.recipes.sowa.eval import (
     SYSTEM,
     Detector,
@@ -67,21 +67,12 @@ def build(args: Args, device: torch.device, say: Callable[[str], None] = lambda 
     train_items, skipped = open_train(args)
     test = open_test(args)
     if args.fast_dev_run:
-        train_items, test = shortened(train_items, args.batch_size), test._replace(items=shortened(test.items, 8))
+        train_items = shortened(train_items, args.batch_size)
     test.skipped.extend(skipped)
     mosaics = with_mosaics(train_items, args.mosaic_rate or 0.0, label=str(args.mosaic_label), seed=args.seed)
     clip = make_clip(args)
     clip.to(device)
     return Experiment(args, mosaics, test, make_taps(args, clip, say), make_model(args, clip))
-
-
-def shortened(items: list[Item], count: int) -> list[Item]:
-    """Up to ``count`` images of each class, normal and anomalous ones by turns."""
-    out = []
-    for name in class_names(items):
-        kinds = [[i for i in items if i.class_name == name and i.label == label] for label in (0, 1)]
-        out += [kind[n] for n in range(count) for kind in kinds if n < len(kind)][:count]
-    return out
 
 
 def train(args: Args) -> RunResult:
