@@ -15,6 +15,7 @@ from PIL import Image
 import anomaly_lib
 import evaluate
 from anomaly_lib.data import open_dataset
+from anomaly_lib.recipes.sowa.eval import args_of
 from anomaly_lib.recipes.sowa.fit import best_epochs
 from anomaly_lib.recipes.sowa.recipe import Detector
 from scripts.sowa import make_meta, train_sowa
@@ -117,6 +118,12 @@ def test_as_many_epochs_as_help_classes_left_out(
     alone = [*FAST, *flags, "--train-classes", "nut", "--epochs", "1", "--output-dir", str(tmp_path / "b")]
     assert train_sowa.main(alone) == 0
     assert "one training class (nut)" in capsys.readouterr().out
+
+
+def test_checkpoints_older_than_an_option_open_without_it() -> None:
+    old = args_of({"args": {"backbone": "tiny-clip", "loss": "clean", "gone": 1}})
+    assert (old.backbone, old.map_calibration, old.image_score) == ("tiny-clip", "none", "text")
+    assert args_of({"args": {"map_calibration": "logistic"}}).map_calibration == "logistic"
 
 
 def test_torchrun_is_refused(

@@ -242,9 +242,10 @@ class Detector:
 
 
 def args_of(saved: Mapping[str, Any]) -> Args:
-    """The options a checkpoint was trained with (unknown ones of other versions are left out)."""
+    """The options a checkpoint was trained with: unknown ones are left out; what is younger than the file is off."""
+    before = {"map_calibration": "none", "image_score": "text"}
     known = {f.name for f in fields(Args)}
-    return resolve(Args(**{name: value for name, value in saved["args"].items() if name in known}))
+    return resolve(Args(**{name: value for name, value in (before | dict(saved["args"])).items() if name in known}))
 
 
 def load_detector(path: Path | str, *, device: str = "auto", backbone_weights: str | None = None) -> Detector:
