@@ -1,7 +1,7 @@
 """How fast is the plain-PyTorch selective scan here, forward + backward, against what else runs without CUDA?
 
 Peers, timed in the same run and interleaved: transformers' MambaMixer (its slow path) and a log-space parallel scan.
-    python benchmarks/bench_scan.py [--repeats 5] [--output scan.json]
+    python benchmarks/bench_scan.py [--repeats 5] [--sizes 32x128] [--output scan.json]
 """
 
 import argparse
@@ -85,12 +85,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--sizes", nargs="+", default=[f"{b}x{n}" for b, n in SIZES], help="BATCHxLENGTH")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     rows = []
-    for batch, length in SIZES:
+    for batch, length in (map(int, size.split("x")) for size in args.sizes):
         rows.append(measure(batch, length, args.repeats))
         print(json.dumps(rows[-1]))
     report = {"torch": torch.__version__, "machine": platform.processor(), "threads": args.threads, "rows": rows}

@@ -73,7 +73,7 @@ def test_resume_is_bit_exact_with_averages_and_counters(
     def broken(*args: object, **more: object) -> None:
         calls.append(1)
         result = original(*args, **more)
-        if len(calls) == 2:
+        if len(calls) == (2 if moment == "end_epoch" else 1):
             raise KeyboardInterrupt("killed")
         return result
 
@@ -83,7 +83,7 @@ def test_resume_is_bit_exact_with_averages_and_counters(
     with pytest.raises(KeyboardInterrupt):
         train(tiny_args(folder))
     monkeypatch.undo()
-    assert len(rows(folder)) < 3
+    assert not (folder / "metrics.jsonl").is_file() or len(rows(folder)) == 2
     train(tiny_args(folder))
     for name in ("checkpoint.pt", "best_model.pth"):
         whole = torch.load(reference / name, weights_only=True)
@@ -275,7 +275,8 @@ def test_label_check_and_new_splits(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_shell_wrappers_forward_every_flag(tmp_path: Path) -> None:
     import os
 
-    env = {**os.environ, "OUTPUT": str(tmp_path), "PYTHON": sys.executable, "WANDB_MODE": "disabled"}
+    env = {**os.environ, "OUTPUT": str(tmp_path), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    env["WANDB_MODE"] = "disabled"
 
     def bash(name: str, *words: str) -> str:
         line = ["bash", str(ROOT / "scripts" / "weld" / name), *words]

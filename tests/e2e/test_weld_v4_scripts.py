@@ -79,6 +79,16 @@ def test_evaluation_repeats_the_numbers_of_training(trained):
     assert f"{record['knn_accuracy']:.4f}" in out.stdout
 
 
+def test_other_neighbours_and_distances(trained, tmp_path, capsys):
+    main, record = script("evaluate_knn").main, json.loads((trained / "run.json").read_text())["metrics"]
+    best = ["--checkpoint", str(trained / "best_model.pth"), "--output", str(tmp_path / "knn.json")]
+    assert main([*best, "--k", "1"]) == 0
+    assert json.loads((tmp_path / "knn.json").read_text())["metrics"]["knn_accuracy"] == record["knn_accuracy"]
+    assert main([*best, "--k", "3", "--metric", "manhattan", "--split", "val"]) == 0
+    assert "confusion" in capsys.readouterr().out
+    assert main([]) == 2
+
+
 def test_missing_modalities_never_break_the_model(trained):
     detector = weld_supcon.load_detector(trained / "best_model.pth")
     rows = missing_study([detector], open_runs(detector.args))
@@ -195,8 +205,9 @@ def test_resume_is_bit_exact_with_the_feature_queue(tmp_path, monkeypatch):
     monkeypatch.undo()
     weld_supcon.train(asked("cut"), features=features)
     whole, cut = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "cut"))
-    assert len(whole["extra"]["queue"]["labels"]) == 20
-    for key in ("model", "optimizer", "history", "best", "early_stop", "extra"):
+    whole["queue"], cut["queue"] = whole["extra"]["queue"], cut["extra"]["queue"]
+    assert len(whole["queue"]["labels"]) == 20
+    for key in ("model", "optimizer", "history", "best", "early_stop", "queue"):
         torch.testing.assert_close(whole[key], cut[key], rtol=0, atol=0, equal_nan=True)
 
 

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from anomaly_lib.errors import UserError
 from anomaly_lib.fusion import CrossAttention
+from anomaly_lib.models.weld.token_scale import TokenScale
 
 MODALITIES = ("video", "images", "audio", "sensors")
 ALIASES = {"post_images": "images", "post_weld_images": "images", "sensor": "sensors"}
@@ -181,6 +182,7 @@ class QuadModal(nn.Module):
             dropout=c.dropout,
             missing=c.missing,
         )
+        self.scale = nn.ModuleDict({name: TokenScale() for name in ("video", "images", "audio")})
         self.norm = nn.LayerNorm(c.hidden_dim)
         self.projection = nn.Sequential(
             nn.Linear(c.hidden_dim, c.hidden_dim), nn.ReLU(), nn.Linear(c.hidden_dim, c.hidden_dim)
@@ -190,7 +192,7 @@ class QuadModal(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor], *, need_weights: bool = False) -> dict[str, Tensor]:
         """`batch` after `check_quad_batch`; with `need_weights` also `attention.<modality>` [B, Q, L]."""
-        tokens = {name: batch[name] for name in ("video", "images", "audio") if name in batch}
+        tokens = {name: scale(batch[name]) for name, scale in self.scale.items() if name in batch}
         if "sensors" in batch:
             tokens["sensors"] = self._sensor_tokens(batch["sensors"])
         masks = {name: batch[f"{name}_mask"] for name in tokens if f"{name}_mask" in batch}

@@ -18,6 +18,7 @@ from anomaly_lib.data.weld.manifest import CLASSES, WeldRun, select_runs
 from anomaly_lib.data.weld.runs import load_raw
 from anomaly_lib.data.weld.signal import magnitude_frames
 from anomaly_lib.engine.amp import pick_device
+from anomaly_lib.metrics.knn import knn_vote
 from anomaly_lib.models.weld.baselines import (
     AudioConvAE,
     MidFusion,
@@ -31,6 +32,7 @@ from anomaly_lib.models.weld.supcon_quad import MODALITIES
 from anomaly_lib.recipes.weld import supcon as weld_supcon
 from anomaly_lib.recipes.weld.features import WeldFeatures
 from anomaly_lib.recipes.weld.inputs import build_features, weld_settings
+from anomaly_lib.recipes.weld.knn import defect_margin
 from anomaly_lib.recipes.weld.ladder_options import Args
 from anomaly_lib.recipes.weld.supcon_options import Args as QuadArgs
 from anomaly_lib.recipes.weld.supcon_task import open_runs, quad_batch
@@ -219,17 +221,14 @@ def mid(pool: Pool, args: Args) -> Fitted:
 
 
 def cross_attention(pool: Pool, args: Args) -> Fitted:
-    """D: the V4 model, trained by its own recipe; score = 1 - P(good)."""
+    """D: the V4 model, trained by its own recipe and judged by its own protocol: neighbours among the training runs."""
     folder = Path(args.results or "runs/weld_baselines") / f"D-seed{args.seed}"
     known = {name: getattr(args, name) for name in QuadArgs.__dataclass_fields__}
     result = weld_supcon.train(QuadArgs(**{**known, "output_dir": str(folder)}), features=pool.features)
     assert result.checkpoint is not None
     detector = weld_supcon.load_detector(result.checkpoint, features=pool.features)
-    found = {split: detector.encode(runs)["logits"] for split, runs in pool.runs.items()}
-    scores = {split: 1 - logits.softmax(1)[:, 0] for split, logits in found.items()}
-    return Fitted(scores, parameters(detector.task), classes=found["test"].argmax(1))
-
-
-def ladder() -> dict[str, Callable[[Pool, Args], Fitted]]:
-    single = {f"B-{name}": (lambda pool, args, name=name: one_modality(pool, args, name)) for name in MODALITIES}
-    return {"A": model_a, **single, "C-late": late, "C-mid": mid, "D": cross_attention}
+    found = {split: detector.encode(runs)["features"] for split, runs in pool.runs.items()}
+    bank, classes = found["train"], pool.classes("train")
+    scores = {split: defect_margin(bank, classes, features) for split, features in found.items()}
+    voted, _ = knn_vote(bank, classes, found["test"], k=min(args.k, len(bank)), metric=args.metric)
+    return Fitted(scores, parameters(detector.task), classes=voted)

@@ -15,7 +15,6 @@ import numpy as np
 from anomaly_lib.config import arg
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import write_text
-from anomaly_lib.metrics import auroc
 from anomaly_lib.recipes.weld.baselines import Pool, prepare
 from anomaly_lib.recipes.weld.ladder import spread
 from anomaly_lib.recipes.weld.ladder_options import Args as LadderArgs
@@ -40,7 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "queue": {"queue": 96, "accumulate": 2},
     "contrast-only": {"loss_type": "supcon"},
 }
-COLUMNS = {"knn_accuracy": "k-NN accuracy", "knn_macro_f1": "k-NN macro-F1", "auroc": "AUROC of 1 - P(good)"}
+COLUMNS = {"knn_accuracy": "k-NN accuracy", "knn_macro_f1": "k-NN macro-F1", "image_auroc": "AUROC"}
 
 
 @dataclass
@@ -85,14 +84,11 @@ def measure(args: Args, pool: Pool, variant: str, seed: int, folder: Path) -> di
     seconds = time.process_time() - started
     assert result.checkpoint is not None
     detector = load_detector(result.checkpoint, features=pool.features)
-    scores = 1 - detector.encode(pool.runs["test"])["logits"].softmax(1)[:, 0]
     learning = set(apply_freeze(own, detector.task, 0))
     return {
         "variant": variant,
         "seed": seed,
-        "knn_accuracy": round(result.metrics["knn_accuracy"], 4),
-        "knn_macro_f1": round(result.metrics["knn_macro_f1"], 4),
-        "auroc": round(auroc(scores, pool.labels("test")), 4),
+        **{name: round(result.metrics[name], 4) for name in COLUMNS},
         "trained_parameters": sum(p.numel() for name, p in detector.task.named_parameters() if name in learning),
         "seconds": round(seconds, 2),
     }

@@ -19,7 +19,7 @@ from anomaly_lib.models.grad_cam import grad_cam
 from anomaly_lib.models.uncertainty import deep_ensemble, fit_temperature, mc_dropout, predictive_entropy
 from anomaly_lib.models.weld.supcon_quad import MODALITIES
 from anomaly_lib.recipes.weld.features import WeldFeatures
-from anomaly_lib.recipes.weld.knn import hide, missing_subsets, subset_name
+from anomaly_lib.recipes.weld.knn import defect_margin, hide, missing_subsets, subset_name
 from anomaly_lib.recipes.weld.study_data import found_shifts, synthetic_defect_probe
 from anomaly_lib.recipes.weld.supcon_detector import QuadDetector, load_detector
 from anomaly_lib.recipes.weld.supcon_task import open_runs, quad_batch
@@ -57,7 +57,7 @@ def run_study(args: Args, say: Callable[[str], object], *, features: WeldFeature
     for row in results["missing"]:
         say(f"  {row['present']:30} AUROC {row['auroc']:.4f}")
     save_figure(missing_figure(results["missing"]), folder / "missing")
-    results["deployment"] = deployment(detector, select_runs(runs, "test"), pruning=args.pruning)
+    results["deployment"] = deployment(detector, runs, pruning=args.pruning)
     for row in results["deployment"]:
         say("  " + spell(row))
     defects = [run for run in select_runs(runs, "test") if run.label]
@@ -120,17 +120,28 @@ def uncertainty(
     return out
 
 
+def margin_auroc(detector: QuadDetector, runs: Sequence[WeldRun]) -> Callable[[Tensor, Tensor], float]:
+    """AUROC of features as the k-NN protocol has it: nearest defect against nearest good training run."""
+    bank, classes = detector.bank(runs)
+
+    def judge(features: Tensor, labels: Tensor) -> float:
+        return auroc(defect_margin(bank, classes, features.float().cpu()), labels)
+
+    return judge
+
+
 def missing_study(detectors: Sequence[QuadDetector], runs: Sequence[WeldRun]) -> list[dict[str, Any]]:
     """AUROC on TEST for every subset of modalities, mean over detectors: what is lost when something is missing."""
     test, features = select_runs(runs, "test"), detectors[0].features
     features.prepare(test)
     labels = torch.tensor([run.label for run in test])
+    judges = [margin_auroc(one, runs) for one in detectors]
     batch, rows = quad_batch(features, test), []
     for keep in missing_subsets():
         part = hide(batch, keep)
         with torch.no_grad():
-            logits = [one.task.model(part)["logits"] for one in detectors]
-        value = mean_of(auroc(1 - one.softmax(1)[:, 0], labels) for one in logits)
+            found = [one.task.model(part)["features"] for one in detectors]
+        value = mean_of(judge(one, labels) for judge, one in zip(judges, found, strict=True))
         rows.append({"present": subset_name(keep), "missing": 4 - sum(keep), "auroc": round(value, 4)})
     return rows
 
@@ -153,9 +164,10 @@ def deployment(
     """Latency, size and the largest change of a feature for each form of the model."""
     import copy
 
-    detector.features.prepare(runs)
-    batch = quad_batch(detector.features, runs[:8])
-    labels = torch.tensor([run.label for run in runs])
+    test, judge = select_runs(runs, "test"), margin_auroc(detector, runs)
+    detector.features.prepare(test)
+    batch = quad_batch(detector.features, test[:8])
+    labels = torch.tensor([run.label for run in test])
     model = detector.task.model.eval()
     pruned = copy.deepcopy(model)
     sparsity = prune_linears(pruned, pruning)
@@ -168,7 +180,7 @@ def deployment(
     }
     with torch.no_grad():
         wanted = model(batch)["features"]
-        whole = quad_batch(detector.features, runs)
+        whole = quad_batch(detector.features, test)
         rows = []
         for name, form in forms.items():
             plain = name.startswith(("float32", "int8", "pruned"))
@@ -183,7 +195,7 @@ def deployment(
             row["largest_change"] = float((found - wanted).abs().max())
             if plain:
                 row["mb"] = sum(t.numel() * t.element_size() for t in form.state_dict().values()) / 1e6
-                row["auroc"] = auroc(1 - form(whole)["logits"].softmax(1)[:, 0], labels)
+                row["auroc"] = judge(form(whole)["features"], labels)
             rows.append(row)
     return rows
 

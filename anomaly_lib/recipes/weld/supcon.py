@@ -33,6 +33,7 @@ from anomaly_lib.recipes.weld.supcon_task import (
     apply_freeze,
     build,
     encode_runs,
+    fit_scale,
     labels_of,
     objective,
     open_runs,
@@ -89,9 +90,11 @@ def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
             optimizer=optimizer,
             scheduler=schedule,
             scaler=make_scaler(device, args.precision),
-            early_stop=EarlyStopping(args.patience),
+            early_stop=EarlyStopping(int(args.patience or 0)),
             extra={"settings": settings.to_dict(), "dims": features.dims()},
         )
+        if args.scale_tokens:
+            fit_scale(task, features, train_runs)
         first = run.restore(state, best_name=BEST)
         if first == 0 and args.pretrain != "none":
             pretrain(args, run, task, features, train_runs)

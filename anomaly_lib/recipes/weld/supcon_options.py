@@ -27,6 +27,7 @@ class QuadModelArgs:
     )
     modality_dropout: float = arg(0.1, "chance that training hides a modality of a run", at_least=0, at_most=0.9)
     activation_checkpointing: Switch = arg(False, "recompute the sensor encoder in backward to save memory")
+    scale_tokens: Switch = arg(True, "z-score the frozen tokens by the training runs, for each place and channel")
     freeze: str = arg("none", "what does not learn", choices=list(FREEZE_POLICIES))
     freeze_encoders_epochs: int = arg(0, "apply --freeze only for the first epochs; 0 = always", at_least=0)
     adapters: str = arg("none", "adapters on the fusion's frozen attention", choices=["none", "lora", "adapter"])
@@ -59,7 +60,12 @@ class SupConTrainArgs:
     warmup_epochs: int = arg(5, "epochs of linear warm-up", at_least=0)
     warmup_start_lr: float = arg(1e-7, "learning rate of the first epoch", at_least=0)
     min_lr: float = arg(1e-6, "learning rate at the end", at_least=0)
-    patience: int = arg(10, "epochs without improvement before stopping; 0 = never", at_least=0)
+    patience: Optional[int] = arg(
+        None,
+        "epochs without improvement before stopping; 0 = never; None = 10 (built-in data: 20)",
+        type=int,
+        at_least=0,
+    )
     stop_on: str = arg(
         "accuracy", "what counts: nearest-centroid accuracy or loss, on val", choices=["accuracy", "loss"]
     )
@@ -101,14 +107,14 @@ class Args(
 FULL = {
     "video_backbone": "vjepa2-vitl", "audio_backbone": "ast-14-14", "image_backbone": "dinov2-base",
     "layer_index": "block", "branches": "12.mean", "hidden_dim": 512, "sensor_dim": 256, "sensor_layers": 4,
-    "epochs": 100, "batch_size": 16, "learning_rate": 1e-4,
+    "epochs": 100, "batch_size": 16, "learning_rate": 1e-4, "patience": 10,
     "video_frames": 8, "video_size": 224, "image_size": 224, "audio_frames": 1024, "video_token_pool": "none",
 }  # fmt: skip
 TINY = {
     "video_backbone": "tiny-vjepa2", "audio_backbone": "tiny-ast", "image_backbone": "tiny-dinov3",
     "video_weights": "random", "audio_weights": "random", "image_weights": "random", "branches": "2.mean",
     "layer_index": "block", "hidden_dim": 64, "sensor_dim": 32, "sensor_layers": 2,
-    "epochs": 40, "batch_size": 24, "learning_rate": 1e-3,
+    "epochs": 40, "batch_size": 24, "learning_rate": 1e-3, "patience": 20,
     "video_frames": 8, "video_size": 64, "image_size": 64, "audio_frames": 64, "video_token_pool": "none",
 }  # fmt: skip
 QUICK = {"epochs": 3, "batch_size": 4, "log_every": 1, "demo_train": 4, "demo_good": 2, "demo_defects": 2, "k": 1}

@@ -11,7 +11,7 @@ from anomaly_lib.data.weld.manifest import WeldRun, assign_splits, read_manifest
 from anomaly_lib.engine.amp import autocast_for
 from anomaly_lib.losses.supcon_extra import FeatureQueue, mixed_loss, mixup, supcon_with_negatives
 from anomaly_lib.models.adapters import add_adapters
-from anomaly_lib.models.weld.supcon_quad import QuadModal, freeze
+from anomaly_lib.models.weld.supcon_quad import MODALITIES, QuadModal, freeze
 from anomaly_lib.models.weld.tasks import Reconstruction
 from anomaly_lib.recipes.weld.features import WeldFeatures
 from anomaly_lib.recipes.weld.supcon_options import Args, quad_config
@@ -67,6 +67,14 @@ def quad_batch(features: WeldFeatures, runs: Sequence[WeldRun]) -> dict[str, Ten
     images = torch.cat([branch.mean(2) for branch in batch["images"]], dim=-1)  # [B, V, D]
     named = {**batch, "images": images, "images_mask": batch["views"]}
     return {name: value for name, value in named.items() if name != "views"}
+
+
+def fit_scale(task: QuadTask, features: WeldFeatures, runs: Sequence[WeldRun]) -> None:
+    """Token statistics of the training runs that have each modality."""
+    parts = [quad_batch(features, runs[i : i + 32]) for i in range(0, len(runs), 32)]
+    for name, scale in task.model.scale.items():
+        there = torch.cat([part["present"][:, MODALITIES.index(name)] for part in parts]).bool()
+        scale.fit(torch.cat([part[name] for part in parts])[there])  # type: ignore[operator]
 
 
 def labels_of(runs: Sequence[WeldRun], device: torch.device) -> Tensor:

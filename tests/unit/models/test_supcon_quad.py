@@ -161,3 +161,39 @@ def test_bad_batches_get_one_clear_line():
         check_quad_batch({**good, "present": torch.ones(4, 3)}, SMALL)
     with pytest.raises(UserError, match="at least one"):
         check_quad_batch({}, SMALL)
+
+
+def test_fusion_keeps_a_token_axis_on_request():
+    torch.manual_seed(0)
+    fusion = CrossAttentionFusion({"video": 12, "audio": 8}, hidden_dim=16, num_heads=2).eval()
+    tokens = {name: value for name, value in batch_of(3).items() if name in ("video", "audio")}
+    flat, kept = fusion(tokens)[0], fusion(tokens, keepdim=True)[0]
+    assert kept.shape == (3, 1, 16)
+    assert torch.equal(kept.squeeze(1), flat)
+
+
+def test_the_score_head_can_end_in_a_probability():
+    torch.manual_seed(0)
+    plain = QuadModal(SMALL).eval()
+    chance = QuadModal(QuadConfig(**{**SMALL.__dict__, "score_sigmoid": True})).eval()
+    chance.load_state_dict(plain.state_dict())
+    a, b = (model(batch_of())["anomaly_score"] for model in (plain, chance))
+    torch.testing.assert_close(b, a.sigmoid())
+
+
+def test_tokens_are_scaled_by_the_training_runs_place_by_place():
+    torch.manual_seed(0)
+    batch = batch_of(50)
+    batch["video"] += 100 * torch.arange(6.0)[None, :, None]  # what differs between places says nothing about runs
+    model = QuadModal(SMALL).eval()
+    before = model(batch)["features"]
+    model.scale["video"].fit(batch["video"])
+    scaled = model.scale["video"](batch["video"])
+    torch.testing.assert_close(scaled.mean(0), torch.zeros(6, 12), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scaled.std(0, unbiased=False), torch.ones(6, 12), atol=1e-3, rtol=0)
+    assert float((model(batch)["features"] - before).abs().max()) > 1e-3
+    fresh = QuadModal(SMALL).eval()
+    fresh.load_state_dict(model.state_dict())
+    torch.testing.assert_close(fresh(batch)["features"], model(batch)["features"], rtol=0, atol=0)
+    with pytest.raises(UserError, match="same encoder"):
+        model({**batch, "video": batch["video"][:, :4]})
