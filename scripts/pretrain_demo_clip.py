@@ -125,7 +125,7 @@ def validate(clip: nn.Module, text: ClipText, pool: Pool) -> dict[str, float]:
     )
     normal, damaged = prompts[: len(captions.NORMAL_STATES)].mean(0), prompts[len(captions.NORMAL_STATES) :].mean(0)
     scores: dict[str, list[Tensor]] = {"pooled": [], "patches": [], "vv": [], "label": []}
-    for part in range(8):
+    for part in range(max(1, len(pool["masks"]) // 32)):
         batch = make_batch(pool, np.random.default_rng((1, part)), 16, GRID)
         out = encode_windows(clip, batch.images, batch.offsets, value_value=True)
         for name in ("pooled", "patches", "vv"):
