@@ -5,8 +5,8 @@
 
 DIR holds FOLDER/CATEGORY in MVTec's layout and weights/resnet18*.pth. Both libraries see the same images, weights,
 sizes and metrics. Each draws its own channels (PaDiM) or coreset (PatchCore); a third run, `same_draws`, is our
-detector with anomalib's draw and upsampling, so that what is left between the two is arithmetic. Rows already in
---output are kept.
+detector with anomalib's draw and upsampling, so that what is left between the two is arithmetic; for PatchCore a fourth
+has anomalib's draw and our bilinear resize of the map. Rows already in --output are kept.
 """
 
 import os
@@ -163,7 +163,7 @@ def detector_on(data: Category, opts: Any) -> nn.Module:
     return detector.eval()
 
 
-def same_draws(data: Category, opts: Any, peer: Peer) -> nn.Module:
+def same_draws(data: Category, opts: Any, peer: Peer) -> Any:
     """Our detector with anomalib's bank and nearest upsampling, or fitted here on anomalib's channels."""
     detector: Any = detector_on(data, opts)
     if opts.model == "patchcore":
@@ -189,10 +189,14 @@ def check(data: Category, opts: Any, with_peer: bool) -> dict[str, Any]:
     peer.fit(data.train, opts.coreset_ratio)
     theirs = score_batches(peer, data.test, CPU)
     row["anomalib"] = data.measures(theirs)
-    matched = score_batches(same_draws(data, opts, peer), data.test, CPU)
+    twin = same_draws(data, opts, peer)
+    matched = score_batches(twin, data.test, CPU)
     row["same_draws"] = data.measures(matched)
     row["same_draws_largest_score_difference"] = relative(matched.score, theirs.score)
     row["same_draws_largest_map_difference"] = relative(matched.map, theirs.map)
+    if opts.model == "patchcore":
+        twin.upsample = opts.upsample
+        row["same_draws_our_resize"] = data.measures(score_batches(twin, data.test, CPU))
     return row
 
 
@@ -218,14 +222,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| category | detector | | image AUROC | pixel AUROC | AUPRO |", "|" + "---|" * 6]
     for (category, model, ratio, *_), members in sorted(groups.items(), key=str):
         name = model if ratio is None else f"{model} {100 * ratio:g} %"
-        for side in ("here", "anomalib", "same_draws"):
+        for side in ("here", "anomalib", "same_draws", "same_draws_our_resize"):
             if side in members[0]:
                 cells = [cell(members, side, metric) for metric in METRICS]
                 about = f"{side.replace('_', ' ')} ({len(members)})" if side == "here" else side.replace("_", " ")
                 lines.append("| " + " | ".join([category, name, about, *cells]) + " |")
     gaps = [row[f"same_draws_largest_{k}_difference"] for row in rows if "same_draws" in row for k in ("score", "map")]
     found = f" With the same draws, scores and maps agree to {max(gaps):.0e} of their maximum." if gaps else ""
-    commits = ", ".join(sorted({row["commit"] for row in rows}))
+    commits = ", ".join(sorted({str(row["commit"])[:7] for row in rows}))
     return "\n".join([*lines, "", f"Percent; mean ± deviation over (n) seeds, 0 upwards; commit {commits}.{found}"])
 
 
