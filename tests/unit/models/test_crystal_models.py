@@ -1,5 +1,6 @@
 """ALIGNN and the fusion model: sizes, twins, gradients."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -153,3 +154,25 @@ def test_half_precision_stays_close(graph: GraphBatch) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             have = model(graph, text).prediction
     torch.testing.assert_close(have.float(), want, rtol=0.1, atol=0.05)
+
+
+@pytest.mark.slow
+def test_compiled_network_computes_the_same() -> None:
+    """--compile: traced with the in-place gated sums, for batches of different sizes, gradients included."""
+    build = GraphBuilder()
+    graphs = [build(row.source) for row in demo_table(count=20, seed=6).rows]
+    plain = CrystalFusionModel(SMALL).eval()
+    compiled = copy.deepcopy(plain)
+    compiled.compile(dynamic=True, backend="eager")  # what is traced is the question, not the code made from it
+    for part in (graphs[:12], graphs[12:]):
+        batch, text = batch_graphs(part), torch.randn(len(part), 10)
+        want, have = plain(batch, text).prediction, compiled(batch, text).prediction
+        torch.testing.assert_close(have, want)
+        for network, prediction in ((plain, want), (compiled, have)):
+            network.zero_grad()
+            prediction.square().sum().backward()
+        for (name, one), other in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+            assert (one.grad is None) == (other.grad is None), name
+            if one.grad is not None:
+                torch.testing.assert_close(other.grad, one.grad, msg=name)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
