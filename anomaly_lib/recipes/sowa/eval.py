@@ -243,7 +243,7 @@ class Detector:
 
 def args_of(saved: Mapping[str, Any]) -> Args:
     """The options a checkpoint was trained with: unknown ones are left out; what is younger than the file is off."""
-    before = {"map_calibration": "none", "image_score": "text"}
+    before: dict[str, Any] = {"map_calibration": "none", "image_score": "text"}
     known = {f.name for f in fields(Args)}
     return resolve(Args(**{name: value for name, value in (before | dict(saved["args"])).items() if name in known}))
 
