@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from anomaly_lib.errors import UserError
+from anomaly_lib.recipes.evaluation.results_page import BEGIN, END
 
 SPEC = importlib.util.spec_from_file_location("make_figures", Path(__file__).parents[3] / "scripts" / "make_figures.py")
 assert SPEC is not None
@@ -31,13 +32,28 @@ def test_page_and_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     put_run(runs, "cls", "promptad")
     put_run(runs, "oracle-cls", "promptad", args={"select": "best-on-test", "weights": "random"})
     put_run(runs, "half", "promptad", status="interrupted")
-    readme.write_text(f"before\n{SCRIPT.BEGIN}\nold\n{SCRIPT.END}\nafter\n")
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
 
     def draw(run, folder: Path) -> None:
         run.figures = [folder / f"{run.folder.name}_overlays.png"]
 
     monkeypatch.setattr(SCRIPT, "draw_run", draw)
-    argv = ["--runs", str(runs), "--docs", str(docs), "--readme", str(readme), "--only", "results"]
+    benchmarks = tmp_path / "benchmarks"
+    benchmarks.mkdir()
+    report = {"machine": {"commit": "f00d"}, "search": {"ratio": 4.5, "seconds": 2.0}, "runs": [{"times faster": 71}]}
+    (benchmarks / "bank.json").write_text(json.dumps(report))
+    argv = [
+        "--benchmarks",
+        str(benchmarks),
+        "--runs",
+        str(runs),
+        "--docs",
+        str(docs),
+        "--readme",
+        str(readme),
+        "--only",
+        "results",
+    ]
     assert SCRIPT.main(argv) == 0
     page = (docs / "results.md").read_text()
     assert "| cls | 0.912 | - | 7 | 13 | x86_64, 2 threads | abc123 |" in page
@@ -47,6 +63,9 @@ def test_page_and_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "/somewhere" not in page
     assert "/private" not in page
     assert "](figures/cls_overlays.png)" in page
+    assert "| bank | search / ratio | 4.50 | f00d |" in page
+    assert "| bank | runs / 0 / times faster | 71.00 | f00d |" in page
+    assert "seconds |" not in page.split("## Benchmarks")[1]
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
