@@ -229,7 +229,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 lines.append("| " + " | ".join([category, name, about, *cells]) + " |")
     gaps = [row[f"same_draws_largest_{k}_difference"] for row in rows if "same_draws" in row for k in ("score", "map")]
     found = f" With the same draws, scores and maps agree to {max(gaps):.0e} of their maximum." if gaps else ""
-    return "\n".join([*lines, "", f"Percent; mean ± deviation over (n) seeds from 0; commits stand in the JSON.{found}"])
+    return "\n".join([*lines, "", f"Percent; mean ± deviation over (n) seeds from 0; commits are in the JSON.{found}"])
 
 
 def run(args: Args) -> None:
