@@ -120,6 +120,7 @@ def training_lines(
         axis.plot(places, values, color=SERIES[index % len(SERIES)], marker=MARKERS[index % len(MARKERS)],
                   markevery=every, markersize=5, linestyle=dash, label=name)  # fmt: skip
     axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.xaxis.get_major_locator().set_params(integer=x is None or np.array_equal(np.asarray(x), np.round(x)))
     if log_y:
         axis.set_yscale("log")
     if title:
