@@ -11,6 +11,7 @@ from anomaly_lib.data.samplers import BalancedBatchSampler, StratifiedBatchSampl
 from anomaly_lib.data.weld.manifest import WeldRun, select_runs
 from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
 from anomaly_lib.engine.checkpoint import TrainState
+from anomaly_lib.engine.distributed import single_process_only
 from anomaly_lib.engine.early_stop import EarlyStopping
 from anomaly_lib.engine.optim import NonFiniteGuard, param_groups, step
 from anomaly_lib.engine.run import Run
@@ -61,6 +62,7 @@ def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
     `features` of equal preprocessing and encoders may be handed in, so that several runs share one encoding.
     """
     args = resolve(args)
+    single_process_only("the V4 weld model", "its trained part is small; start it without torchrun")
     device = pick_device(args.device)
     with Run.open(SYSTEM, args, name="demo" if not args.data_path else Path(args.data_path).name) as run:
         if run.finished:

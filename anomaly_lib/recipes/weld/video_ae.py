@@ -14,7 +14,7 @@ from anomaly_lib.data.weld.manifest import WeldRun, select_runs
 from anomaly_lib.data.weld.runs import WeldSettings, load_raw, process_video
 from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.checkpoint import TrainState, load_checkpoint
-from anomaly_lib.engine.distributed import epoch_batches
+from anomaly_lib.engine.distributed import epoch_batches, single_process_only
 from anomaly_lib.engine.log import progress
 from anomaly_lib.engine.optim import step
 from anomaly_lib.engine.run import Run
@@ -120,6 +120,7 @@ def build(args: Args, device: torch.device, *, dim: int = 768) -> VideoAE:
 def train(args: Args) -> RunResult:
     """Fit the auto-encoder on normal clips; the epoch with the lowest training loss is kept."""
     args = resolve(args)
+    single_process_only("the video auto-encoder", "its trained part is small; start it without torchrun")
     device = pick_device(args.device)
     with Run.open(SYSTEM, args, name="demo" if not args.data_path else Path(args.data_path).name) as run:
         if run.finished:
