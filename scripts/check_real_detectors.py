@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -184,7 +185,8 @@ def check(data: Category, opts: Any, with_peer: bool) -> dict[str, Any]:
     row["here"] = data.measures(score_batches(ours.fit(data.train), data.test, CPU))
     if not with_peer:
         return row
-    torch.manual_seed(opts.seed)  # anomalib draws from the global generator
+    torch.manual_seed(opts.seed)  # anomalib draws from the global generators, torch's and (for its projection) numpy's
+    np.random.seed(opts.seed)  # noqa: NPY002
     peer = Peer(opts.model, data.extractor)
     peer.fit(data.train, opts.coreset_ratio)
     theirs = score_batches(peer, data.test, CPU)
