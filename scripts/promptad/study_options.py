@@ -185,7 +185,7 @@ def table_of(rows: dict[str, dict[str, float]], half: str) -> str:
     columns = [f"{task} {metric.replace('_', ' ')}" for task, metrics in SHOWN.items() for metric in metrics]
     lines: list[dict[str, Cell]] = []
     for group, names in groups.items():
-        for variant in dict.fromkeys(key[3] for key in keys):
+        for variant in [name for name in (*VARIANTS, EXP, MULTI) if any(key[3] == name for key in keys)]:
             line: dict[str, Cell] = {"data": group, "options": variant}
             for task, metrics in SHOWN.items():
                 for metric in metrics:
