@@ -44,7 +44,9 @@ def test_patch_labels_follow_the_pixels(pool: Pool, window: int) -> None:
     assert batch.offsets.min() >= 0
     assert batch.offsets.max() <= GRID - window
     assert (batch.patches[12:] == 1).any(1).float().mean() > 0.6  # windows are aimed at the damage
-    difference = (batch.images[12:] - batch.images[:12]).abs().mean(1)  # recoloured differently: only its pattern counts
+    difference = (
+        (batch.images[12:] - batch.images[:12]).abs().mean(1)
+    )  # recoloured differently: only its pattern counts
     cells = difference.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).std((-1, -2)).flatten(1)
     labels = batch.patches[12:]
     assert cells[labels == 1].median() > 1.3 * cells[labels == 0].median()
