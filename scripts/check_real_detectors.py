@@ -34,11 +34,11 @@ from anomaly_lib.recipes.detectors.build import build, make_extractor
 from anomaly_lib.recipes.detectors.options import resolve
 from anomaly_lib.recipes.detectors.recipe import Args as DetectorArgs
 from anomaly_lib.recipes.detectors.recipe import open_class, score_batches, stack_images
+from anomaly_lib.recipes.evaluation.beside_peer import key, table
 from anomaly_lib.types import Prediction
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = ("<!-- real-data:begin -->", "<!-- real-data:end -->")
-METRICS = ("image_auroc", "pixel_auroc", "aupro")
 LAYERS = {"patchcore": ["layer2", "layer3"], "padim": ["layer1", "layer2", "layer3"]}
 CPU = torch.device("cpu")
 
@@ -204,34 +204,6 @@ def check(data: Category, opts: Any, with_peer: bool) -> dict[str, Any]:
 
 def relative(ours: Any, theirs: Any) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
-
-
-def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["category"], row["model"], row["coreset_ratio"], row["size"], row["seed"]
-
-
-def cell(rows: list[dict[str, Any]], side: str, metric: str) -> str:
-    values = torch.tensor([100 * row[side][metric] for row in rows if side in row])
-    if not len(values):
-        return "-"
-    return f"{values.mean():.2f}" + (f" ± {values.std():.2f}" if len(values) > 1 else "")
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(key(row)[:4], []).append(row)
-    lines = ["| category | detector | | image AUROC | pixel AUROC | AUPRO |", "|" + "---|" * 6]
-    for (category, model, ratio, *_), members in sorted(groups.items(), key=str):
-        name = model if ratio is None else f"{model} {100 * ratio:g} %"
-        for side in ("here", "anomalib", "same_draws", "same_draws_our_resize"):
-            if side in members[0]:
-                cells = [cell(members, side, metric) for metric in METRICS]
-                about = f"{side.replace('_', ' ')} ({len(members)})" if side == "here" else side.replace("_", " ")
-                lines.append("| " + " | ".join([category, name, about, *cells]) + " |")
-    gaps = [row[f"same_draws_largest_{k}_difference"] for row in rows if "same_draws" in row for k in ("score", "map")]
-    found = f" With the same draws, scores and maps agree to {max(gaps):.0e} of their maximum." if gaps else ""
-    return "\n".join([*lines, "", f"Percent; mean ± deviation over (n) seeds from 0; commits are in the JSON.{found}"])
 
 
 def run(args: Args) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json, write_text
+from anomaly_lib.recipes.evaluation import beside_peer
 from anomaly_lib.recipes.evaluation.tables import Cell, Table
 
 BEGIN, END = "<!-- figures: begin (make figures) -->", "<!-- figures: end -->"
@@ -98,6 +99,12 @@ def results_page(runs: Sequence[FinishedRun], docs: Path, benchmarks: Path) -> s
         for run in own:
             shown = "\n".join(f"![{path.stem}]({path.relative_to(docs).as_posix()})" for path in run.figures)
             parts.append(f"**{run.folder.name}**: `{options_of(run)}`\n\n{shown}\n" if shown else "")
+    if (benchmarks / REAL_DATA).is_file():
+        parts.append(
+            "## Real categories beside anomalib\n\nResNet-18 with ImageNet weights, 224 x 224, same images and metrics;"
+            " `scripts/check_real_detectors.py`, read in [hdmap.md](hdmap.md#measured).\n\n"
+            + beside_peer.table(read_json(benchmarks / REAL_DATA)["rows"])
+        )
     table = benchmark_table(benchmarks)
     if table.rows:
         parts.append(

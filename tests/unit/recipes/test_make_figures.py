@@ -42,18 +42,12 @@ def test_page_and_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     benchmarks.mkdir()
     report = {"machine": {"commit": "f00d"}, "search": {"ratio": 4.5, "seconds": 2.0}, "runs": [{"times faster": 71}]}
     (benchmarks / "bank.json").write_text(json.dumps(report))
-    argv = [
-        "--benchmarks",
-        str(benchmarks),
-        "--runs",
-        str(runs),
-        "--docs",
-        str(docs),
-        "--readme",
-        str(readme),
-        "--only",
-        "results",
-    ]
+    sides = {"here": {"image_auroc": 0.9, "pixel_auroc": 0.8, "aupro": 0.7}}
+    row = {"category": "weld", "model": "padim", "coreset_ratio": None, "size": 224} | sides
+    rows = [row | {"seed": seed} for seed in (0, 1)]
+    (benchmarks / "real_detectors.json").write_text(json.dumps({"rows": rows}))
+    argv = ["--runs", str(runs), "--docs", str(docs), "--readme", str(readme), "--only", "results"]
+    argv += ["--benchmarks", str(benchmarks)]
     assert SCRIPT.main(argv) == 0
     page = (docs / "results.md").read_text()
     assert "| cls | 0.912 | - | 7 | 13 | x86_64, 2 threads | abc123 |" in page
@@ -65,6 +59,7 @@ def test_page_and_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "](figures/cls_overlays.png)" in page
     assert "| bank | search / ratio | 4.50 | f00d |" in page
     assert "| bank | runs / 0 / times faster | 71.00 | f00d |" in page
+    assert "| weld | padim | here (2) | 90.00 ± 0.00 | 80.00 ± 0.00 | 70.00 ± 0.00 |" in page
     assert "seconds |" not in page.split("## Benchmarks")[1]
     text = readme.read_text()
     assert text.startswith("before\n")
