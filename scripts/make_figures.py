@@ -9,6 +9,7 @@ options; nothing in them is written by hand.
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,8 @@ class Args:
     docs: str = arg(str(ROOT / "docs"), "folder of results.md and figures/")
     benchmarks: str = arg(str(ROOT / "benchmarks" / "results"), "folder of the benchmarks' JSON files")
     readme: str = arg(str(ROOT / "README.md"), "file whose marked part is renewed")
+    figures_per_system: int = arg(2, "runs of each system that are drawn; all are in the tables", at_least=0)
+    gallery: list[str] = arg([], "run folders whose picture the README shows (default: the first of each system)")
     only: list[str] = arg(list(PARTS), "which parts to make", choices=list(PARTS))
 
 
@@ -110,11 +113,14 @@ def make(args: Args) -> int:
         print(demo_contact_sheet(figures))
     if "results" in args.only:
         runs = finished_runs(Path(args.runs))
+        drawn = Counter[str]()
         for run in runs:
-            draw_run(run, figures)
+            if drawn[run.system] < args.figures_per_system:
+                draw_run(run, figures)
+                drawn[run.system] += 1
             print(f"{run.folder}: {', '.join(path.name for path in run.figures)}")
         write_text(docs / "results.md", results_page(runs, docs, Path(args.benchmarks)))
-        renew_readme(Path(args.readme), runs)
+        renew_readme(Path(args.readme), runs, args.gallery)
         print(docs / "results.md")
     return 0
 

@@ -126,8 +126,11 @@ def options_of(run: FinishedRun) -> str:
     return " ".join(kept) or "no options: built-in data and defaults"
 
 
-def renew_readme(readme: Path, runs: Sequence[FinishedRun]) -> None:
-    """Replace what stands between the two marks; a README without them is left alone."""
+def renew_readme(readme: Path, runs: Sequence[FinishedRun], gallery: Sequence[str] = ()) -> None:
+    """Replace what stands between the two marks with a table of all runs and the pictures of those in `gallery`.
+
+    Without `gallery`: the first picture of every system. A README without the marks is left alone.
+    """
     text = readme.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
         return
@@ -140,7 +143,10 @@ def renew_readme(readme: Path, runs: Sequence[FinishedRun]) -> None:
         metrics = [(n, v) for n, v in run.record["metrics"].items() if n != "threshold"][:3]
         figures = ", ".join(f"{name} {value:.3f}" for name, value in metrics)
         lines.append(f"| {run.system} | {run.folder.name} | {figures} | {run.record.get('git_commit') or 'unknown'} |")
-    pictures = [path for run in runs for path in run.figures if path.stem.endswith("_overlays")][:2]
+    pictured = [run for run in runs if any(path.stem.endswith("_overlays") for path in run.figures)]
+    first = {run.system: run.folder.name for run in reversed(pictured)}
+    shown = list(gallery) or list(first.values())
+    pictures = [run.figures[0] for name in shown for run in pictured if run.folder.name == name]
     lines += ["", *(f"![{path.stem}](docs/figures/{path.name})" for path in pictures)]
     before, rest = text.split(BEGIN)
     block = "\n".join(lines)
