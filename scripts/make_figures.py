@@ -115,7 +115,7 @@ def make(args: Args) -> int:
         runs = finished_runs(Path(args.runs))
         drawn = Counter[str]()
         for run in runs:
-            if drawn[run.system] < args.figures_per_system:
+            if run.folder.name in args.gallery or drawn[run.system] < args.figures_per_system:
                 draw_run(run, figures)
                 drawn[run.system] += 1
             print(f"{run.folder}: {', '.join(path.name for path in run.figures)}")
