@@ -92,7 +92,9 @@ def overlay_grid(
     value_range = value_range or map_range(maps)
     columns = min(6, count)
     rows = -(-count // columns)
-    figure, axes = new_figure(1.9 * columns + 0.9, 3.9 * rows + 0.2, rows=2 * rows, columns=columns)
+    tallest = max(as_array(image).shape[0] / as_array(image).shape[1] for image in images)
+    height = max(2.0, 3.6 * min(tallest, 2.0) + 0.3) * rows + 0.2  # flat images leave no empty rows
+    figure, axes = new_figure(1.9 * columns + 0.9, height, rows=2 * rows, columns=columns)
     for axis in axes.ravel():
         axis.set_axis_off()
     for index in range(count):

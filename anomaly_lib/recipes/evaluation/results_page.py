@@ -131,6 +131,8 @@ def renew_readme(readme: Path, runs: Sequence[FinishedRun], gallery: Sequence[st
 
     Without `gallery`: the first picture of every system. A README without the marks is left alone.
     """
+    if not readme.is_file():
+        raise UserError(f"--readme {readme}: no such file")
     text = readme.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
         return
