@@ -93,7 +93,7 @@ def overlay_grid(
     columns = min(6, count)
     rows = -(-count // columns)
     tallest = max(as_array(image).shape[0] / as_array(image).shape[1] for image in images)
-    height = max(2.0, 3.6 * min(tallest, 2.0) + 0.3) * rows + 0.2  # flat images leave no empty rows
+    height = max(2.2, 3.6 * min(tallest, 2.0) + 0.3) * rows + 0.2  # flat images leave no empty rows
     figure, axes = new_figure(1.9 * columns + 0.9, height, rows=2 * rows, columns=columns)
     for axis in axes.ravel():
         axis.set_axis_off()
@@ -107,7 +107,7 @@ def overlay_grid(
         if titles is not None:
             axes[row, column].set_title(titles[index], fontsize=9)
     bar = figure.colorbar(ScalarMappable(Normalize(*value_range), HEAT), ax=axes, shrink=0.6, aspect=30, extend="both")
-    bar.set_label(f"{caption} (one scale for all images)")
+    bar.set_label(f"{caption}\n(one scale for all images)")
     return figure
 
 
