@@ -43,10 +43,10 @@ def left_out_branches(
 ) -> Branches:
     """Branch scores of normal images the memory does not know.
 
-    Each support image against the memory of the others; with a single one, its mild views against itself.
+    Each support image against the memory of the others; with `views` (one support image a class: the others show
+    other things) those mild views against the whole memory.
     """
-    if len(support) == 1:
-        assert views is not None, "one support image needs views of itself to be scored"
+    if views is not None:
         return branch_scores(model, views, settings, galleries=support.gallery_rows())
     parts = []
     for left_out in range(len(support)):

@@ -171,7 +171,7 @@ def resolve(args: A) -> A:
         raise UserError(f"--memory-layers: every block once, got {args.memory_layers}")
     if args.threshold_quantile is None:
         # A memory of k - 1 lies farther from the k-th than k images do from a new one; views of one image lie nearer.
-        filled["threshold_quantile"] = 1.0 if args.shot == 1 and args.obj != ALL else 0.5
+        filled["threshold_quantile"] = 1.0 if args.shot == 1 else 0.5
     return replace(args, **filled, device=_device(args), gpu_id=None, use_cpu=False)  # type: ignore[arg-type]
 
 

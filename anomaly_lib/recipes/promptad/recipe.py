@@ -183,7 +183,8 @@ def keep_if_better(state: TrainState, model: PromptAD, epoch: int, value: float,
 def fitted_settings(experiment: Experiment) -> tuple[ScoreSettings, Branches]:
     """Score settings with support references under the present contexts, and the branch scores they come from."""
     args, towers, support = experiment.args, experiment.towers, experiment.support
-    views = towers.features(with_views(experiment.data.support, "mild"), test=False) if len(support) == 1 else None
+    alone = args.shot == 1 or len(support) == 1
+    views = towers.features(with_views(experiment.data.support, "mild"), test=False) if alone else None
     settings = settings_of(args)
     normal = left_out_branches(experiment.model, support, views, settings)
     return fit_support(settings, normal, args.calibration), normal

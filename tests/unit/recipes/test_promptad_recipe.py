@@ -146,6 +146,8 @@ def test_leave_one_out_never_sees_the_image_itself() -> None:
     assert image_scores(found, fitted).shape == (3,)
     alone = left_out_branches(model, support[[0]], support[[1, 2]], settings)
     assert alone.visual.shape == (2,)
+    one_a_class = left_out_branches(model, support, support, settings)  # views equal to their images: no distance
+    torch.testing.assert_close(one_a_class.visual, torch.zeros(3), atol=1e-6, rtol=0)
     assert len(concatenate([support, support[[0]]])) == 4
 
 
