@@ -109,8 +109,8 @@ def results_page(runs: Sequence[FinishedRun], docs: Path, benchmarks: Path) -> s
     if table.rows:
         parts.append(
             "## Benchmarks\n\nRatios to the peer measured in the same run: how many times faster or smaller, and behind"
-            ' "against" the share of the peer\'s. What is compared stands at the head of `benchmarks/bench_<name>.py`.\n\n'
-            + table.markdown(digits=2)
+            ' "against" the share of the peer\'s. What is compared stands at the head of `benchmarks/bench_<name>.py`.'
+            "\n\n" + table.markdown(digits=2)
         )
     return "\n".join(part for part in parts if part)
 
