@@ -1,8 +1,6 @@
 """What every benchmark shares: medians, peak memory, a JSON file that names the machine and the versions."""
 
 import argparse
-import ctypes
-import gc
 import importlib.metadata
 import json
 import os
@@ -16,6 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from anomaly_lib.engine.memory import PeakMemory
+
 
 class Measure(NamedTuple):
     seconds: float  # median
@@ -28,14 +28,14 @@ def measure(work: Callable[[], Any], *, repeats: int = 5, warmup: int = 1) -> Me
     """Run `work`, give the median time, the peak memory of the last run and its result."""
     for _ in range(warmup):
         work()
-    seconds, core, value, held = [], [], None, float("nan")
+    seconds, core, value, peak = [], [], None, PeakMemory(torch.device("cpu"))
     for _ in range(repeats):
-        held = _reset_peak()
-        start, on_core = time.perf_counter(), time.process_time()
-        value = work()
-        seconds.append(time.perf_counter() - start)
-        core.append(time.process_time() - on_core)
-    return Measure(statistics.median(seconds), _status_mib("VmHWM") - held, value, statistics.median(core))
+        with peak:
+            start, on_core = time.perf_counter(), time.process_time()
+            value = work()
+            seconds.append(time.perf_counter() - start)
+            core.append(time.process_time() - on_core)
+    return Measure(statistics.median(seconds), peak.mb * 1e6 / 2**20, value, statistics.median(core))
 
 
 def in_turn(works: dict[str, Callable[[], Any]], *, repeats: int) -> dict[str, Measure]:
@@ -77,25 +77,6 @@ def parser(description: str) -> argparse.ArgumentParser:
     flags.add_argument("--repeats", type=int, default=5)
     flags.add_argument("--output", type=Path, help="JSON file for the numbers")
     return flags
-
-
-def _status_mib(field: str) -> float:
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return float("nan")
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(field)), float("nan"))
-
-
-def _reset_peak() -> float:
-    """Give freed memory back and let the kernel forget the highest resident size so far; MiB held now."""
-    gc.collect()
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    except OSError:
-        return float("nan")
-    return _status_mib("VmRSS")
 
 
 def _cpu_name() -> str:

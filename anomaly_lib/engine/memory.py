@@ -46,4 +46,4 @@ def _resident(field: str) -> float:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return float("nan")
-    return next((int(line.split()[1]) / 1e3 for line in lines if line.startswith(field)), float("nan"))
+    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(field)), float("nan"))
