@@ -92,14 +92,15 @@ def overlay_grid(
     value_range = value_range or map_range(maps)
     columns = min(6, count)
     rows = -(-count // columns)
-    tallest = max(as_array(image).shape[0] / as_array(image).shape[1] for image in images)
+    pictures = [as_array(image) for image in images]
+    tallest = max(picture.shape[0] / picture.shape[1] for picture in pictures)
     height = max(2.2, 3.6 * min(tallest, 2.0) + 0.3) * rows + 0.2  # flat images leave no empty rows
     figure, axes = new_figure(1.9 * columns + 0.9, height, rows=2 * rows, columns=columns)
     for axis in axes.ravel():
         axis.set_axis_off()
     for index in range(count):
         row, column = 2 * (index // columns), index % columns
-        image = as_array(images[index])
+        image = pictures[index]
         truth = masks[index] if masks is not None else None
         shown = outline(image, truth, width=max(1, image.shape[0] // 120)) if truth is not None else image
         axes[row, column].imshow(shown)

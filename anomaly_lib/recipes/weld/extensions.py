@@ -3,7 +3,6 @@
 One row per variant and seed, appended as it is done, so that an interrupted study goes on.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ import numpy as np
 
 from anomaly_lib.config import arg
 from anomaly_lib.errors import UserError
-from anomaly_lib.files import write_text
 from anomaly_lib.recipes.weld.baselines import Pool, prepare
 from anomaly_lib.recipes.weld.ladder import spread
 from anomaly_lib.recipes.weld.ladder_options import Args as LadderArgs
+from anomaly_lib.recipes.weld.study_rows import StudyRows
 from anomaly_lib.recipes.weld.supcon import train
 from anomaly_lib.recipes.weld.supcon_detector import load_detector
 from anomaly_lib.recipes.weld.supcon_options import Args as QuadArgs
@@ -56,23 +55,16 @@ def run_extensions(args: Args, say: Callable[[str], object], *, pool: Pool | Non
     if unknown:
         raise UserError(f"--variants {' '.join(unknown)}: choose from {', '.join(VARIANTS)}")
     folder = Path(args.results or "runs/weld_extensions")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "rows.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() and not args.fresh else []
-    done = {(row["variant"], row["seed"]) for row in rows}
+    study = StudyRows(folder, "variant", fresh=args.fresh)
     for seed in args.seeds:
         for variant in args.variants:
-            if (variant, seed) in done:
+            if study.has(variant, seed):
                 continue
             pool = pool or prepare(args)
-            rows.append(measure(args, pool, variant, seed, folder / f"{variant}-seed{seed}"))
-            write_text(path, json.dumps(rows, indent=1) + "\n")
-            say(f"{variant} seed {seed}: " + ", ".join(f"{label} {rows[-1][name]}" for name, label in COLUMNS.items()))
-    rows = [row for row in rows if row["variant"] in args.variants and row["seed"] in args.seeds]
-    text = "\n".join(table(rows))
-    write_text(folder / "table.md", text + "\n")
-    say(text)
-    return rows
+            row = measure(args, pool, variant, seed, folder / f"{variant}-seed{seed}")
+            study.add(row)
+            say(f"{variant} seed {seed}: " + ", ".join(f"{label} {row[name]}" for name, label in COLUMNS.items()))
+    return study.finish(args.variants, args.seeds, table, say)
 
 
 def measure(args: Args, pool: Pool, variant: str, seed: int, folder: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ One row per model and seed, appended as it is done, so that an interrupted study
 thresholds and fusion weights come from VAL.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,7 +16,6 @@ from anomaly_lib.data.weld.manifest import CLASSES
 from anomaly_lib.engine.memory import PeakMemory
 from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.errors import UserError
-from anomaly_lib.files import write_text
 from anomaly_lib.metrics import auroc, average_precision, f1_max, macro_f1, youden
 from anomaly_lib.models.weld.supcon_quad import MODALITIES
 from anomaly_lib.recipes.weld.baselines import (
@@ -31,6 +29,7 @@ from anomaly_lib.recipes.weld.baselines import (
     prepare,
 )
 from anomaly_lib.recipes.weld.ladder_options import Args, ladder_sizes
+from anomaly_lib.recipes.weld.study_rows import StudyRows
 from anomaly_lib.recipes.weld.supcon_options import resolve
 
 FUSIONS = ("C-late", "C-mid", "D")
@@ -76,12 +75,8 @@ def run_ladder(args: Args, say: Callable[[str], object]) -> list[dict[str, Any]]
     unknown = sorted(set(wanted) - set(models))
     if unknown:
         raise UserError(f"--models {' '.join(unknown)}: choose from {', '.join(models)} or 'fusion'")
-    folder = Path(args.results or "runs/weld_baselines")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "rows.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() and not args.fresh else []
-    done = {(row["model"], row["seed"]) for row in rows}
-    todo = [(model, seed) for model in wanted for seed in args.seeds if (model, seed) not in done]
+    study = StudyRows(Path(args.results or "runs/weld_baselines"), "model", fresh=args.fresh)
+    todo = [(model, seed) for model in wanted for seed in args.seeds if not study.has(model, seed)]
     pool = prepare(args) if todo else None
     for model, seed in todo:
         assert pool is not None
@@ -91,14 +86,9 @@ def run_ladder(args: Args, say: Callable[[str], object]) -> list[dict[str, Any]]
             fitted = models[model](pool, replace(args, seed=seed))
         seconds = time.process_time() - started
         row = row_of(pool, fitted, model=model, seed=seed, seconds=seconds, peak_mb=peak.mb)
-        rows.append(row)
-        write_text(path, json.dumps(rows, indent=1) + "\n")
+        study.add(row)
         say(f"{model} seed {seed}: AUROC {row['auroc']:.4f} in {row['seconds']:.1f} s {row['note']}")
-    rows = [row for row in rows if row["model"] in wanted and row["seed"] in args.seeds]
-    text = "\n".join(table(rows))
-    write_text(folder / "table.md", text + "\n")
-    say(text)
-    return rows
+    return study.finish(wanted, args.seeds, table, say)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
