@@ -3,9 +3,9 @@
     python scripts/pretrain_demo_clip.py --output-dir runs/demo_clip  # draws, trains, writes the two files
     python scripts/evaluate_demo_clip.py --weights runs/demo_clip/demo_clip.safetensors    # (or --evaluate here)
 
-Two stages with equally many patches a step: windows of 8 x 8 patches, then whole pictures.
-Captions are contrasted with pictures, with single patches (is this spot damaged? how? which material?) and with
-value-value patches. The same command continues an interrupted run.
+Three stages with about as many patches a step: windows of 8 x 8 patches, of 12 x 12, whole pictures. Captions are contrasted with pictures, with single patches
+(is this spot damaged? how?) and with value-value patches; patches of blocks 1 and 3 learn to be near those of another
+piece of the same product unless they are damaged. The same command continues an interrupted run.
 """
 
 import ctypes
@@ -27,18 +27,28 @@ from anomaly_lib.backbones.tokenizer import WordTokenizer
 from anomaly_lib.config import Switch, arg, command
 from anomaly_lib.data.procedural import captions
 from anomaly_lib.data.procedural.batches import make_batch
+from anomaly_lib.data.procedural.pictures import PIECES
 from anomaly_lib.data.procedural.pool import GRID, Pool, draw_pool
 from anomaly_lib.engine.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from anomaly_lib.engine.ema import Ema
-from anomaly_lib.engine.optim import param_groups, step
+from anomaly_lib.engine.muon import Muon, muon_groups
+from anomaly_lib.engine.optim import step
 from anomaly_lib.engine.schedule import make_schedule
 from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.metrics import auroc
 from anomaly_lib.recipes.demo_clip.model import MODEL, build, encode_text, encode_windows
-from anomaly_lib.recipes.demo_clip.objective import WEIGHTS, losses
+from anomaly_lib.recipes.demo_clip.objective import (
+    MEMORY_TAPS,
+    WEIGHTS,
+    MemoryScale,
+    losses,
+    memory_distance,
+    strongest,
+    weighted,
+)
 
-STEPS = 4800
-STAGES = ((8, 0.6), (GRID, 1.0))  # side of the window in patches until this share of the steps
+# Side of the window in patches, products a step, until this share of the steps.
+STAGES = ((8, 32, 0.42), (12, 14, 0.72), (GRID, 8, 1.0))
 
 
 @dataclass
@@ -46,18 +56,18 @@ class Options:
     """Everything that decides the weights."""
 
     output_dir: str = arg("runs/demo_clip", "folder for the pool of pictures, the checkpoint and the weights")
-    pairs: int = arg(16000, "clean/damaged pairs drawn once", at_least=2)
-    validation_pairs: int = arg(256, "pairs drawn with another seed, for the figures of the log", at_least=16)
-    steps: int = arg(STEPS, "optimiser steps", at_least=1)
-    learning_rate: float = arg(1.2e-3, "peak learning rate", at_least=0)
+    products: int = arg(12000, "drawn products: a normal piece, another one, and that one damaged", at_least=8)
+    validation_products: int = arg(256, "products drawn with another seed, for the figures of the log", at_least=16)
+    steps: int = arg(2100, "optimiser steps", at_least=1)
+    learning_rate: float = arg(2e-3, "peak learning rate of Muon, for the matrices of the image tower", at_least=0)
+    other_rate: float = arg(1.5e-3, "peak learning rate of AdamW, for everything else", at_least=0)
     weight_decay: float = arg(0.05, "decoupled weight decay", at_least=0)
-    warmup: int = arg(200, "steps of linear warm-up", at_least=0)
-    window_pairs: int = arg(64, "pairs a step in the first stage", at_least=4)
-    ema_decay: float = arg(0.998, "decay of the average that is exported", at_least=0, at_most=1)
-    precision: str = arg("bf16", "number format of matrix work", choices=["bf16", "fp32"])
+    warmup: int = arg(100, "steps of linear warm-up", at_least=0)
+    ema_decay: float = arg(0.997, "decay of the average that is exported", at_least=0, at_most=1)
+    precision: str = arg("fp32", "matrix work: bf16 pays on a CPU with AMX only", choices=["bf16", "fp32"])
     seed: int = arg(2026, "seed of the pictures and of training", at_least=0)
     threads: int = arg(2, "CPU threads", at_least=1)
-    save_every: int = arg(200, "steps between checkpoints", at_least=1)
+    save_every: int = arg(300, "steps between checkpoints", at_least=1)
     evaluate: Switch = arg(False, "after training (or at once, if it is done) measure the weights on the demo data")
 
 
@@ -68,13 +78,16 @@ def train(options: Options) -> Path:
     seed_everything(options.seed)
     folder = Path(options.output_dir)
     report = partial(print, flush=True)
-    pool = draw_pool(folder, options.pairs, options.seed, workers=options.threads, report=report)
-    held_out = draw_pool(folder, options.validation_pairs, options.seed + 1, workers=options.threads)
+    pool = draw_pool(folder, options.products, options.seed, workers=options.threads, report=report)
+    held_out = draw_pool(folder, options.validation_products, options.seed + 1, workers=options.threads)
     clip, text, tokenizer = build()
-    optimizer = torch.optim.AdamW(param_groups(clip, options.weight_decay), lr=options.learning_rate, betas=(0.9, 0.98))
-    schedule = make_schedule(optimizer, "cosine", options.steps, warmup=options.warmup, min_lr=1e-5)
+    memory = MemoryScale()
+    both = nn.ModuleDict({"clip": clip, "memory": memory})
+    groups = muon_groups(both, clip.visual.transformer, options.weight_decay)
+    optimizer = Muon([{"lr": options.learning_rate} | groups[0], *groups[1:]], lr=options.other_rate)
+    schedule = make_schedule(optimizer, "cosine", options.steps, warmup=options.warmup)
     ema = Ema(clip, options.ema_decay)
-    state = TrainState(model=clip, optimizer=optimizer, scheduler=schedule, ema=ema, extra={"step": 0})
+    state = TrainState(model=both, optimizer=optimizer, scheduler=schedule, ema=ema, extra={"step": 0})
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.is_file():
         state.load_dict(load_checkpoint(checkpoint, system="demo-clip"))
@@ -82,12 +95,11 @@ def train(options: Options) -> Path:
     clip.train()
     began, running = time.monotonic(), dict.fromkeys(WEIGHTS, math.nan)
     for index in range(int(state.extra["step"]), options.steps):
-        window = next(side for side, until in STAGES if index < until * options.steps)
-        pairs = max(4, options.window_pairs * STAGES[0][0] ** 2 // window**2)
+        window, products = next((side, many) for side, many, until in STAGES if index < until * options.steps)
         torch.manual_seed(options.seed + index)  # a step's chance follows from its number, not from what ran before it
-        batch = make_batch(pool, np.random.default_rng((options.seed, index)), pairs, window)
-        parts = losses(clip, text, batch, value_value=index % 4 == 3, precision=options.precision)
-        total = torch.stack([WEIGHTS[name] * part for name, part in parts.items()]).sum()
+        batch = make_batch(pool, np.random.default_rng((options.seed, index)), min(products, options.products), window)
+        parts = losses(clip, text, memory, batch, value_value=index % 4 == 3, precision=options.precision)
+        total = weighted(parts, whole=window == GRID)
         step(total, optimizer, clip=1.0)
         schedule.step()
         ema.update(clip)
@@ -118,27 +130,44 @@ def keep_freed_memory() -> None:
 
 @torch.no_grad()
 def validate(clip: nn.Module, text: ClipText, pool: Pool) -> dict[str, float]:
-    """Zero-shot AUROC of pictures and patches drawn with another seed."""
+    """AUROC on products drawn with another seed: from text alone, and by distance to one normal piece."""
     clip.eval()
-    prompts = encode_text(
-        text, [state.format("object") for state in (*captions.NORMAL_STATES, *captions.DAMAGED_STATES)]
-    )
+    states = (*captions.NORMAL_STATES, *captions.DAMAGED_STATES)
+    prompts = encode_text(text, [state.format("object") for state in states])
     normal, damaged = prompts[: len(captions.NORMAL_STATES)].mean(0), prompts[len(captions.NORMAL_STATES) :].mean(0)
-    scores: dict[str, list[Tensor]] = {"pooled": [], "patches": [], "vv": [], "label": []}
-    for part in range(max(1, len(pool["masks"]) // 32)):
-        batch = make_batch(pool, np.random.default_rng((1, part)), 16, GRID)
-        out = encode_windows(clip, batch.images, batch.offsets, value_value=True)
-        for name in ("pooled", "patches", "vv"):
-            scores[name].append(out[name] @ (damaged - normal))
-        scores["label"].append(batch.patches)
-    pooled, patches, vv, label = (torch.cat(scores[name]) for name in ("pooled", "patches", "vv", "label"))
-    image, known = (label == 1).any(1), label >= 0
-    return {
-        "image_pooled": round(float(auroc(pooled, image)), 4),
-        "image_patch_max": round(float(auroc(patches.amax(1), image)), 4),
-        "patch": round(float(auroc(patches[known], label[known])), 4),
-        "patch_vv": round(float(auroc(vv[known], label[known])), 4),
-    }
+    found: dict[str, list[Tensor]] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for part in range(max(1, len(pool["masks"]) // 16)):
+            batch = make_batch(pool, np.random.default_rng((1, part)), 16)
+            out = encode_windows(clip, batch.images, batch.offsets, value_value=True, taps=MEMORY_TAPS)
+            rows = {name: x.unflatten(0, (16, PIECES)) for name, x in out.items()}
+            scores = {name: rows[name] @ (damaged - normal) for name in ("pooled", "patches", "vv")}
+            scores |= {f"memory {tap}": memory_distance(rows[f"layer.{tap}"]) for tap in MEMORY_TAPS}
+            clean = torch.zeros_like(batch.patches)
+            scores["patch label"] = torch.stack([clean, clean, batch.patches], 1)
+            scores["compared"] = batch.compared
+            for name, value in scores.items():
+                found.setdefault(name, []).append(value)
+    return summary({name: torch.cat(parts) for name, parts in found.items()})
+
+
+def summary(found: dict[str, Tensor]) -> dict[str, float]:
+    """AUROC of pictures and patches; damage that only a comparison shows is asked of the memory alone."""
+    label = found["patch label"]  # [C, PIECES, N]
+    visible = (label[:, -1] == 1).any(1)
+    alone = visible & ~found["compared"]
+    result = {}
+    for name, scores in found.items():
+        if name in ("patch label", "compared"):
+            continue
+        keep = visible if name.startswith("memory") else alone
+        scores, patch = scores[keep], label[keep][:, -scores.shape[1] :]
+        image = (patch == 1).any(2)
+        result[f"{name} image"] = float(auroc(scores if scores.ndim == 2 else strongest(scores), image))
+        if scores.ndim == 3:
+            result[f"{name} patch"] = float(auroc(scores[patch >= 0], patch[patch >= 0]))
+    return {name: round(value, 4) for name, value in result.items()}
 
 
 def export(clip: nn.Module, tokenizer: WordTokenizer, folder: Path) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_lib.data.procedural.defects import DEFECT_NAMES
+from anomaly_lib.data.procedural.objects import OBJECTS
 from anomaly_lib.data.procedural.pictures import MATERIALS
-from anomaly_lib.data.procedural.textures import OBJECTS
 
 TEMPLATES = (
     "{}",

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_lib.data.procedural.assemblies import Box, Layers
 from anomaly_lib.data.procedural.textures import TEXTURES, Array, Generator, fractal_noise, smooth_noise
 
 Point = tuple[float, float]
@@ -135,7 +136,7 @@ def contamination(rng: Generator, image: Array, centre: Point) -> Array:
     """A patch of another material lies on it."""
     size = image.shape[0]
     where = blob(rng, size, centre, 1.2 * _radius(rng, size), rough=0.6)
-    texture = list(TEXTURES.values())[int(rng.integers(len(TEXTURES)))](rng, size)
+    texture = list(TEXTURES.values())[int(rng.integers(len(TEXTURES)))](rng, rng, size)
     colour = _tone(rng, image, where)
     return _cover(image, where, texture[..., None] * (1 - colour) * rng.uniform(0, 0.5) + colour)
 
@@ -202,6 +203,46 @@ def pits(rng: Generator, image: Array, centre: Point) -> Array:
     return _cover(image, where, _tone(rng, image, where, least=0.3))
 
 
+def pinch(rng: Generator, image: Array, coverage: Array) -> Array:
+    """The whole object is pressed in (or swollen) at one place of its length."""
+    size = image.shape[0]
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32)
+    weight = coverage / max(float(coverage.sum()), 1e-6)
+    cx, cy = float((x * weight).sum()), float((y * weight).sum())
+    xx, xy, yy = (float((a * b * weight).sum()) for a, b in ((x - cx, x - cx), (x - cx, y - cy), (y - cy, y - cy)))
+    angle = 0.5 * math.atan2(2 * xy, xx - yy)  # of the longer axis
+    c, s = math.cos(angle), math.sin(angle)
+    along, across = (x - cx) * c + (y - cy) * s, (y - cy) * c - (x - cx) * s
+    reach = math.sqrt(xx * c * c + 2 * xy * c * s + yy * s * s)
+    at, width = rng.uniform(-1.3, 1.3) * reach, rng.uniform(0.25, 0.6) * reach + 2
+    amount = rng.uniform(0.2, 0.6) * (1 if rng.random() < 0.7 else -0.6)
+    move = across * amount * np.exp(-(((along - at) / width) ** 2))
+    return _resample(image, -s * move, c * move)
+
+
+def take_away(layers: Layers, box: Box) -> Array:
+    """The part is gone: what lies beneath it shows."""
+    where = _box_mask(layers.full.shape[0], box, grow=1.5)
+    return _cover(layers.full, where, layers.bare)
+
+
+def turn_away(rng: Generator, layers: Layers, box: Box) -> Array:
+    """The part sits turned and off its place, which is laid bare."""
+    size = layers.full.shape[0]
+    angle = math.degrees(rng.choice([-1, 1]) * rng.uniform(0.15, 0.6))
+    move = cv2.getRotationMatrix2D((box.x, box.y), angle, 1.0)
+    move[:, 2] += rng.uniform(-0.5, 0.5, 2) * (box.half_x, box.half_y)
+    part = cv2.warpAffine(layers.full, move, (size, size), borderMode=cv2.BORDER_REFLECT)
+    there = cv2.warpAffine(_box_mask(size, box, grow=0.0), move, (size, size))
+    return _cover(take_away(layers, box), there, np.asarray(part, np.float32))
+
+
+def _box_mask(size: int, box: Box, *, grow: float) -> Array:
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32)
+    outside = np.maximum(np.abs(x - box.x) - box.half_x, np.abs(y - box.y) - box.half_y)
+    return np.asarray(np.clip(0.5 + grow - outside, 0, 1), np.float32)
+
+
 DEFECTS: dict[str, Callable[[Generator, Array, Point], Array]] = {
     "scratch": scratch,
     "crack": crack,
@@ -220,7 +261,7 @@ DEFECTS: dict[str, Callable[[Generator, Array, Point], Array]] = {
     "discoloration": discolored,
     "pits": pits,
 }
-MISSING_PART = "missing part"
+MISSING_PART, MISPLACED, BEND = "missing part", "misplaced piece", "bend"
 DEFECT_NAMES = (*DEFECTS, MISSING_PART)
 
 

@@ -1,4 +1,4 @@
-"""Whole procedural pictures with their attributes: a clean one, the same one damaged, and where it was damaged."""
+"""Whole procedural pictures: pieces of one product, one of them damaged, and where it was damaged."""
 
 from __future__ import annotations
 
@@ -8,32 +8,53 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_lib.data.procedural.assemblies import assemble, finish_object
-from anomaly_lib.data.procedural.defects import DEFECT_NAMES, DEFECTS, MISSING_PART, blob, visible_change
-from anomaly_lib.data.procedural.textures import (
-    ASSEMBLY,
-    OBJECTS,
-    TEXTURES,
-    Array,
-    Generator,
-    fractal_noise,
-    silhouette,
+from anomaly_lib.data.procedural.assemblies import Box, Layers, assemble, finish_object
+from anomaly_lib.data.procedural.defects import (
+    BEND,
+    DEFECT_NAMES,
+    DEFECTS,
+    MISPLACED,
+    MISSING_PART,
+    Point,
+    blob,
+    pinch,
+    take_away,
+    turn_away,
+    visible_change,
 )
+from anomaly_lib.data.procedural.objects import ASSEMBLY, OBJECTS, silhouette
+from anomaly_lib.data.procedural.textures import TEXTURES, Array, Generator, fractal_noise
 
 MATERIALS = tuple(TEXTURES)
 SURFACE = -1  # `object` of a picture that shows nothing but material
+PIECES = 3  # two normal ones, and the second one damaged
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """`clean` and `damaged` uint8 [S, S, 3], `mask` bool [S, S]; attributes index MATERIALS, OBJECTS, DEFECT_NAMES."""
+    """`pieces` uint8 [PIECES, S, S, 3], damaged one last; `mask` bool [S, S] of its damage.
 
-    clean: NDArray[np.uint8]
-    damaged: NDArray[np.uint8]
+    `compared`: only a look at other pieces tells that it is damaged (a print is missing).
+    Attributes index MATERIALS, OBJECTS, DEFECT_NAMES.
+    """
+
+    pieces: NDArray[np.uint8]
     mask: NDArray[np.bool_]
+    compared: bool
     material: int
     object: int
     defect: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One piece in front of its background, before the camera."""
+
+    layers: Layers  # of the whole picture: `bare` without parts and print
+    background: Array  # [S, S, 3]
+    coverage: Array  # [S, S] of the object
+    material: int
+    kind: int
 
 
 def _coloured(rng: Generator, texture: Array) -> Array:
@@ -77,62 +98,85 @@ def _decorate(rng: Generator, picture: Array, coverage: Array) -> Array:
     return np.asarray(picture * (1 - where[..., None]) + where[..., None] * rng.uniform(0, 1, 3), np.float32)
 
 
-def _scene(rng: Generator, size: int) -> tuple[Array, Array, Array, int, int]:
-    """A clean picture, the background behind it, the coverage of the object, and both attributes."""
-    material = int(rng.integers(len(MATERIALS)))
-    surface = _coloured(rng, TEXTURES[MATERIALS[material]](rng, size))
-    if rng.random() < 0.4:
-        return surface, surface, np.ones((size, size), np.float32), material, SURFACE
-    kind = OBJECTS.index(ASSEMBLY) if rng.random() < 0.35 else int(rng.integers(len(OBJECTS)))
+def _scene(design: Generator, grain: Generator, size: int) -> Scene:
+    """One piece of the product that `design` describes; `grain` draws what no two pieces share."""
+    material = int(design.integers(len(MATERIALS)))
+    surface = _coloured(design, TEXTURES[MATERIALS[material]](design, grain, size))
+    if design.random() < 0.4:
+        return Scene(Layers(surface, surface), surface, np.ones((size, size), np.float32), material, SURFACE)
+    kind = OBJECTS.index(ASSEMBLY) if design.random() < 0.35 else int(design.integers(len(OBJECTS)))
     assembly = OBJECTS[kind] == ASSEMBLY
-    coverage = silhouette(rng, size, OBJECTS[kind])
-    if assembly or rng.random() < 0.6:  # most things are plainer than a swatch of their material
-        plain = rng.uniform(0.05, 0.7)
+    coverage = silhouette(design, size, OBJECTS[kind])
+    if assembly or design.random() < 0.6:  # most things are plainer than a swatch of their material
+        plain = design.uniform(0.05, 0.7)
         surface = surface * plain + surface.mean((0, 1)) * (1 - plain)
-    if assembly:
-        surface = assemble(rng, np.asarray(surface, np.float32))
-    surface = surface * _shading(rng, coverage)[..., None]
-    if not assembly:
-        surface = finish_object(rng, np.asarray(surface, np.float32))
-        if rng.random() < 0.4:
-            surface = _decorate(rng, surface, coverage)
-    background = np.full(
-        (size, size, 3), rng.choice([rng.uniform(0, 0.15), rng.uniform(0.2, 0.8), rng.uniform(0.85, 1)]), np.float32
-    )
-    if rng.random() < 0.4:
-        background = background + (fractal_noise(rng, size, rng.uniform(3, 40))[..., None] - 0.5) * rng.uniform(
-            0.05, 0.2
-        )
-    if rng.random() < 0.5:  # the shadow under it
-        below = np.roll(cv2.GaussianBlur(coverage, (0, 0), rng.uniform(1, 8)), rng.integers(-4, 5, 2), (0, 1))
-        background = background * (1 - rng.uniform(0.1, 0.6) * below[..., None])
-    picture = surface * coverage[..., None] + background * (1 - coverage[..., None])
-    return picture.astype(np.float32), background.astype(np.float32), coverage, material, kind
+    surface = np.asarray(surface * _shading(design, coverage)[..., None], np.float32)
+    if not assembly and design.random() < 0.4:
+        surface = _decorate(design, surface, coverage)
+    layers = (assemble if assembly else finish_object)(design, surface)
+    background = _background(design, grain, coverage)
+    full, bare = (background + coverage[..., None] * (x - background) for x in (layers.full, layers.bare))
+    return Scene(Layers(full, bare, layers.boxes), background, coverage, material, kind)
 
 
-def draw(rng: Generator, size: int) -> Drawing:
-    """One clean/damaged pair; a damage that cannot be seen is drawn again."""
-    clean, background, coverage, material, kind = _scene(rng, size)
-    clean = np.clip(clean, 0, 1)
-    inside = np.argwhere(coverage > 0.9)
-    light = (1 + rng.uniform(-0.2, 0.2) * np.linspace(-1, 1, size, dtype=np.float32))[:, None, None]
+def _background(design: Generator, grain: Generator, coverage: Array) -> Array:
+    """A table with some structure, and the shadow of the object on it."""
+    size = coverage.shape[0]
+    tone = design.choice([design.uniform(0, 0.15), design.uniform(0.2, 0.8), design.uniform(0.85, 1)])
+    background = np.full((size, size, 3), tone, np.float32)
+    if design.random() < 0.4:
+        cell, reach = design.uniform(3, 40), design.uniform(0.05, 0.2)
+        background = background + (fractal_noise(grain, size, cell)[..., None] - 0.5) * np.float32(reach)
+    if design.random() < 0.5:
+        below = np.roll(cv2.GaussianBlur(coverage, (0, 0), design.uniform(1, 8)), design.integers(-4, 5, 2), (0, 1))
+        background = background * (1 - design.uniform(0.1, 0.6) * below[..., None])
+    return np.asarray(background, np.float32)
+
+
+def draw(key: tuple[int, ...], size: int) -> Drawing:
+    """The pieces that follow from `key` alone; a damage that cannot be seen is drawn again."""
+    grains = [np.random.default_rng((*key, piece)) for piece in range(PIECES - 1)]
+    pieces = [_scene(np.random.default_rng(key), grain, size) for grain in grains]
+    scene, rng = pieces[-1], np.random.default_rng((*key, PIECES))
+    clean = np.clip(scene.layers.full, 0, 1)
+    inside = np.argwhere(scene.coverage > 0.9)
+    edge = size // 8  # the camera may cut this much off
+    inside = inside[((inside > edge) & (inside < size - edge)).all(1)]
     for _ in range(12):
-        names = DEFECT_NAMES if kind != SURFACE else DEFECT_NAMES[:-1]
-        name = names[int(rng.integers(len(names)))]
-        y, x = inside[int(rng.integers(len(inside)))]
-        if name == MISSING_PART:
-            edge = np.argwhere((coverage > 0.3) & (coverage < 0.95))
-            y, x = edge[int(rng.integers(len(edge)))] if len(edge) else (y, x)
-            where = blob(rng, size, (float(x), float(y)), rng.uniform(0.05, 0.2) * size, rough=0.3)[..., None]
-            damaged = clean * (1 - where) + background * where
-        else:
-            damaged = np.clip(DEFECTS[name](rng, clean, (float(x), float(y))), 0, 1)
-            keep = np.maximum(coverage, rng.random() < 0.15)[..., None]
-            damaged = clean * (1 - keep) + damaged * keep
+        name = _pick(rng, scene)
+        y, x = inside[int(rng.integers(len(inside)))] if len(inside) else (size // 2, size // 2)
+        damaged, compared = _damage(rng, scene, name, (float(x), float(y)))
         mask = visible_change(clean, damaged)
         if 6 < int(mask.sum()) < 0.15 * size * size:
             break
-    noise = rng.normal(0, rng.uniform(0, 0.02), clean.shape).astype(np.float32)
-    pair = [np.clip(picture * light + noise, 0, 1) for picture in (clean, damaged)]
-    uint8 = [(picture * 255).round().astype(np.uint8) for picture in pair]
-    return Drawing(uint8[0], uint8[1], mask, material, kind, DEFECT_NAMES.index(name))
+    pictures = [*(piece.layers.full for piece in pieces), damaged]
+    uint8 = (np.clip(np.stack(pictures), 0, 1) * 255).round().astype(np.uint8)
+    return Drawing(uint8, mask, compared, scene.material, scene.kind, DEFECT_NAMES.index(name))
+
+
+def _pick(rng: Generator, scene: Scene) -> str:
+    """A kind of damage that this thing can have; parts are missing or astray more often where there are any."""
+    if scene.layers.boxes and rng.random() < 0.25:
+        return MISSING_PART if rng.random() < 0.5 else MISPLACED
+    names = DEFECT_NAMES if scene.kind != SURFACE else DEFECT_NAMES[:-1]
+    return names[int(rng.integers(len(names)))]
+
+
+def _damage(rng: Generator, scene: Scene, name: str, at: Point) -> tuple[Array, bool]:
+    """The damaged picture, and whether only a comparison shows it."""
+    clean, coverage, size = np.clip(scene.layers.full, 0, 1), scene.coverage, scene.coverage.shape[0]
+    if name in (MISSING_PART, MISPLACED) and scene.layers.boxes:
+        box: Box = scene.layers.boxes[int(rng.integers(len(scene.layers.boxes)))]
+        if name == MISSING_PART:
+            return take_away(scene.layers, box), not box.seated
+        return turn_away(rng, scene.layers, box), False
+    if name == MISSING_PART:
+        rim = np.argwhere((coverage > 0.3) & (coverage < 0.95))
+        y, x = rim[int(rng.integers(len(rim)))] if len(rim) else at[::-1]
+        where = blob(rng, size, (float(x), float(y)), rng.uniform(0.05, 0.2) * size, rough=0.3)[..., None]
+        return np.asarray(clean + where * (scene.background - clean), np.float32), False
+    if name == BEND and scene.kind != SURFACE and rng.random() < 0.5:
+        return pinch(rng, clean, coverage), False
+    damaged = np.clip(DEFECTS[name](rng, clean, at), 0, 1)
+    keep = np.maximum(coverage, rng.random() < 0.15)[..., None]
+    return np.asarray(clean + keep * (damaged - clean), np.float32), False

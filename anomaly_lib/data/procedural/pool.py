@@ -1,4 +1,4 @@
-"""A pool of drawn pairs on disk: drawn once, read through memory maps."""
+"""A pool of drawn products on disk: drawn once, read through memory maps."""
 
 from __future__ import annotations
 
@@ -13,34 +13,38 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from anomaly_lib.data.procedural.pictures import Drawing, draw
+from anomaly_lib.data.procedural.pictures import PIECES, Drawing, draw
 
-SIZE, PATCH, MARGIN = 128, 8, 16
+SIZE, PATCH, MARGIN = 128, 8, 32
 GRID = SIZE // PATCH  # patches a side
-DRAWN = SIZE + MARGIN  # pictures are drawn larger and cut to SIZE at random
+DRAWN = SIZE + MARGIN  # pictures are drawn larger: the camera then shifts, turns and cuts them to SIZE
+VERSION = 2  # of the drawings: a pool of another version is drawn again
 Pool = dict[str, NDArray[Any]]
 
 
 def draw_pool(
     folder: Path, count: int, seed: int, *, workers: int = 1, report: Callable[[str], None] | None = None
 ) -> Pool:
-    """`count` clean/damaged pairs on disk: pictures [N, 2, S, S, 3], masks [N, S, S], attributes [N, 3]."""
+    """`count` products on disk: pictures [N, PIECES, S, S, 3], masks [N, S, S], attributes [N, 3], compared [N]."""
     pool = {
-        "pictures": (np.uint8, (count, 2, DRAWN, DRAWN, 3)),
+        "pictures": (np.uint8, (count, PIECES, DRAWN, DRAWN, 3)),
         "masks": (np.bool_, (count, DRAWN, DRAWN)),
         "attributes": (np.int64, (count, 3)),
+        "compared": (np.bool_, (count,)),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    done = folder / f"pool_{count}_{seed}.json"
-    paths = {name: folder / f"pool_{count}_{seed}_{name}.npy" for name in pool}
+    stem = f"pool{VERSION}_{count}_{seed}"
+    done = folder / f"{stem}.json"
+    paths = {name: folder / f"{stem}_{name}.npy" for name in pool}
     if not done.is_file():
         arrays = {name: open_memmap(paths[name], "w+", dtype, shape) for name, (dtype, shape) in pool.items()}
         for index, one in enumerate(_drawings(count, seed, workers)):
-            arrays["pictures"][index] = one.clean, one.damaged
+            arrays["pictures"][index] = one.pieces
             arrays["masks"][index] = one.mask
             arrays["attributes"][index] = one.material, one.object, one.defect
-            if report is not None and index % 2000 == 1999:
-                report(f"drawn {index + 1}/{count} pairs")
+            arrays["compared"][index] = one.compared
+            if report is not None and index % 1000 == 999:
+                report(f"drawn {index + 1}/{count} products")
         done.write_text(json.dumps({"count": count, "seed": seed, "size": DRAWN}), encoding="utf-8")
     return {name: np.load(path, mmap_mode="r") for name, path in paths.items()}
 
@@ -56,4 +60,4 @@ def _drawings(count: int, seed: int, workers: int) -> Iterable[Drawing]:
 
 
 def _draw_one(key: tuple[int, int]) -> Drawing:
-    return draw(np.random.default_rng(key), DRAWN)
+    return draw(key, DRAWN)

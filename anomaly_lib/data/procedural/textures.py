@@ -1,5 +1,6 @@
-"""Drawn surfaces and objects for pre-training: every function returns values in [0, 1] from a seeded generator.
+"""Drawn surfaces for pre-training: every function returns values in [0, 1].
 
+`rng` decides what all pieces of a product share (pitch, direction, contrast), `grain` what differs from piece to piece.
 Nothing here is shared with the demo data set (`anomaly_lib.data.demo`): that one tests what is learned from this one.
 """
 
@@ -53,26 +54,27 @@ def _wave(values: Array, sharpness: float) -> Array:
     return np.asarray(0.5 + 0.5 * np.tanh(sharpness * np.sin(values)) / math.tanh(sharpness), np.float32)
 
 
-def _angle(rng: Generator) -> float:
+def straight_angle(rng: Generator) -> float:
+    """Any direction, half of the time one of the four straight ones."""
     straight = rng.random() < 0.5
     return float(rng.integers(0, 4) * math.pi / 4 if straight else rng.uniform(0, math.pi))
 
 
-def stripes(rng: Generator, size: int) -> Array:
-    x, _ = coordinates(size, _angle(rng))
+def stripes(rng: Generator, _grain: Generator, size: int) -> Array:
+    x, _ = coordinates(size, straight_angle(rng))
     return _wave(x * 2 * math.pi / rng.uniform(5, 26) + rng.uniform(0, 6), rng.uniform(0.3, 6))
 
 
-def checker(rng: Generator, size: int) -> Array:
-    x, y = coordinates(size, _angle(rng))
+def checker(rng: Generator, _grain: Generator, size: int) -> Array:
+    x, y = coordinates(size, straight_angle(rng))
     period = rng.uniform(8, 30)
     sharp = rng.uniform(1, 6)
     product = np.sin(2 * math.pi * x / period + 1) * np.sin(2 * math.pi * y / period + 2)
     return np.asarray(0.5 + 0.5 * np.tanh(sharp * product), np.float32)
 
 
-def dots(rng: Generator, size: int) -> Array:
-    x, y = coordinates(size, _angle(rng))
+def dots(rng: Generator, _grain: Generator, size: int) -> Array:
+    x, y = coordinates(size, straight_angle(rng))
     period = rng.uniform(8, 24)
     if rng.random() < 0.5:
         x = x + period / 2 * (np.floor(y / period) % 2)
@@ -81,9 +83,9 @@ def dots(rng: Generator, size: int) -> Array:
     return np.asarray(1 / (1 + np.exp((np.hypot(dx, dy) - radius) * period * 1.2)), np.float32)
 
 
-def cloth(rng: Generator, size: int) -> Array:
+def cloth(rng: Generator, grain: Generator, size: int) -> Array:
     """Threads over and under each other: plain, twill or basket."""
-    x, y = coordinates(size, _angle(rng))
+    x, y = coordinates(size, straight_angle(rng))
     period = rng.uniform(5, 13)
     step = int(rng.integers(1, 4))
     column, row = np.floor(x / period), np.floor(y / period)
@@ -91,57 +93,57 @@ def cloth(rng: Generator, size: int) -> Array:
     warp = np.abs(np.sin(math.pi * x / period))
     weft = np.abs(np.sin(math.pi * y / period))
     thread = np.where(over, warp, weft * rng.uniform(0.5, 0.9))
-    return np.asarray(thread * 0.9 + 0.1 * fractal_noise(rng, size, 3, octaves=2), np.float32)
+    return np.asarray(thread * 0.9 + 0.1 * fractal_noise(grain, size, 3, octaves=2), np.float32)
 
 
-def mesh(rng: Generator, size: int) -> Array:
-    x, y = coordinates(size, _angle(rng))
+def mesh(rng: Generator, _grain: Generator, size: int) -> Array:
+    x, y = coordinates(size, straight_angle(rng))
     period = rng.uniform(9, 26)
     width = rng.uniform(0.06, 0.22)
     line = np.minimum(np.abs((x / period) % 1 - 0.5), np.abs((y / period) % 1 - 0.5))
     return np.asarray(1 / (1 + np.exp((line - width) * period * 1.5)), np.float32)
 
 
-def wood(rng: Generator, size: int) -> Array:
-    x, y = coordinates(size, _angle(rng))
-    bend = fractal_noise(rng, size, rng.uniform(30, 80), octaves=2) * rng.uniform(10, 40)
+def wood(rng: Generator, grain: Generator, size: int) -> Array:
+    x, y = coordinates(size, straight_angle(rng))
+    bend = fractal_noise(grain, size, rng.uniform(30, 80), octaves=2) * rng.uniform(10, 40)
     rings = np.sin((y + bend + 0.05 * x) * 2 * math.pi / rng.uniform(6, 20))
-    fibres = rotated(fractal_noise(rng, size, 2, octaves=2, stretch=12), 0.0)
+    fibres = rotated(fractal_noise(grain, size, 2, octaves=2, stretch=12), 0.0)
     return stretch_range((0.5 + 0.35 * rings + 0.3 * fibres).astype(np.float32))
 
 
-def marble(rng: Generator, size: int) -> Array:
-    x, _ = coordinates(size, _angle(rng))
-    veins = fractal_noise(rng, size, rng.uniform(25, 60), octaves=5) * rng.uniform(40, 110)
+def marble(rng: Generator, grain: Generator, size: int) -> Array:
+    x, _ = coordinates(size, straight_angle(rng))
+    veins = fractal_noise(grain, size, rng.uniform(25, 60), octaves=5) * rng.uniform(40, 110)
     return np.asarray(
         1 - np.abs(np.sin((x + veins) * math.pi / rng.uniform(25, 60))) ** rng.uniform(0.3, 1), np.float32
     )
 
 
-def stone(rng: Generator, size: int) -> Array:
-    return fractal_noise(rng, size, rng.uniform(6, 40), octaves=5)
+def stone(rng: Generator, grain: Generator, size: int) -> Array:
+    return fractal_noise(grain, size, rng.uniform(6, 40), octaves=5)
 
 
-def metal(rng: Generator, size: int) -> Array:
-    streaks = fractal_noise(rng, size, rng.uniform(1.0, 3.0), octaves=2, stretch=rng.uniform(15, 60))
-    streaks = rotated(streaks, _angle(rng))
+def metal(rng: Generator, grain: Generator, size: int) -> Array:
+    streaks = fractal_noise(grain, size, rng.uniform(1.0, 3.0), octaves=2, stretch=rng.uniform(15, 60))
+    streaks = rotated(streaks, straight_angle(rng))
     x, _ = coordinates(size, rng.uniform(0, math.pi))
     shine = np.exp(-((x / size - rng.uniform(-0.4, 0.4)) ** 2) / rng.uniform(0.02, 0.3))
     return np.asarray(rng.uniform(0.2, 0.7) * streaks + 0.5 * shine, np.float32)
 
 
-def cells(rng: Generator, size: int) -> Array:
+def cells(rng: Generator, grain: Generator, size: int) -> Array:
     """Leather: distance to the border between nearest seeds."""
     count = int(rng.integers(40, 320))
     seeds = np.full((size, size), 255, np.uint8)
-    points = rng.integers(0, size, (count, 2))
+    points = grain.integers(0, size, (count, 2))
     seeds[points[:, 0], points[:, 1]] = 0
     distance = cv2.distanceTransform(seeds, cv2.DIST_L2, 3)
     return stretch_range(np.minimum(distance, np.percentile(distance, 97)).astype(np.float32))
 
 
-def bricks(rng: Generator, size: int) -> Array:
-    x, y = coordinates(size, _angle(rng))
+def bricks(rng: Generator, _grain: Generator, size: int) -> Array:
+    x, y = coordinates(size, straight_angle(rng))
     height, ratio = rng.uniform(14, 34), rng.choice([1.0, 1.0, 2.0, 2.5])
     row = np.floor(y / height)
     column = (x + height * ratio / 2 * (row % 2) * (rng.random() < 0.6)) / (height * ratio)
@@ -150,24 +152,24 @@ def bricks(rng: Generator, size: int) -> Array:
     return np.asarray(np.clip(joint / rng.uniform(1, 3), 0, 1) * (0.7 + shade), np.float32)
 
 
-def carpet(rng: Generator, size: int) -> Array:
-    fine = rng.random((size, size), dtype=np.float32)
+def carpet(rng: Generator, grain: Generator, size: int) -> Array:
+    fine = grain.random((size, size), dtype=np.float32)
     return stretch_range(cv2.GaussianBlur(fine, (0, 0), rng.uniform(0.6, 1.8)))
 
 
-def paint(rng: Generator, size: int) -> Array:
+def paint(rng: Generator, grain: Generator, size: int) -> Array:
     x, _ = coordinates(size, rng.uniform(0, 2 * math.pi))
-    return np.asarray(0.5 + x / size * rng.uniform(0, 0.7) + 0.05 * smooth_noise(rng, size, 20), np.float32)
+    return np.asarray(0.5 + x / size * rng.uniform(0, 0.7) + 0.05 * smooth_noise(grain, size, 20), np.float32)
 
 
-def ripples(rng: Generator, size: int) -> Array:
+def ripples(rng: Generator, _grain: Generator, size: int) -> Array:
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
     centre = rng.uniform(-0.3, 1.3, 2) * size
     radius = np.hypot(x - centre[0], y - centre[1])
     return _wave(radius * 2 * math.pi / rng.uniform(4, 18), rng.uniform(0.3, 4))
 
 
-def fibres(rng: Generator, size: int) -> Array:
+def fibres(rng: Generator, _grain: Generator, size: int) -> Array:
     canvas = np.full((size, size), 90, np.uint8)
     ends = rng.integers(-20, size + 20, (int(rng.integers(80, 220)), 2))
     angles = rng.uniform(0, rng.choice([0.5, math.pi]), len(ends))
@@ -178,27 +180,27 @@ def fibres(rng: Generator, size: int) -> Array:
     return cv2.GaussianBlur(canvas, (0, 0), 0.7).astype(np.float32) / 255
 
 
-def granite(rng: Generator, size: int) -> Array:
-    base = fractal_noise(rng, size, rng.uniform(4, 10), octaves=3)
+def granite(rng: Generator, grain: Generator, size: int) -> Array:
+    base = fractal_noise(grain, size, rng.uniform(4, 10), octaves=3)
     levels = np.floor(base * rng.integers(3, 6)) / 5
     return stretch_range(cv2.GaussianBlur(levels.astype(np.float32), (0, 0), 0.8))
 
 
-def waffle(rng: Generator, size: int) -> Array:
-    x, y = coordinates(size, _angle(rng))
+def waffle(rng: Generator, _grain: Generator, size: int) -> Array:
+    x, y = coordinates(size, straight_angle(rng))
     period = rng.uniform(8, 24)
     product = np.abs(np.sin(math.pi * x / period)) * np.abs(np.sin(math.pi * y / period))
     return np.asarray(product ** rng.uniform(0.3, 2), np.float32)
 
 
-def knit(rng: Generator, size: int) -> Array:
-    x, y = coordinates(size, _angle(rng))
+def knit(rng: Generator, _grain: Generator, size: int) -> Array:
+    x, y = coordinates(size, straight_angle(rng))
     period = rng.uniform(8, 18)
     zigzag = np.abs((x / period) % 1 - 0.5) * period * rng.uniform(0.6, 1.4)
     return _wave((y + zigzag) * 2 * math.pi / rng.uniform(4, 10), rng.uniform(0.5, 2))
 
 
-TEXTURES: dict[str, Callable[[Generator, int], Array]] = {
+TEXTURES: dict[str, Callable[[Generator, Generator, int], Array]] = {
     "striped plastic": stripes,
     "checkered tile": checker,
     "dotted paper": dots,
@@ -218,106 +220,3 @@ TEXTURES: dict[str, Callable[[Generator, int], Array]] = {
     "rubber": waffle,
     "wool": knit,
 }
-
-
-# ---- objects: a silhouette in polar or polygon form, a regular decoration on top -----------------------------------
-
-
-def _polygon(points: NDArray[np.float64], size: int) -> Array:
-    """Antialiased filled polygon; `points` [N, 2] are pixels."""
-    canvas = np.zeros((size, size), np.uint8)
-    cv2.fillPoly(canvas, [np.round(points * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
-    return np.asarray(canvas, np.float32) / np.float32(255)
-
-
-def _radial(
-    size: int, centre: NDArray[np.float64], radius: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-) -> Array:
-    angles = np.linspace(0, 2 * math.pi, 180, endpoint=False)
-    reach = radius(angles)
-    return _polygon(np.stack([np.cos(angles), np.sin(angles)], 1) * reach[:, None] + centre, size)
-
-
-def _rectangle(size: int, centre: NDArray[np.float64], half: tuple[float, float], angle: float) -> Array:
-    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * np.array(half)
-    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    return _polygon(corners @ turn.T + centre, size)
-
-
-ASSEMBLY = "panel"  # its parts are drawn by `assemblies`
-OBJECTS = (
-    ASSEMBLY,
-    "disc",
-    "ring",
-    "nut",
-    "gear",
-    "plate",
-    "screw",
-    "star",
-    "bracket",
-    "seed",
-    "flower",
-    "tube",
-    "cross",
-)
-
-
-def silhouette(rng: Generator, size: int, name: str) -> Array:
-    """Coverage of one object in [0, 1]."""
-    if name not in OBJECTS:
-        raise KeyError(f"unknown object {name!r}; known: {', '.join(OBJECTS)}")
-    centre = size / 2 + rng.uniform(-0.06, 0.06, 2) * size
-    radius = size * rng.uniform(0.28, 0.42)
-    turn = rng.uniform(0, 2 * math.pi)
-    count = int(rng.integers(5, 14))
-
-    def circle(scale: float) -> Array:
-        return _radial(size, centre, lambda a: np.full_like(a, radius * scale))
-
-    if name == "disc":
-        return circle(1.0)
-    if name == "ring":
-        return circle(1.0) * (1 - circle(rng.uniform(0.3, 0.7)))
-    if name == "nut":
-        corners = turn + np.arange(6) * math.pi / 3
-        outer = _polygon(centre + radius * np.stack([np.cos(corners), np.sin(corners)], 1), size)
-        return outer * (1 - circle(rng.uniform(0.35, 0.55)))
-    if name == "gear":
-        teeth = _radial(size, centre, lambda a: radius * (0.9 + 0.1 * np.sign(np.sin(a * count * 2 + turn))))
-        return teeth * (1 - circle(rng.uniform(0.1, 0.4)))
-    if name == "star":
-        return _radial(size, centre, lambda a: radius * (0.7 + 0.3 * np.abs((a * count / math.pi + turn) % 2 - 1)))
-    if name == "flower":
-        return _radial(size, centre, lambda a: radius * (0.8 + 0.2 * np.cos(a * count + turn)))
-    if name == "seed":
-        lobes = rng.uniform(0.02, 0.1)
-        squash = rng.uniform(0.65, 0.95)
-        return _radial(
-            size,
-            centre,
-            lambda a: radius * (np.hypot(np.cos(a + turn), squash * np.sin(a + turn)) + lobes * np.cos(3 * a)),
-        )
-    return _straight(rng, size, name, centre, radius)
-
-
-def _straight(rng: Generator, size: int, name: str, centre: NDArray[np.float64], radius: float) -> Array:
-    """The objects made of bars."""
-    angle = _angle(rng)
-    along, across = radius * rng.uniform(0.9, 1.15), radius * rng.uniform(0.2, 0.4)
-    if name == ASSEMBLY:
-        across = radius * rng.uniform(0.7, 1.3)
-        return _rectangle(size, centre, (radius * rng.uniform(0.9, 1.4), across), rng.normal(0, 0.05))
-    if name == "plate":
-        return _rectangle(size, centre, (along, radius * rng.uniform(0.6, 0.9)), angle)
-    if name == "tube":
-        return _rectangle(size, centre, (along, across * 1.3), angle)
-    if name == "cross":
-        return np.maximum(
-            _rectangle(size, centre, (along, across), angle), _rectangle(size, centre, (across, along), angle)
-        )
-    direction = np.array([math.cos(angle), math.sin(angle)])
-    if name == "bracket":
-        foot = _rectangle(size, centre - direction * (along - across), (across, along), angle)
-        return np.maximum(_rectangle(size, centre, (along, across), angle), foot)
-    head = _radial(size, centre - direction * along * 0.8, lambda a: np.full_like(a, across * 2.0))  # screw
-    return np.maximum(_rectangle(size, centre, (along, across * 0.8), angle), head)
