@@ -3,9 +3,10 @@
     python scripts/pretrain_demo_clip.py --output-dir runs/demo_clip  # draws, trains, writes the two files
     python scripts/evaluate_demo_clip.py --weights runs/demo_clip/demo_clip.safetensors    # (or --evaluate here)
 
-Three stages with about as many patches a step: windows of 8 x 8 patches, of 12 x 12, whole pictures. Captions are contrasted with pictures, with single patches
-(is this spot damaged? how?) and with value-value patches; patches of blocks 1 and 3 learn to be near those of another
-piece of the same product unless they are damaged. The same command continues an interrupted run.
+Three stages with about as many patches a step: windows of 8 x 8 patches, of 12 x 12, whole pictures. Captions are
+contrasted with pictures, with single patches (is this spot damaged? how?) and with value-value patches; patches of
+blocks 1 and 3 learn to be near those of another piece of the same product unless they are damaged.
+The same command continues an interrupted run.
 """
 
 import ctypes
