@@ -2,19 +2,20 @@
 
 A shard is two files. `.rows` holds fixed-size rows; `.index` one record a row, appended after the row's bytes:
 
-    key (16 bytes) | CRC-32 of each tensor of the row | CRC-32 of the record
+    key (16 bytes) | CRC-32 of each tensor of the row | CRC-32 of the layout and the record
 
 Each writer owns its shard (flock on the index, released by the kernel when the process dies), so writers never meet.
-A row without a whole record does not exist; the next writer of the shard cuts such leftovers off. Every read is
-checked
-against the row's checksums; a damaged row is struck from the index and reported as missing. Rows are read with pread
-into the
-caller's tensor: no mapping can go stale or fault when another process works on the files.
+A row without a whole record does not exist; the next writer of the shard cuts such leftovers off. Every read is checked
+against the row's checksums; a damaged row is struck from the index and reported as missing. The layout carries its own
+checksum and enters that of every record: a damaged layout counts as none, and a record never answers under another one.
+Rows are read with pread into the caller's tensor: no mapping can go stale or fault when another process works on the
+files.
 """
 
 import errno
 import fcntl
 import io
+import json
 import os
 import struct
 import zlib
@@ -24,8 +25,8 @@ from pathlib import Path
 import numpy as np
 
 from anomaly_lib.errors import UserError
-from anomaly_lib.features.layout import Bytes, Field, RowLayout
-from anomaly_lib.files import read_json, write_json
+from anomaly_lib.features.layout import Bytes, Field, RowLayout, checksum_of
+from anomaly_lib.files import write_json
 
 KEY_BYTES = 16
 SHARD_BYTES = 1 << 30
@@ -69,12 +70,12 @@ class ShardFolder:
                 with path.open("rb") as stream:
                     stream.seek(seen * record.size)
                     block = stream.read()
-            except FileNotFoundError:
-                continue  # cleared by another process
+            except OSError:
+                continue  # cleared by another process, or a disk that cannot be read: its rows are missing
             count = len(block) // record.size
             for row in range(count):
                 raw = block[row * record.size : (row + 1) * record.size]
-                if zlib.crc32(raw[:-4]) == int.from_bytes(raw[-4:], "little"):
+                if zlib.crc32(raw[:-4], self.layout.checksum) == int.from_bytes(raw[-4:], "little"):
                     key, *sums, _ = record.unpack(raw)
                     self._places[key] = (path.stem, seen + row, tuple(sums))
             self._seen[path.stem] = seen + count
@@ -92,7 +93,7 @@ class ShardFolder:
         """Write rows [B, row_bytes], then their records."""
         try:
             if self.layout is None and not self._read_layout():
-                write_json(self.folder / "layout.json", layout.to_plain())
+                write_json(self.folder / "layout.json", {"fields": layout.to_plain(), "crc": layout.checksum})
                 self._read_layout()
             if self.layout != layout:
                 raise UserError(f"{self.folder} holds rows of another shape; delete this folder and run again")
@@ -130,9 +131,13 @@ class ShardFolder:
         self._writer = None
 
     def _read_layout(self) -> bool:
-        path = self.folder / "layout.json"
-        if path.exists():
-            self.layout = RowLayout.from_plain(read_json(path))
+        """Take in layout.json; a damaged one counts as none, and the next rows written replace it."""
+        try:
+            plain = json.loads((self.folder / "layout.json").read_bytes())
+            if plain["crc"] == checksum_of(plain["fields"]):
+                self.layout = RowLayout.from_plain(plain["fields"])
+        except (OSError, ValueError, LookupError, TypeError):
+            pass
         return self.layout is not None
 
     def _read_checked(self, place: Place, field: Field, out: Bytes) -> bool:
@@ -194,7 +199,7 @@ class ShardWriter:
         for key, row in zip(keys, rows, strict=True):
             sums = [zlib.crc32(row[f.start : f.start + f.size].data) for f in self._layout.fields]
             raw = self._record.pack(key, *sums, 0)[:-4]
-            records += raw + zlib.crc32(raw).to_bytes(4, "little")
+            records += raw + zlib.crc32(raw, self._layout.checksum).to_bytes(4, "little")
         try:
             _write_all(self._rows, np.ascontiguousarray(rows).reshape(-1).data)
             _write_all(self._index, memoryview(records))

@@ -143,7 +143,7 @@ def test_any_difference_of_the_spec_is_another_store(tmp_path: Path) -> None:
         {"transform": "t"},
         {"image_size": (5, 4)},
     ]
-    changes += [{"views": "flip"}, {"dtype": "fp16"}, {"precision": "bf16"}, {"version": 2}]
+    changes += [{"views": "flip"}, {"dtype": "fp16"}, {"precision": "bf16"}, {"version": 1}]
     assert len({SPEC.key, *(replace(SPEC, **change).key for change in changes)}) == 10
     with FeatureStore(SPEC, root=tmp_path) as store:
         fill(store, [1])

@@ -1,5 +1,7 @@
 """Kill -9, two writers, flipped and cut bytes, a full disk: never a wrong feature, and the fill goes on."""
 
+import itertools
+import json
 import multiprocessing
 import os
 import random
@@ -16,7 +18,8 @@ import torch
 from torch import Tensor
 
 from anomaly_lib.errors import UserError
-from anomaly_lib.features import FeatureSpec, FeatureStore, MissingFeatures, array_key, extract
+from anomaly_lib.features import FeatureSpec, FeatureStore, MissingFeatures, array_key, extract, store_info
+from anomaly_lib.features.layout import checksum_of
 
 SPEC = FeatureSpec(backbone="net", weights="00", outputs=("tokens", "pooled"), transform="none")
 COUNT = 60
@@ -141,6 +144,54 @@ def test_a_flipped_byte_anywhere_is_never_used(tmp_path: Path) -> None:
                 assert fill(root, count=3) == 1  # and exactly it is made again
                 assert check(root) == 3
             shutil.rmtree(root)
+
+
+def test_a_flipped_byte_of_the_layout_or_the_spec_is_never_used(tmp_path: Path) -> None:
+    fill(tmp_path / "whole", count=3)
+    (folder,) = (tmp_path / "whole").iterdir()
+    (whole,) = store_info(tmp_path / "whole")
+    root, lost = tmp_path / "flipped", 0
+    shutil.copytree(folder, root / folder.name)
+    for name in ("layout.json", "spec.json"):
+        raw = (folder / name).read_bytes()
+        for at, bit in itertools.product(range(len(raw)), (1, None)):
+            damaged = bytearray(raw)
+            damaged[at] ^= 1 << (at % 8 if bit is None else bit)  # bit 1 makes one figure another
+            (root / folder.name / name).write_bytes(damaged)
+            found = check(root)  # at worst the rows are missing
+            (info,) = store_info(root)
+            assert found in (0, 3)
+            assert info.rows == found
+            assert info.row == (whole.row if found else "")
+            lost += name == "layout.json" and not found
+            assert found or name == "layout.json"
+        (root / folder.name / name).write_bytes(raw)
+    assert lost > len((folder / "layout.json").read_bytes())  # all but flips in white space
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "deleted"])
+def test_a_damaged_layout_is_written_again_and_the_rows_live_on(tmp_path: Path, damage: str) -> None:
+    fill(tmp_path, count=12)
+    layout = next(tmp_path.iterdir()) / "layout.json"
+    raw = layout.read_bytes()
+    layout.unlink()
+    if damage != "deleted":
+        layout.write_bytes(raw.replace(b"16", b"17") if damage == "flipped" else raw[:40])
+    assert check(tmp_path) == 0
+    assert fill(tmp_path, count=12) == 4  # one batch says what a row is; the others are found again
+    assert layout.read_bytes() == raw
+    assert check(tmp_path, complete=True, count=12) == 12
+
+
+def test_no_row_answers_under_a_layout_it_was_not_written_for(tmp_path: Path) -> None:
+    fill(tmp_path, count=3)
+    layout = next(tmp_path.iterdir()) / "layout.json"
+    fields = json.loads(layout.read_bytes())["fields"]
+    fields[0]["shape"].reverse()  # the same bytes, read as another shape
+    layout.write_text(json.dumps({"fields": fields, "crc": checksum_of(fields)}))
+    assert check(tmp_path) == 0
+    with pytest.raises(UserError, match="fixed image size"):
+        fill(tmp_path, count=3)
 
 
 def test_two_writers_in_lockstep(tmp_path: Path) -> None:
