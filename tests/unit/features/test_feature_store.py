@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from anomaly_lib.data.weld import demo
+from anomaly_lib.data.weld.demo import weld_demo_runs
+from anomaly_lib.data.weld.manifest import WeldRun
 from anomaly_lib.errors import UserError
 from anomaly_lib.features import (
     FeatureSpec,
@@ -22,6 +25,7 @@ from anomaly_lib.features import (
     item_key,
     store_info,
 )
+from anomaly_lib.recipes.weld.features import run_key
 
 SPEC = FeatureSpec(
     backbone="tiny/net", weights="ab" * 32, outputs=("layer.1", "pooled"), transform="none", image_size=(4, 4)
@@ -185,6 +189,30 @@ def test_keys_follow_the_source(tmp_path: Path) -> None:
     pixels = np.arange(6, dtype=np.uint8)
     assert len({array_key(pixels), array_key(pixels.reshape(2, 3)), array_key(pixels.astype(np.int8))}) == 3
     assert item_key(SimpleNamespace(path=image, image=pixels)) == array_key(pixels)
+
+
+def test_weld_runs_are_keyed_by_their_files_or_by_how_they_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = WeldRun("one", "good", "train", tmp_path / "one")
+    (run.folder / "images").mkdir(parents=True)
+    photo = run.folder / "images" / "0.jpg"
+    photo.write_bytes(b"one")
+    key_of_run, times = run_key(run), photo.stat()
+    assert key_of_run == run_key(replace(run, class_name="spatter", split="test"))
+    photo.write_bytes(b"two")
+    os.utime(photo, ns=(times.st_atime_ns, times.st_mtime_ns))  # same path, size and mtime
+    assert run_key(run) != key_of_run
+
+    drawn = [run_key(run) for run in weld_demo_runs(train=3, good=0, per_defect=0)]
+    assert drawn == [run_key(run) for run in weld_demo_runs(train=3, good=0, per_defect=0)]
+    assert len(set(drawn)) == 3
+    other = tmp_path / "demo.py"
+    other.write_text(Path(demo.__file__).read_text() + "# another brush\n")
+    monkeypatch.setattr(demo, "__file__", str(other))
+    demo.drawing_version.cache_clear()
+    assert not {run_key(run) for run in weld_demo_runs(train=3, good=0, per_defect=0)} & set(drawn)
+    demo.drawing_version.cache_clear()
 
 
 def test_changed_source_image_is_encoded_anew(tmp_path: Path) -> None:
