@@ -19,7 +19,8 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ class ShardFolder:
 
     def append(self, keys: Sequence[bytes], layout: RowLayout, rows: Bytes) -> None:
         """Write rows [B, row_bytes], then their records."""
-        try:
+        with self._writing():
             if self.layout is None and not self._read_layout():
                 write_json(self.folder / "layout.json", {"fields": layout.to_plain(), "crc": layout.checksum})
                 self._read_layout()
@@ -100,11 +101,6 @@ class ShardFolder:
             if self._writer is None or self._writer.process != os.getpid():
                 self._writer = ShardWriter.open(self.folder, layout, shard_bytes=self.shard_bytes)
             self._writer.append(keys, rows)
-        except OSError as error:
-            why = "no space left" if error.errno in NO_SPACE else f"cannot be written ({error.strerror})"
-            raise CacheWriteError(
-                f"feature cache {self.folder}: {why}; mend that, or choose another --cache-dir or --cache ram"
-            ) from None
         if self._writer.bytes_written >= self.shard_bytes:
             self._close_writer()
         self.refresh()
@@ -120,15 +116,26 @@ class ShardFolder:
         return False
 
     def close(self) -> None:
-        self._close_writer()
         for descriptor in self._rows_files.values():
             os.close(descriptor)
         self._rows_files.clear()
+        self._close_writer()
 
     def _close_writer(self) -> None:
-        if self._writer is not None and self._writer.process == os.getpid():
-            self._writer.close()
-        self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None and writer.process == os.getpid():
+            with self._writing():
+                writer.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            why = "no space left" if error.errno in NO_SPACE else f"cannot be written ({error.strerror})"
+            raise CacheWriteError(
+                f"feature cache {self.folder}: {why}; mend that, or choose another --cache-dir or --cache ram"
+            ) from None
 
     def _read_layout(self) -> bool:
         """Take in layout.json; a damaged one counts as none, and the next rows written replace it."""
@@ -209,10 +216,10 @@ class ShardWriter:
         self._count += len(keys)
 
     def close(self) -> None:
-        """Bring everything to the disk (rows before records) and let go of the shard."""
-        for stream in (self._rows, self._index):
-            os.fsync(stream.fileno())
-            stream.close()
+        """Bring everything to the disk (rows before records) and let go of the shard, whatever the disk says."""
+        with self._index, self._rows:
+            os.fsync(self._rows.fileno())
+            os.fsync(self._index.fileno())
 
     def _cut(self) -> None:
         """Remove what a killed or failed write left behind the last whole record."""

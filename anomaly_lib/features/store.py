@@ -64,6 +64,7 @@ class FeatureStore:
         self._ram_layout: RowLayout | None = None
         self._disk: ShardFolder | None = None
         self._writes_to_disk = False
+        self._planned = 0  # rows the fill under way has still to write
         self._verified: set[bytes] = set()  # rows this process has found whole; reading checks them again anyway
         if cache == "disk" or (cache == "auto" and not spec.is_random):
             self._open_disk()
@@ -98,6 +99,7 @@ class FeatureStore:
 
     def busy(self) -> bool:
         """Is another process writing to this store right now?"""
+        self.close()
         return self._disk is not None and self._disk.busy()
 
     def missing(self, keys: Iterable[str], *, verify: bool = False) -> list[str]:
@@ -114,12 +116,10 @@ class FeatureStore:
         if self._disk is not None and self._writes_to_disk:
             try:
                 self._disk.append(raw, layout, rows)
+                self._planned -= len(rows)
                 return
             except CacheWriteError as error:
-                if self.cache == "disk":
-                    raise
-                self.notice(f"{error}; the remaining features are kept in memory")
-                self._writes_to_disk = False
+                self._go_on_in_memory(error, max(self._planned, len(rows)) * layout.row_bytes)
         self._ram_layout = layout
         self._ram.update(zip(raw, rows, strict=True))
 
@@ -148,6 +148,7 @@ class FeatureStore:
 
     def plan(self, count: int) -> None:
         """Say what a large fill of `count` rows will take, and refuse (or go to RAM) where there is no room for it."""
+        self._planned = count
         if self.layout is None:
             return
         need = count * self.layout.row_bytes
@@ -157,8 +158,8 @@ class FeatureStore:
                 raise UserError(f"{text}: free some, or choose another --cache-dir or --cache ram")
             self.notice(f"{text}: they are kept in memory")
             self._writes_to_disk = False
-        if not self._writes_to_disk and need > (free := available_memory()):
-            raise UserError(f"the features need {_gib(need)} of memory, {_gib(free)} are free: use --cache disk")
+        if not self._writes_to_disk:
+            _check_memory(need)
         if need >= LARGE_FILL:
             where = self.folder if self._writes_to_disk else "memory"
             self.notice(
@@ -173,7 +174,20 @@ class FeatureStore:
     def close(self) -> None:
         """Release the shard being written; the store can be used again afterwards."""
         if self._disk is not None:
-            self._disk.close()
+            try:
+                self._disk.close()
+            except CacheWriteError as error:  # the last rows may not have reached the disk; what did not is missing
+                self._go_on_in_memory(error, 0)
+
+    def _go_on_in_memory(self, error: CacheWriteError, need: int) -> None:
+        """After a failed write: `need` more bytes go to memory if they may and there is room."""
+        if self.cache == "disk":
+            raise error
+        if not self._writes_to_disk:
+            return  # said before
+        _check_memory(need, f"{error}; ")
+        self.notice(f"{error}; the remaining features are kept in memory")
+        self._writes_to_disk = False
 
     def _open_disk(self) -> None:
         try:
@@ -198,6 +212,11 @@ class FeatureStore:
         ):
             self._verified.add(raw)
         return raw in self._verified
+
+
+def _check_memory(need: int, why: str = "") -> None:
+    if need > (free := available_memory()):
+        raise UserError(f"{why}the features need {_gib(need)} of memory, {_gib(free)} are free: use --cache disk")
 
 
 def available_memory() -> int:

@@ -1,5 +1,7 @@
 """Kill -9, two writers, flipped and cut bytes, a full disk: never a wrong feature, and the fill goes on."""
 
+import ctypes
+import errno
 import itertools
 import json
 import multiprocessing
@@ -20,6 +22,7 @@ from torch import Tensor
 from anomaly_lib.errors import UserError
 from anomaly_lib.features import FeatureSpec, FeatureStore, MissingFeatures, array_key, extract, store_info
 from anomaly_lib.features.layout import checksum_of
+from anomaly_lib.features.shards import ShardWriter
 
 SPEC = FeatureSpec(backbone="net", weights="00", outputs=("tokens", "pooled"), transform="none")
 COUNT = 60
@@ -233,22 +236,27 @@ def limited(root: Path, cache: str, limit: int, answer: multiprocessing.Queue) -
     """A file that may not grow beyond `limit`: write() fails half way through, as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    answer.put(fill_and_read(root, cache))
+
+
+def fill_and_read(
+    root: Path, cache: str, before: Callable[[int], object] = lambda batch: None
+) -> tuple[bool, list[str]]:
+    """Are all rows there and right, and what was said; `before(n)` runs before the n-th batch is encoded."""
     said: list[str] = []
-    store = FeatureStore(SPEC, root=root, cache=cache, notice=said.append)
+    number = itertools.count()
+
+    def encode(batch: Tensor) -> dict[str, Tensor]:
+        before(next(number))
+        return {name: torch.cat([row(int(i))[name] for i in batch]) for name in SPEC.outputs}
+
     try:
-        keys = extract(
-            lambda batch: {n: torch.cat([row(int(i))[n] for i in batch]) for n in SPEC.outputs},
-            list(range(COUNT)),
-            store,
-            load=torch.tensor,
-            key=key,
-            batch_size=4,
-        )
-        rows = store.rows(keys)["pooled"]
-        right = all(torch.equal(rows[i : i + 1], row(i)["pooled"]) for i in range(COUNT))
-        answer.put((right, said))
+        with FeatureStore(SPEC, root=root, cache=cache, notice=said.append) as store:
+            keys = extract(encode, list(range(COUNT)), store, load=torch.tensor, key=key, batch_size=4)
+            rows = store.rows(keys)["pooled"]
+            return all(torch.equal(rows[i : i + 1], row(i)["pooled"]) for i in range(COUNT)), said
     except UserError as error:
-        answer.put((False, [str(error)]))
+        return False, [str(error)]
 
 
 @pytest.mark.parametrize("cache", ["disk", "auto"])
@@ -270,6 +278,109 @@ def test_full_disk(tmp_path: Path, cache: str, limit: int) -> None:
     assert kept > 0 or limit == 300
     assert fill(tmp_path) == COUNT - kept  # with space again the fill goes on
     check(tmp_path, complete=True)
+
+
+# Before which batch (-1: before the store is opened) all but so many pages of 4 KiB are taken by something else. The
+# first batch brings layout.json, .rows and .index, a page each; a page of rows is full in the middle of a batch.
+FULL_AT = [(-1, 0), (-1, 1), *[(0, pages) for pages in range(5)], (1, 0), (2, 1), (5, 0), (5, 1), (7, 2)]
+
+
+def on_a_small_disk(disk: Path, answer: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
+    """Fill stores on a tmpfs of 64 KiB that only this process sees."""
+    libc, user, group = ctypes.CDLL(None, use_errno=True), os.getuid(), os.getgid()
+    if libc.unshare(0x10000000 | 0x00020000):  # CLONE_NEWUSER | CLONE_NEWNS
+        return answer.put(f"no user namespace ({os.strerror(ctypes.get_errno())})")
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+        Path("/proc/self", name).write_text(text)
+    if libc.mount(b"none", bytes(disk), b"tmpfs", 0, b"size=64k"):
+        return answer.put(f"no tmpfs ({os.strerror(ctypes.get_errno())})")
+    outcomes = {}
+    for cache, (when, pages) in itertools.product(("disk", "auto"), FULL_AT):
+        root, ballast = disk / "cache", disk / "ballast"
+
+        def take(batch: int, when: int = when, pages: int = pages, ballast: Path = ballast) -> None:
+            if batch == when:
+                ballast.write_bytes(bytes(shutil.disk_usage(disk).free - 4096 * pages))
+
+        take(-1)
+        finished, said = fill_and_read(root, cache, take)
+        ballast.unlink()
+        kept = check(root)
+        outcomes[cache, when, pages] = finished, said, kept, fill(root)
+        check(root, complete=True)
+        shutil.rmtree(root)
+    answer.put(outcomes)
+
+
+def test_no_space_on_a_real_file_system(tmp_path: Path) -> None:
+    answer = FORK.Queue()
+    child = in_child(on_a_small_disk, tmp_path, answer)
+    outcomes = answer.get(timeout=60)
+    child.join()
+    if isinstance(outcomes, str):
+        pytest.skip(f"needs a tmpfs of its own: {outcomes}")
+    assert child.exitcode == 0
+    kept_of = {}
+    for (cache, when, pages), (finished, said, kept, refilled) in outcomes.items():
+        case = (cache, when, pages)
+        assert finished == (cache == "auto"), case
+        assert len(said) == 1, case
+        assert "\n" not in said[0]
+        assert str(tmp_path / "cache") in said[0]
+        assert "no space left" in said[0].lower() or "free" in said[0], case
+        assert said[0].endswith("kept in memory" if cache == "auto" else ("--cache-dir", "--cache ram")), case
+        assert kept % 4 == 0  # whole batches stay
+        assert kept >= 4 * when, case
+        assert refilled == COUNT - kept, case
+        kept_of[case] = kept
+    assert all(kept_of["disk", when, pages] == kept_of["auto", when, pages] for when, pages in FULL_AT)
+    assert kept_of["disk", 0, 2] == 0  # the rows had room, their records had not
+    assert 0 < kept_of["disk", 0, 3] < kept_of["disk", 5, 1] < COUNT
+
+
+@pytest.mark.parametrize(("code", "why"), [(errno.ENOSPC, "no space left"), (errno.EIO, "cannot be written (Input")])
+@pytest.mark.parametrize("cache", ["disk", "auto"])
+def test_a_disk_that_fails_when_rows_are_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str, code: int, why: str
+) -> None:
+    fsync = os.fsync
+
+    def failing(descriptor: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".rows"):
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing)
+        finished, said = fill_and_read(tmp_path, cache)
+    assert finished == (cache == "auto")
+    assert len(said) == 1
+    assert why in said[0]
+    assert check(tmp_path) == COUNT
+    assert fill(tmp_path, count=COUNT + 4) == 4
+    assert len(list(tmp_path.glob("*/*.rows"))) == 1  # the shard was let go of
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_a_full_disk_hands_over_only_what_memory_can_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: int
+) -> None:
+    left = (COUNT - 8) * (16 * 8 + 8) * 4
+    monkeypatch.setattr("anomaly_lib.features.store.available_memory", lambda: left - short)
+
+    def full(batch: int) -> None:
+        if batch == 2:
+            monkeypatch.setattr(ShardWriter, "append", no_space)
+
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    finished, said = fill_and_read(tmp_path, "auto", full)
+    assert finished == (not short)
+    assert len(said) == 1
+    assert "no space left" in said[0]
+    assert ("of memory" in said[0]) == bool(short)
+    assert check(tmp_path) == 8
 
 
 def test_unusable_folder_is_named(tmp_path: Path) -> None:
