@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from anomaly_lib.errors import UserError
 from anomaly_lib.features.spec import ROW_DTYPES, item_key
 from anomaly_lib.features.store import FeatureStore
 
@@ -35,8 +36,9 @@ def extract(
     """Encode what the store lacks (damaged rows included) and return the key of every item, in order.
 
     `load(item)` gives what `collate` joins to a batch; `encode(batch)` answers named tensors [B, ...]. Runs without
-    gradients, in eval mode and in the spec's precision. `threads` > 0 loads ahead. `share=(rank, ranks)` encodes only
-    this process's part of the items: fill from every rank, then `store.refresh()` after a barrier.
+    gradients, in eval mode and in the spec's precision; what gets damaged later `store.rows` encodes again. `threads`
+    > 0 loads ahead. `share=(rank, ranks)` encodes only this process's part of the items: fill from every rank, then
+    `store.refresh()` after a barrier.
     """
     if isinstance(encode, nn.Module):
         encode.eval()
@@ -45,6 +47,13 @@ def extract(
     where: dict[str, int] = {}
     for index, one in enumerate(keys):
         where.setdefault(one, index)
+
+    def again(index: int) -> Mapping[str, Tensor]:
+        if key(items[index]) != keys[index]:
+            raise UserError(f"{items[index]}: changed while its features are in use; run the command again")
+        return _encode(encode, collate([load(items[index])]), store, device)
+
+    store.remember(where, again)
     # Shared out before looking what is missing: other ranks are writing already.
     mine = list(where)[share[0] :: share[1]]
     wanted = [where[one] for one in store.missing(mine, verify=True)]

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from anomaly_lib.errors import UserError
-from anomaly_lib.features.layout import Bytes, RowLayout, as_bytes
+from anomaly_lib.features.layout import Bytes, Field, RowLayout, as_bytes
 from anomaly_lib.features.shards import KEY_BYTES, CacheWriteError, ShardFolder
 from anomaly_lib.features.spec import ROW_DTYPES, FeatureSpec
 from anomaly_lib.files import write_json
@@ -21,7 +21,7 @@ LARGE_FILL = GIB
 
 
 class MissingFeatures(LookupError):
-    """Rows that are not in the store (or were damaged and struck out): run `extract` for them."""
+    """Rows that are not in the store (or were damaged and struck out), and that this process has not extracted."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         super().__init__(
@@ -65,6 +65,7 @@ class FeatureStore:
         self._disk: ShardFolder | None = None
         self._writes_to_disk = False
         self._planned = 0  # rows the fill under way has still to write
+        self._sources: dict[bytes, tuple[Callable[[int], Mapping[str, Tensor]], int]] = {}
         self._verified: set[bytes] = set()  # rows this process has found whole; reading checks them again anyway
         if cache == "disk" or (cache == "auto" and not spec.is_random):
             self._open_disk()
@@ -124,14 +125,16 @@ class FeatureStore:
         self._ram.update(zip(raw, rows, strict=True))
 
     def rows(self, keys: Sequence[str], names: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """[N, ...] per name (all by default) in the order of `keys`, in the stored dtype; checked, or
-        `MissingFeatures`.
+        """[N, ...] per name (all by default) in the order of `keys`, in the stored dtype; checked.
+
+        What is damaged or gone is encoded again if this process has extracted it, else `MissingFeatures`.
         """
         if not keys:
             raise UserError("no features were asked for: the list of keys is empty")
-        layout, absent = self.layout, [key for key in keys if key not in self]
-        if absent or layout is None:
-            raise MissingFeatures(absent or list(keys))
+        if any(key not in self for key in keys):
+            self._encode_again(self.missing(keys))
+        layout = self.layout
+        assert layout is not None  # a row is there
         answer = {}
         for name in names if names is not None else [field.name for field in layout.fields]:
             field = layout.field(name)
@@ -139,12 +142,16 @@ class FeatureStore:
             if not field.size:
                 continue
             for out, key in zip(as_bytes(answer[name]), keys, strict=True):
-                if (row := self._ram.get(_raw(key))) is not None:
-                    out[:] = row[field.start : field.start + field.size]
-                elif self._disk is None or not self._disk.read(_raw(key), field, out):
-                    self._verified.discard(_raw(key))
-                    raise MissingFeatures([key])
+                if not self._read(key, field, out):
+                    self._encode_again([key])
+                    if not self._read(key, field, out):
+                        raise MissingFeatures([key])
         return answer
+
+    def remember(self, where: Mapping[str, int], encode: Callable[[int], Mapping[str, Tensor]]) -> None:
+        """`extract` says how rows that may get damaged on disk are made again: `encode(where[key])`."""
+        if self._disk is not None:
+            self._sources.update((_raw(key), (encode, index)) for key, index in where.items())
 
     def plan(self, count: int) -> None:
         """Say what a large fill of `count` rows will take, and refuse (or go to RAM) where there is no room for it."""
@@ -201,6 +208,25 @@ class FeatureStore:
                 ) from None
             self.notice(f"{self.folder}: {error.strerror}; features are kept in memory")
             self._disk, self._writes_to_disk = None, False
+
+    def _read(self, key: str, field: Field, out: Bytes) -> bool:
+        raw = _raw(key)
+        if (row := self._ram.get(raw)) is not None:
+            out[:] = row[field.start : field.start + field.size]
+            return True
+        if self._disk is not None and self._disk.read(raw, field, out):
+            return True
+        self._verified.discard(raw)
+        return False
+
+    def _encode_again(self, keys: Sequence[str]) -> None:
+        if unknown := [key for key in keys if _raw(key) not in self._sources]:
+            raise MissingFeatures(unknown)
+        for key in keys:
+            self.notice(f"{self.folder}: the row of {key[:16]} was damaged or gone and is encoded again")
+            encode, index = self._sources[_raw(key)]
+            self.put([key], encode(index))
+        self.close()
 
     def _whole(self, key: str) -> bool:
         raw = _raw(key)

@@ -228,6 +228,45 @@ def test_changed_source_image_is_encoded_anew(tmp_path: Path) -> None:
     assert [float(run(v)) for v in (3.0, 6.0, 3.0)] == [3.0, 6.0, 3.0]
 
 
+def damage(store: FeatureStore, at: int) -> None:
+    with (store.folder / "00000.rows").open("r+b") as stream:
+        stream.seek(at)
+        stream.write(b"\x99\x99")
+
+
+@pytest.mark.parametrize("loss", ["rows", "index"])
+def test_a_row_that_gets_damaged_between_two_reads_is_encoded_again(tmp_path: Path, loss: str) -> None:
+    said: list[str] = []
+    store = FeatureStore(SPEC, root=tmp_path, cache="disk", notice=said.append)
+    fill(store, [1, 2, 3])
+    assert_right(store, [1, 2, 3])
+    damage(store, 64 + 5)  # the second row of 16 floats
+    if loss == "index":
+        with pytest.raises(MissingFeatures):
+            FeatureStore(SPEC, root=tmp_path).rows([key(2)])  # another process strikes it out and cannot mend it
+    assert_right(store, [3, 2, 1, 2])
+    assert len(said) == 1
+    assert f"{key(2)[:16]} was damaged" in said[0]
+    assert_right(FeatureStore(SPEC, root=tmp_path), [1, 2, 3])  # mended for others too
+    with pytest.raises(MissingFeatures):
+        store.rows([key(4)])  # never extracted
+    with FeatureStore(SPEC, root=tmp_path) as other:
+        fill(other, [4])
+        assert len(list(store.folder.glob("*.rows"))) == 1  # the shard was let go of
+    assert_right(store, [4, 2])  # what another process has added is found
+
+
+def test_a_damaged_row_of_a_source_that_has_changed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "image.bin"
+    path.write_bytes(bytes(16))
+    store = FeatureStore(SPEC, root=tmp_path / "cache")
+    keys = extract(encode, [path], store, load=lambda one: torch.from_numpy(np.fromfile(one, np.float32)), key=file_key)
+    damage(store, 3)
+    path.write_bytes(bytes(8) + b"\x01" * 8)
+    with pytest.raises(UserError, match=r"image\.bin: changed while"):
+        store.rows(keys)
+
+
 def test_rows_of_another_shape_are_refused(tmp_path: Path) -> None:
     store = FeatureStore(SPEC, root=tmp_path)
     fill(store, [1])

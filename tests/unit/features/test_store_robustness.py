@@ -38,7 +38,7 @@ def row(index: int) -> dict[str, Tensor]:
     return {"tokens": values, "pooled": values.mean(1)}
 
 
-def fill(root: Path, *, count: int = COUNT, pause: float = 0.0) -> int:
+def fill(root: Path, *, count: int = COUNT, pause: float = 0.0, share: tuple[int, int] = (0, 1)) -> int:
     """Fill the store; the number of rows that had to be encoded."""
     encoded = 0
 
@@ -50,7 +50,7 @@ def fill(root: Path, *, count: int = COUNT, pause: float = 0.0) -> int:
         return {name: torch.cat([part[name] for part in parts]) for name in SPEC.outputs}
 
     with FeatureStore(SPEC, root=root, cache="disk") as store:
-        extract(encode, list(range(count)), store, load=torch.tensor, key=key, batch_size=4)
+        extract(encode, list(range(count)), store, load=torch.tensor, key=key, batch_size=4, share=share)
     return encoded
 
 
@@ -104,6 +104,30 @@ def test_kill_9_twenty_times_during_fill(tmp_path: Path) -> None:
     check(tmp_path, complete=True, count=count)
     (folder,) = tmp_path.iterdir()
     assert len(list(folder.glob("*.rows"))) == 1  # every run went on in the dead one's shard
+
+
+def test_kill_9_of_one_rank(tmp_path: Path) -> None:
+    """Two processes stand for the ranks of torchrun; one dies in the middle, both are started again."""
+    ranks = [in_child(rank_fill, tmp_path, rank) for rank in (0, 1)]
+    while written(tmp_path) < 12 * (16 * 8 + 8) * 4:
+        time.sleep(0.001)
+    assert ranks[1].pid is not None
+    os.kill(ranks[1].pid, signal.SIGKILL)
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0, -signal.SIGKILL]
+    kept = check(tmp_path, count=400)
+    assert 200 <= kept < 400  # all of rank 0, not all of rank 1
+    assert fill(tmp_path, count=400, share=(0, 2)) == 0
+    assert fill(tmp_path, count=400, share=(1, 2)) == 400 - kept
+    check(tmp_path, complete=True, count=400)
+    rows = sum(file.stat().st_size for file in tmp_path.glob("*/*.rows")) // ((16 * 8 + 8) * 4)
+    assert rows == 400  # nothing was encoded twice
+    assert len(list(tmp_path.glob("*/*.rows"))) == 2  # and the dead rank's shard was continued
+
+
+def rank_fill(root: Path, rank: int) -> None:
+    fill(root, count=400, pause=0.002, share=(rank, 2))
 
 
 def slow_fill(root: Path, pause: float = 0.01, count: int = COUNT) -> None:
@@ -381,6 +405,37 @@ def test_a_full_disk_hands_over_only_what_memory_can_take(
     assert "no space left" in said[0]
     assert ("of memory" in said[0]) == bool(short)
     assert check(tmp_path) == 8
+
+
+BIG_ROWS, BIG_SIDE = 2048, 128  # rows of 64 KiB, 128 MiB in all
+
+
+def growth(root: Path, answer: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
+    """Bytes by which this process grows while it fills a store, finds it whole and reads it."""
+    spec = FeatureSpec(backbone="net", weights="00", outputs=("tokens",), transform="none")
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    store = FeatureStore(spec, root=root, cache="disk")
+    for _ in range(2):  # the second time every row is only verified
+        keys = extract(
+            lambda batch: {"tokens": batch[:, None, None] + torch.zeros(BIG_SIDE, BIG_SIDE)},
+            list(range(BIG_ROWS)), store, load=lambda i: torch.tensor(float(i)), key=key, batch_size=8,
+        )  # fmt: skip
+    right = all(
+        torch.equal(store.rows(keys[i : i + 8])["tokens"][:, 3, 5], torch.arange(i, i + 8.0))
+        for i in range(0, BIG_ROWS, 8)
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    answer.put((right, peak - pages * os.sysconf("SC_PAGE_SIZE"), written(root)))
+
+
+def test_memory_does_not_grow_with_the_store(tmp_path: Path) -> None:
+    answer = FORK.Queue()
+    child = in_child(growth, tmp_path, answer)
+    right, grown, size = answer.get(timeout=300)
+    child.join()
+    assert right
+    assert size == BIG_ROWS * BIG_SIDE**2 * 4
+    assert grown < size / 4, f"{grown / 2**20:.0f} MiB"
 
 
 def test_unusable_folder_is_named(tmp_path: Path) -> None:
