@@ -131,8 +131,8 @@ class FeatureStore:
         """
         if not keys:
             raise UserError("no features were asked for: the list of keys is empty")
-        if any(key not in self for key in keys):
-            self._encode_again(self.missing(keys))
+        if absent := [key for key in keys if key not in self]:
+            self._encode_again(absent)
         layout = self.layout
         assert layout is not None  # a row is there
         answer = {}
@@ -222,7 +222,7 @@ class FeatureStore:
     def _encode_again(self, keys: Sequence[str]) -> None:
         if unknown := [key for key in keys if _raw(key) not in self._sources]:
             raise MissingFeatures(unknown)
-        for key in keys:
+        for key in self.missing(keys):  # another process may have mended them
             self.notice(f"{self.folder}: the row of {key[:16]} was damaged or gone and is encoded again")
             encode, index = self._sources[_raw(key)]
             self.put([key], encode(index))

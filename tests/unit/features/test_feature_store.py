@@ -253,7 +253,6 @@ def test_a_row_that_gets_damaged_between_two_reads_is_encoded_again(tmp_path: Pa
     with FeatureStore(SPEC, root=tmp_path) as other:
         fill(other, [4])
         assert len(list(store.folder.glob("*.rows"))) == 1  # the shard was let go of
-    assert_right(store, [4, 2])  # what another process has added is found
 
 
 def test_a_damaged_row_of_a_source_that_has_changed_is_refused(tmp_path: Path) -> None:
