@@ -1,31 +1,41 @@
-"""Encode a data set ahead of time: any backbone x any data set into the feature cache that training reads.
+"""Encode a data set ahead of time: any image backbone x any data set into the feature cache that training reads.
 
-    python scripts/cache_features.py --backbone ViT-B-16-plus-240 --dataset mvtec --data-path MVTec
+    python scripts/cache_features.py --system promptad --backbone ViT-B-16-plus-240 --dataset mvtec --data-path MVTec
+    python scripts/cache_features.py --system sowa --options="--feature-map-idx 2 5 8 11" ...
+    python scripts/cache_features.py --backbone resnet18 --image-size 224 --layers layer2 layer3 ...
     torchrun --nproc_per_node 4 scripts/cache_features.py ...          # every rank encodes its share
 
 Ends at once when everything is there; may be killed and started again at any time. A run finds the rows if it asks for
-the same backbone, weights, outputs, transform, row type and precision.
+the same backbone, weights, outputs, transform, row type and precision: --system fills what a training of that system
+with the same options reads. (PatchCore and the other detectors read pixels; weld and crystal runs fill their own.)
 """
 
+import shlex
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Optional
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, Optional, TypeVar
 
 import torch
 
 from anomaly_lib.backbones import FrozenBackbone, create_backbone
-from anomaly_lib.config import arg, command, override
+from anomaly_lib.backbones.huggingface_names import KNOWN
+from anomaly_lib.backbones.registry import split_family
+from anomaly_lib.config import arg, command, override, parse
 from anomaly_lib.data import ImageTransform, open_dataset
-from anomaly_lib.data.base import ImageDataset, load_pixels, select
+from anomaly_lib.data.base import Item, load_pixels, readable_items, select
 from anomaly_lib.data.transforms import RESIZE_MODES
-from anomaly_lib.engine.distributed import barrier, local_rank, process_group, rank, world_size
+from anomaly_lib.engine.amp import pick_device
+from anomaly_lib.engine.distributed import barrier, process_group, rank, world_size
 from anomaly_lib.engine.log import Log, progress
 from anomaly_lib.errors import UserError
 from anomaly_lib.features import FeatureSpec, FeatureStore, extract
 from anomaly_lib.features.spec import ROW_DTYPES
 from anomaly_lib.options import BackboneArgs, CacheArgs, DataArgs
+
+READS = {"vjepa2": "videos", "ast": "spectrograms", "bert": "texts"}  # transformers families that are not for images
+T = TypeVar("T")
 
 
 @dataclass
@@ -35,6 +45,8 @@ class Args(DataArgs, BackboneArgs, CacheArgs):
     cache: str = override(CacheArgs, "cache", "disk", choices=["auto", "disk"])
     obj: Optional[str] = arg(None, "only this class", type=str, aliases=["class_name"])
     split: Optional[str] = arg(None, "only train or test", type=str, choices=["train", "test"])
+    system: Optional[str] = arg(None, "fill what this system's training reads", type=str, choices=["promptad", "sowa"])
+    options: str = arg("", 'options of that training that decide its features: --options="--protocol paper"')
     layers: list[str] = arg([], "block numbers and output names; none = the backbone's usual outputs")
     image_size: Optional[int] = arg(None, "input size; None = the backbone's own", type=int, at_least=1)
     resize: str = arg("stretch", "how images of another shape are fitted", choices=list(RESIZE_MODES))
@@ -60,12 +72,28 @@ def image_transform(net: FrozenBackbone, args: Args) -> ImageTransform:
     )
 
 
-def fill(args: Args) -> None:
-    items = select(open_dataset(args.dataset, args.data_path), split=args.split, class_name=args.obj)
-    on_gpu = torch.cuda.is_available() if args.device == "auto" else args.device.startswith("cuda")
-    device = torch.device(
-        f"cuda:{local_rank()}" if on_gpu and ":" not in args.device else args.device.replace("auto", "cpu")
-    )
+class Part(NamedTuple):
+    """Items that enter one network in one way."""
+
+    net: FrozenBackbone
+    transform: ImageTransform
+    dtype: str
+    items: Sequence[Item]
+
+    def spec(self, precision: str) -> FeatureSpec:
+        return FeatureSpec(
+            backbone=self.net.name,
+            weights=self.net.weights_id,
+            outputs=self.net.outputs,
+            transform=self.transform.describe(),
+            image_size=self.net.image_size or (),
+            dtype=self.dtype,
+            precision=precision,
+        )
+
+
+def plain_parts(args: Args, items: Sequence[Item], device: torch.device) -> Iterator[Part]:
+    """--backbone with --layers, as the command line has it."""
     net = create_backbone(
         args.backbone,
         weights=args.weights,
@@ -73,31 +101,92 @@ def fill(args: Args) -> None:
         image_size=args.image_size,
         download=args.download,
     ).to(device)
-    transform = image_transform(net, args)
-    spec = FeatureSpec(
-        backbone=net.name,
-        weights=net.weights_id,
-        outputs=net.outputs,
-        transform=transform.describe(),
-        image_size=net.image_size or (),
-        dtype=args.dtype,
-        precision=args.precision,
-    )
-    log = Log()
-    if args.on_error == "skip":
-        readable = ImageDataset(items, transform=transform, cache_bytes=0, on_error="skip")
-        items = readable.items
-        for one in readable.skipped:
-            log.line(f"left out {one['path']}: {one['reason']}")
-    if net.is_random:
-        raise UserError("--weights random: features of random weights have no identity and are never cached on disk")
-    with process_group(device), FeatureStore(spec, root=args.cache_dir, cache=args.cache, notice=log.line) as store:
+    yield Part(net, image_transform(net, args), args.dtype, items)
+
+
+def promptad_parts(args: Args, items: Sequence[Item], device: torch.device) -> Iterator[Part]:
+    """CLIP and perhaps --visual-backbone; test images may enter in another colour order."""
+    from anomaly_lib.recipes.promptad.features import Towers
+    from anomaly_lib.recipes.promptad.options import Args as PromptADArgs
+    from anomaly_lib.recipes.promptad.options import resolve
+
+    towers = Towers(resolve(options_of(PromptADArgs, args)), device)
+    for net in [towers.clip] if towers.visual is None else [towers.clip, towers.visual]:
+        for test in (False, True):
+            part = [item for item in items if (item.split == "test") == test]
+            yield Part(net, towers.transform(net, test=test), "fp32", part)
+
+
+def sowa_parts(args: Args, items: Sequence[Item], device: torch.device) -> Iterator[Part]:
+    """CLIP's taps."""
+    from anomaly_lib.recipes.sowa.data import Taps
+    from anomaly_lib.recipes.sowa.eval import make_clip
+    from anomaly_lib.recipes.sowa.options import Args as SowaArgs
+    from anomaly_lib.recipes.sowa.options import resolve
+
+    own = resolve(replace(options_of(SowaArgs, args), cache="ram"))
+    clip = make_clip(own)
+    yield Part(clip.to(device), Taps(clip, own, lambda _: None).transform, own.layers_dtype, items)
+
+
+PARTS: dict[str | None, Callable[[Args, Sequence[Item], torch.device], Iterator[Part]]] = {
+    None: plain_parts, "promptad": promptad_parts, "sowa": sowa_parts,
+}  # fmt: skip
+
+
+def options_of(cls: type[T], args: Args) -> T:
+    """The training's own options: --options, and ours of the same name."""
+    own: Any = parse(cls, shlex.split(args.options), prog="--options")
+    ours = BackboneArgs.__dataclass_fields__.keys() | {"image_size", "precision"}
+    return replace(own, **{name: getattr(args, name) for name in ours})
+
+
+def check(args: Args) -> None:
+    """What can be refused before anything is read."""
+    family, name = split_family(args.backbone)
+    if family == "huggingface" and name in KNOWN and (media := READS.get(KNOWN[name].family)):
+        raise UserError(
+            f"--backbone {args.backbone} reads {media}, this script encodes images; its own training fills the cache"
+        )
+    default = {f.name: getattr(Args(), f.name) for f in fields(Args)}
+    own = ["layers", "resize", "dtype"] if args.system else ["options"]
+    if given := [name for name in own if getattr(args, name) != default[name]]:
+        raise UserError(
+            f"--{given[0]}: {f'--system {args.system} decides it; see --options' if args.system else 'needs --system'}"
+        )
+
+
+def fill(args: Args) -> None:
+    check(args)
+    chosen = [args.obj] if args.obj else None
+    items = select(open_dataset(args.dataset, args.data_path, classes=chosen), split=args.split, class_name=args.obj)
+    device, log = pick_device(args.device), Log()
+    items, skipped = readable_items(items, args.on_error)
+    for one in skipped:
+        log.line(f"left out {one['path']}: {one['reason']}")
+    parts: dict[str, Part] = {}
+    for part in PARTS[args.system](args, items, device):
+        if part.net.is_random:
+            raise UserError(
+                "--weights random: features of random weights have no identity and are never cached on disk"
+            )
+        key = part.spec(args.precision).key
+        parts[key] = part._replace(items=[*parts[key].items, *part.items]) if key in parts else part
+    with process_group(device):
+        for part in (part for part in parts.values() if part.items):
+            fill_part(part, args, device, log)
+
+
+def fill_part(part: Part, args: Args, device: torch.device, log: Log) -> None:
+    """Every rank encodes its share; then all of it must be there."""
+    spec = part.spec(args.precision)
+    with FeatureStore(spec, root=args.cache_dir, cache=args.cache, notice=log.line) as store:
         already, started = len(store), time.monotonic()
         keys = extract(
-            net.encode,
-            items,
+            part.net.encode,
+            part.items,
             store,
-            load=lambda item: transform(load_pixels(item)[0]),
+            load=lambda item: part.transform(load_pixels(item)[0]),
             batch_size=args.batch_size,
             device=device,
             threads=args.num_workers,

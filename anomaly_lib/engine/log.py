@@ -68,8 +68,9 @@ def _plain_progress(items: Iterable[T], title: str, total: int | None, every_sec
         now = time.monotonic()
         if now - last >= every_seconds:
             last = now
-            remaining = f", {(now - started) / done * (total - done):.0f} s left" if total else ""
-            sys.stderr.write(f"{title}: {done}{f'/{total}' if total else ''}{remaining}\n")
+            rate = done / (now - started)
+            remaining = f", {(total - done) / rate:.0f} s left" if total else ""
+            sys.stderr.write(f"{title}: {done}{f'/{total}' if total else ''}, {rate:.3g} a second{remaining}\n")
 
 
 class Trackers:

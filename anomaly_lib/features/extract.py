@@ -4,17 +4,19 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from anomaly_lib.errors import UserError
 from anomaly_lib.features.spec import ROW_DTYPES, item_key
 from anomaly_lib.features.store import FeatureStore
 
 T = TypeVar("T")
-Track = Callable[[Iterable[list[int]], str], Iterable[list[int]]]
-"""Progress bar: (batches, title) -> the same batches; `engine.log.progress` fits."""
+Track = Callable[[Sequence[int], str], Iterable[int]]
+"""Progress bar: (items, title) -> the same items; `engine.log.progress` fits."""
 
 
 def extract(
@@ -34,8 +36,9 @@ def extract(
     """Encode what the store lacks (damaged rows included) and return the key of every item, in order.
 
     `load(item)` gives what `collate` joins to a batch; `encode(batch)` answers named tensors [B, ...]. Runs without
-    gradients, in eval mode and in the spec's precision. `threads` > 0 loads ahead. `share=(rank, ranks)` encodes only
-    this process's part of the items: fill from every rank, then `store.refresh()` after a barrier.
+    gradients, in eval mode and in the spec's precision; what gets damaged later `store.rows` encodes again. `threads`
+    > 0 loads ahead. `share=(rank, ranks)` encodes only this process's part of the items: fill from every rank, then
+    `store.refresh()` after a barrier.
     """
     if isinstance(encode, nn.Module):
         encode.eval()
@@ -44,30 +47,38 @@ def extract(
     where: dict[str, int] = {}
     for index, one in enumerate(keys):
         where.setdefault(one, index)
-    mine = list(where)[
-        share[0] :: share[1]
-    ]  # shared out before looking what is missing: other ranks are writing already
+
+    def again(index: int) -> Mapping[str, Tensor]:
+        if key(items[index]) != keys[index]:
+            raise UserError(f"{items[index]}: changed while its features are in use; run the command again")
+        return _encode(encode, collate([load(items[index])]), store, device)
+
+    store.remember(where, again)
+    # Shared out before looking what is missing: other ranks are writing already.
+    mine = list(where)[share[0] :: share[1]]
     wanted = [where[one] for one in store.missing(mine, verify=True)]
     store.plan(len(wanted))
-    batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
     if store.busy():
-        batches.reverse()  # another process is filling the same store from the front: meet it half way
-    tracked: Iterable[list[int]] = (
-        batches if track is None or not batches else track(batches, f"encode {store.spec.backbone}")
-    )
+        wanted.reverse()  # another process is filling the same store from the front: meet it half way
+    tracked: Iterable[int] = wanted if track is None or not wanted else track(wanted, f"encode {store.spec.backbone}")
+    fresh = (index for index in tracked if keys[index] not in store)  # another process may have been faster
     planned = store.layout is not None
-    done = 0
-    for batch, loaded in _loaded(tracked, lambda index: load(items[index]), threads):
-        absent = set(store.missing([keys[index] for index in batch]))  # another process may have been faster
+    for batch, loaded in _loaded(_batches(fresh, batch_size), lambda index: load(items[index]), threads):
+        absent = set(store.missing([keys[index] for index in batch]))  # or while these were loaded
         todo = [(keys[index], one) for index, one in zip(batch, loaded, strict=True) if keys[index] in absent]
-        done += len(batch)
         if todo:
             store.put([name for name, _ in todo], _encode(encode, collate([one for _, one in todo]), store, device))
         if not planned:
-            store.plan(len(wanted) - done)
+            store.plan(len(store.missing(keys[index] for index in wanted)))
             planned = True
     store.close()
     return keys
+
+
+def _batches(indices: Iterable[int], size: int) -> Iterator[list[int]]:
+    remaining = iter(indices)
+    while batch := list(islice(remaining, size)):
+        yield batch
 
 
 def _encode(

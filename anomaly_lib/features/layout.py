@@ -1,7 +1,10 @@
 """How the named tensors of one sample lie in the bytes of one row."""
 
+import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -36,6 +39,11 @@ class RowLayout:
     @property
     def row_bytes(self) -> int:
         return self.fields[-1].start + self.fields[-1].size
+
+    @cached_property
+    def checksum(self) -> int:
+        """CRC-32 of names, shapes, types and places."""
+        return checksum_of(self.to_plain())
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> "RowLayout":
@@ -93,6 +101,11 @@ class RowLayout:
         return cls(
             tuple(Field(f["name"], tuple(f["shape"]), getattr(torch, f["dtype"]), f["start"], f["size"]) for f in plain)
         )
+
+
+def checksum_of(plain: object) -> int:
+    """CRC-32 of a layout's plain form."""
+    return zlib.crc32(json.dumps(plain).encode())
 
 
 def as_bytes(tensor: Tensor) -> Bytes:

@@ -1,12 +1,14 @@
 """`python -m anomaly_lib cache info|clear`."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from anomaly_lib.errors import UserError
 from anomaly_lib.features.shards import ShardFolder
+from anomaly_lib.features.spec import FeatureSpec
 from anomaly_lib.features.store import default_cache_dir
-from anomaly_lib.files import read_json
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,22 @@ def store_info(root: Path | str | None = None) -> list[StoreInfo]:
     """The stores under `root` (the default cache folder without one)."""
     infos = []
     for folder in _stores(root):
-        spec = read_json(folder / "spec.json")
+        spec = _spec_of(folder)
         shards = ShardFolder(folder)
         size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
         row = shards.layout.describe() if shards.layout is not None else ""
-        infos.append(StoreInfo(folder, spec["backbone"], tuple(spec["outputs"]), len(shards), row, size))
+        backbone = spec.backbone if spec else folder.name.rpartition("-")[0]
+        infos.append(StoreInfo(folder, backbone, tuple(spec.outputs) if spec else (), len(shards), row, size))
     return infos
+
+
+def _spec_of(folder: Path) -> FeatureSpec | None:
+    """What spec.json says, if it is whole: the folder's name is its hash."""
+    try:
+        spec = FeatureSpec(**json.loads((folder / "spec.json").read_bytes()))
+        return spec if spec.folder_name == folder.name else None
+    except (OSError, ValueError, TypeError, AttributeError, UserError):
+        return None
 
 
 def clear_store(root: Path | str | None = None) -> int:

@@ -2,30 +2,32 @@
 
 A shard is two files. `.rows` holds fixed-size rows; `.index` one record a row, appended after the row's bytes:
 
-    key (16 bytes) | CRC-32 of each tensor of the row | CRC-32 of the record
+    key (16 bytes) | CRC-32 of each tensor of the row | CRC-32 of the layout and the record
 
 Each writer owns its shard (flock on the index, released by the kernel when the process dies), so writers never meet.
-A row without a whole record does not exist; the next writer of the shard cuts such leftovers off. Every read is
-checked
-against the row's checksums; a damaged row is struck from the index and reported as missing. Rows are read with pread
-into the
-caller's tensor: no mapping can go stale or fault when another process works on the files.
+A row without a whole record does not exist; the next writer of the shard cuts such leftovers off. Every read is checked
+against the row's checksums; a damaged row is struck from the index and reported as missing. The layout carries its own
+checksum and enters that of every record: a damaged layout counts as none, and a record never answers under another one.
+Rows are read with pread into the caller's tensor: no mapping can go stale or fault when another process works on the
+files.
 """
 
 import errno
 import fcntl
 import io
+import json
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from anomaly_lib.errors import UserError
-from anomaly_lib.features.layout import Bytes, Field, RowLayout
-from anomaly_lib.files import read_json, write_json
+from anomaly_lib.features.layout import Bytes, Field, RowLayout, checksum_of
+from anomaly_lib.files import write_json
 
 KEY_BYTES = 16
 SHARD_BYTES = 1 << 30
@@ -69,12 +71,12 @@ class ShardFolder:
                 with path.open("rb") as stream:
                     stream.seek(seen * record.size)
                     block = stream.read()
-            except FileNotFoundError:
-                continue  # cleared by another process
+            except OSError:
+                continue  # cleared by another process, or a disk that cannot be read: its rows are missing
             count = len(block) // record.size
             for row in range(count):
                 raw = block[row * record.size : (row + 1) * record.size]
-                if zlib.crc32(raw[:-4]) == int.from_bytes(raw[-4:], "little"):
+                if zlib.crc32(raw[:-4], self.layout.checksum) == int.from_bytes(raw[-4:], "little"):
                     key, *sums, _ = record.unpack(raw)
                     self._places[key] = (path.stem, seen + row, tuple(sums))
             self._seen[path.stem] = seen + count
@@ -90,20 +92,15 @@ class ShardFolder:
 
     def append(self, keys: Sequence[bytes], layout: RowLayout, rows: Bytes) -> None:
         """Write rows [B, row_bytes], then their records."""
-        try:
+        with self._writing():
             if self.layout is None and not self._read_layout():
-                write_json(self.folder / "layout.json", layout.to_plain())
+                write_json(self.folder / "layout.json", {"fields": layout.to_plain(), "crc": layout.checksum})
                 self._read_layout()
             if self.layout != layout:
                 raise UserError(f"{self.folder} holds rows of another shape; delete this folder and run again")
             if self._writer is None or self._writer.process != os.getpid():
                 self._writer = ShardWriter.open(self.folder, layout, shard_bytes=self.shard_bytes)
             self._writer.append(keys, rows)
-        except OSError as error:
-            why = "no space left" if error.errno in NO_SPACE else f"cannot be written ({error.strerror})"
-            raise CacheWriteError(
-                f"feature cache {self.folder}: {why}; mend that, or choose another --cache-dir or --cache ram"
-            ) from None
         if self._writer.bytes_written >= self.shard_bytes:
             self._close_writer()
         self.refresh()
@@ -119,20 +116,35 @@ class ShardFolder:
         return False
 
     def close(self) -> None:
-        self._close_writer()
         for descriptor in self._rows_files.values():
             os.close(descriptor)
         self._rows_files.clear()
+        self._close_writer()
 
     def _close_writer(self) -> None:
-        if self._writer is not None and self._writer.process == os.getpid():
-            self._writer.close()
-        self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None and writer.process == os.getpid():
+            with self._writing():
+                writer.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            why = "no space left" if error.errno in NO_SPACE else f"cannot be written ({error.strerror})"
+            raise CacheWriteError(
+                f"feature cache {self.folder}: {why}; mend that, or choose another --cache-dir or --cache ram"
+            ) from None
 
     def _read_layout(self) -> bool:
-        path = self.folder / "layout.json"
-        if path.exists():
-            self.layout = RowLayout.from_plain(read_json(path))
+        """Take in layout.json; a damaged one counts as none, and the next rows written replace it."""
+        try:
+            plain = json.loads((self.folder / "layout.json").read_bytes())
+            if plain["crc"] == checksum_of(plain["fields"]):
+                self.layout = RowLayout.from_plain(plain["fields"])
+        except (OSError, ValueError, LookupError, TypeError):
+            pass
         return self.layout is not None
 
     def _read_checked(self, place: Place, field: Field, out: Bytes) -> bool:
@@ -194,7 +206,7 @@ class ShardWriter:
         for key, row in zip(keys, rows, strict=True):
             sums = [zlib.crc32(row[f.start : f.start + f.size].data) for f in self._layout.fields]
             raw = self._record.pack(key, *sums, 0)[:-4]
-            records += raw + zlib.crc32(raw).to_bytes(4, "little")
+            records += raw + zlib.crc32(raw, self._layout.checksum).to_bytes(4, "little")
         try:
             _write_all(self._rows, np.ascontiguousarray(rows).reshape(-1).data)
             _write_all(self._index, memoryview(records))
@@ -204,10 +216,10 @@ class ShardWriter:
         self._count += len(keys)
 
     def close(self) -> None:
-        """Bring everything to the disk (rows before records) and let go of the shard."""
-        for stream in (self._rows, self._index):
-            os.fsync(stream.fileno())
-            stream.close()
+        """Bring everything to the disk (rows before records) and let go of the shard, whatever the disk says."""
+        with self._index, self._rows:
+            os.fsync(self._rows.fileno())
+            os.fsync(self._index.fileno())
 
     def _cut(self) -> None:
         """Remove what a killed or failed write left behind the last whole record."""

@@ -11,7 +11,7 @@ import torch
 
 from anomaly_lib.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: the layout has a checksum, which enters that of every record
 ROW_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from anomaly_lib.errors import UserError
-from anomaly_lib.features.layout import Bytes, RowLayout, as_bytes
+from anomaly_lib.features.layout import Bytes, Field, RowLayout, as_bytes
 from anomaly_lib.features.shards import KEY_BYTES, CacheWriteError, ShardFolder
 from anomaly_lib.features.spec import ROW_DTYPES, FeatureSpec
 from anomaly_lib.files import write_json
@@ -21,7 +21,7 @@ LARGE_FILL = GIB
 
 
 class MissingFeatures(LookupError):
-    """Rows that are not in the store (or were damaged and struck out): run `extract` for them."""
+    """Rows that are not in the store (or were damaged and struck out), and that this process has not extracted."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         super().__init__(
@@ -64,6 +64,8 @@ class FeatureStore:
         self._ram_layout: RowLayout | None = None
         self._disk: ShardFolder | None = None
         self._writes_to_disk = False
+        self._planned = 0  # rows the fill under way has still to write
+        self._sources: dict[bytes, tuple[Callable[[int], Mapping[str, Tensor]], int]] = {}
         self._verified: set[bytes] = set()  # rows this process has found whole; reading checks them again anyway
         if cache == "disk" or (cache == "auto" and not spec.is_random):
             self._open_disk()
@@ -98,6 +100,7 @@ class FeatureStore:
 
     def busy(self) -> bool:
         """Is another process writing to this store right now?"""
+        self.close()
         return self._disk is not None and self._disk.busy()
 
     def missing(self, keys: Iterable[str], *, verify: bool = False) -> list[str]:
@@ -114,24 +117,24 @@ class FeatureStore:
         if self._disk is not None and self._writes_to_disk:
             try:
                 self._disk.append(raw, layout, rows)
+                self._planned -= len(rows)
                 return
             except CacheWriteError as error:
-                if self.cache == "disk":
-                    raise
-                self.notice(f"{error}; the remaining features are kept in memory")
-                self._writes_to_disk = False
+                self._go_on_in_memory(error, max(self._planned, len(rows)) * layout.row_bytes)
         self._ram_layout = layout
         self._ram.update(zip(raw, rows, strict=True))
 
     def rows(self, keys: Sequence[str], names: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """[N, ...] per name (all by default) in the order of `keys`, in the stored dtype; checked, or
-        `MissingFeatures`.
+        """[N, ...] per name (all by default) in the order of `keys`, in the stored dtype; checked.
+
+        What is damaged or gone is encoded again if this process has extracted it, else `MissingFeatures`.
         """
         if not keys:
             raise UserError("no features were asked for: the list of keys is empty")
-        layout, absent = self.layout, [key for key in keys if key not in self]
-        if absent or layout is None:
-            raise MissingFeatures(absent or list(keys))
+        if absent := [key for key in keys if key not in self]:
+            self._encode_again(absent)
+        layout = self.layout
+        assert layout is not None  # a row is there
         answer = {}
         for name in names if names is not None else [field.name for field in layout.fields]:
             field = layout.field(name)
@@ -139,15 +142,20 @@ class FeatureStore:
             if not field.size:
                 continue
             for out, key in zip(as_bytes(answer[name]), keys, strict=True):
-                if (row := self._ram.get(_raw(key))) is not None:
-                    out[:] = row[field.start : field.start + field.size]
-                elif self._disk is None or not self._disk.read(_raw(key), field, out):
-                    self._verified.discard(_raw(key))
-                    raise MissingFeatures([key])
+                if not self._read(key, field, out):
+                    self._encode_again([key])
+                    if not self._read(key, field, out):
+                        raise MissingFeatures([key])
         return answer
+
+    def remember(self, where: Mapping[str, int], encode: Callable[[int], Mapping[str, Tensor]]) -> None:
+        """`extract` says how rows that may get damaged on disk are made again: `encode(where[key])`."""
+        if self._disk is not None:
+            self._sources.update((_raw(key), (encode, index)) for key, index in where.items())
 
     def plan(self, count: int) -> None:
         """Say what a large fill of `count` rows will take, and refuse (or go to RAM) where there is no room for it."""
+        self._planned = count
         if self.layout is None:
             return
         need = count * self.layout.row_bytes
@@ -157,8 +165,8 @@ class FeatureStore:
                 raise UserError(f"{text}: free some, or choose another --cache-dir or --cache ram")
             self.notice(f"{text}: they are kept in memory")
             self._writes_to_disk = False
-        if not self._writes_to_disk and need > (free := available_memory()):
-            raise UserError(f"the features need {_gib(need)} of memory, {_gib(free)} are free: use --cache disk")
+        if not self._writes_to_disk:
+            _check_memory(need)
         if need >= LARGE_FILL:
             where = self.folder if self._writes_to_disk else "memory"
             self.notice(
@@ -173,7 +181,20 @@ class FeatureStore:
     def close(self) -> None:
         """Release the shard being written; the store can be used again afterwards."""
         if self._disk is not None:
-            self._disk.close()
+            try:
+                self._disk.close()
+            except CacheWriteError as error:  # the last rows may not have reached the disk; what did not is missing
+                self._go_on_in_memory(error, 0)
+
+    def _go_on_in_memory(self, error: CacheWriteError, need: int) -> None:
+        """After a failed write: `need` more bytes go to memory if they may and there is room."""
+        if self.cache == "disk":
+            raise error
+        if not self._writes_to_disk:
+            return  # said before
+        _check_memory(need, f"{error}; ")
+        self.notice(f"{error}; the remaining features are kept in memory")
+        self._writes_to_disk = False
 
     def _open_disk(self) -> None:
         try:
@@ -188,6 +209,25 @@ class FeatureStore:
             self.notice(f"{self.folder}: {error.strerror}; features are kept in memory")
             self._disk, self._writes_to_disk = None, False
 
+    def _read(self, key: str, field: Field, out: Bytes) -> bool:
+        raw = _raw(key)
+        if (row := self._ram.get(raw)) is not None:
+            out[:] = row[field.start : field.start + field.size]
+            return True
+        if self._disk is not None and self._disk.read(raw, field, out):
+            return True
+        self._verified.discard(raw)
+        return False
+
+    def _encode_again(self, keys: Sequence[str]) -> None:
+        if unknown := [key for key in keys if _raw(key) not in self._sources]:
+            raise MissingFeatures(unknown)
+        for key in self.missing(keys):  # another process may have mended them
+            self.notice(f"{self.folder}: the row of {key[:16]} was damaged or gone and is encoded again")
+            encode, index = self._sources[_raw(key)]
+            self.put([key], encode(index))
+        self.close()
+
     def _whole(self, key: str) -> bool:
         raw = _raw(key)
         if raw in self._ram or self._disk is None or self._disk.layout is None:
@@ -198,6 +238,11 @@ class FeatureStore:
         ):
             self._verified.add(raw)
         return raw in self._verified
+
+
+def _check_memory(need: int, why: str = "") -> None:
+    if need > (free := available_memory()):
+        raise UserError(f"{why}the features need {_gib(need)} of memory, {_gib(free)} are free: use --cache disk")
 
 
 def available_memory() -> int:

@@ -10,14 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
-from anomaly_lib.backbones import create_backbone
+import train_cls
+from anomaly_lib.backbones import FrozenBackbone, create_backbone
 from anomaly_lib.data import open_dataset
 from anomaly_lib.data.base import load_pixels, select
+from anomaly_lib.data.demo.items import write_demo
 from anomaly_lib.features import FeatureSpec, FeatureStore, item_key, store_info
 from anomaly_lib.features.shards import ShardFolder
 from scripts.cache_features import Args, image_transform, main
+from scripts.sowa import train_sowa
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,6 +78,92 @@ def test_a_damaged_picture_stops_the_run_or_is_left_out(data: Path, capsys: pyte
     said = capsys.readouterr().out
     assert "left out" in said
     assert "11 images are cached" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "media"), [("vjepa2-vitl", "videos"), ("tiny-ast", "spectrograms"), ("huggingface:matscibert", "texts")]
+)
+def test_encoders_of_other_media_are_refused(
+    data: Path, capsys: pytest.CaptureFixture[str], name: str, media: str
+) -> None:
+    assert main([*arguments(data), "--backbone", name]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--backbone {name} reads {media}" in line
+
+
+def test_a_convolutional_network_on_the_built_in_data(tmp_path: Path) -> None:
+    weights = tmp_path / "resnet18.pth"
+    torch.manual_seed(1)
+    torch.save(torchvision.models.resnet18().state_dict(), weights)
+    asked = ["--backbone", "resnet18", "--weights", str(weights), "--image-size", "64", "--layers", "layer1", "layer2"]
+    chosen = ["--obj", "grid", "--split", "test", "--dtype", "fp16", "--device", "cpu"]
+    assert main([*asked, *chosen, "--cache-dir", str(tmp_path / "cache")]) == 0
+    (info,) = store_info(tmp_path / "cache")
+    assert info.row == "layer1 [64, 16, 16] float16, layer2 [128, 8, 8] float16"
+    items = select(open_dataset("demo", None, classes=["grid"]), split="test")
+    assert info.rows == len(items) == 50
+    net = create_backbone("resnet18", weights=weights, layers=["layer1", "layer2"], image_size=64)
+    transform = image_transform(net, Args(image_size=64))
+    spec = FeatureSpec(
+        net.name, net.weights_id, net.outputs, transform.describe(), image_size=net.image_size or (), dtype="fp16"
+    )
+    some = items[::17]
+    rows = FeatureStore(spec, root=tmp_path / "cache").rows([item_key(item) for item in some])
+    fresh = net.encode(torch.stack([transform(load_pixels(item)[0]) for item in some]))
+    for name, value in fresh.items():
+        torch.testing.assert_close(rows[name].float(), value, rtol=2e-3, atol=2e-3)
+        assert value.abs().mean() > 0.1
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("demo")
+    write_demo(root / "data", categories=["capsule", "grid"], size=64, train=4, test_good=3, per_defect=1)
+    return root
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("something was encoded or stored although everything was cached")
+
+
+@pytest.mark.parametrize("options", ["", "--protocol paper --memory-layers 1 3", "--visual-backbone"])
+def test_promptad_training_finds_what_was_filled_for_it(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str
+) -> None:
+    if "visual" in options:
+        weights = tmp_path / "dino.pt"
+        torch.save(create_backbone("tiny-dinov2", weights="random").net.state_dict(), weights)  # type: ignore[union-attr]
+        options = f"--visual-backbone tiny-dinov2 --visual-weights {weights}"
+    common = ["--dataset", "mvtec", "--data-path", str(demo / "data"), "--obj", "grid", "--device", "cpu"]
+    common += ["--cache-dir", str(tmp_path / "cache"), "--cache", "disk"]
+    assert main([*common, "--system", "promptad", f"--options={options}"]) == 0
+    monkeypatch.setattr(FrozenBackbone, "encode", refuse)
+    train = ["--epochs", "1", "--resolution", "64", "--no-figures", "--output-dir", str(tmp_path / "run")]
+    assert train_cls.main([*common, *train, "--shot", "2", *options.split()]) == 0
+
+
+def test_sowa_training_finds_what_was_filled_for_it(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = ["--dataset", "mvtec", "--data-path", str(demo / "data"), "--device", "cpu"]
+    common += ["--cache-dir", str(tmp_path / "cache"), "--cache", "disk"]
+    assert main([*common, "--system", "sowa", "--options=--feature-map-idx 1 4"]) == 0
+    monkeypatch.setattr(FeatureStore, "put", refuse)
+    train = ["--train-classes", "grid", "--test-classes", "capsule", "--shot", "1", "--epochs", "1", "--select", "last"]
+    train += ["--no-figures", "--output-dir", str(tmp_path / "run"), "--feature-map-idx", "1", "4"]
+    assert train_sowa.main([*common, *train]) == 0
+
+
+def test_options_that_contradict_the_system_are_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for more, said in (
+        (["--system", "promptad", "--layers", "1"], "--layers: --system promptad decides it"),
+        (["--options=--protocol paper"], "--options: needs --system"),
+        (["--system", "sowa", "--options=--protocol clear"], "--protocol"),
+        (["--system", "sowa", "--backbone", "resnet18"], "resnet18"),
+    ):
+        assert main([*arguments(data), *more]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
 
 
 def test_random_weights_are_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,7 @@ class WeldRun:
     split: str
     folder: Path
     group: str = ""  # the configuration: plate, joint, date
-    facts: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)  # the row; of a drawn run whatever decides its pixels
     render: Callable[[Sequence[str]], RawRun] | None = None
 
     @property
@@ -53,15 +53,6 @@ class WeldRun:
     @property
     def label(self) -> int:
         return int(self.class_label != 0)
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when a file of the run does: the key of cached features."""
-        if self.render is not None:
-            return f"demo {self.run_id} {self.facts.get('seed', '')}"
-        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        return f"{self.run_id} {stats}"
 
 
 def class_of(text: str) -> str:

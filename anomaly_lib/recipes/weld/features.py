@@ -25,7 +25,7 @@ from anomaly_lib.data.weld.runs import (
 )
 from anomaly_lib.engine.log import progress
 from anomaly_lib.errors import UserError
-from anomaly_lib.features import FeatureSpec, FeatureStore, extract
+from anomaly_lib.features import FeatureSpec, FeatureStore, extract, file_key
 from anomaly_lib.recipes.weld.encoders import WeldEncoders
 from anomaly_lib.types import Sample
 
@@ -202,4 +202,7 @@ class WeldFeatures:
 
 
 def run_key(run: WeldRun) -> str:
-    return hashlib.sha256(run.fingerprint.encode()).hexdigest()
+    """Key of a run in the feature store: of its files, or of what decides the pixels of a drawn one."""
+    if run.render is None:
+        return file_key(run.folder)
+    return hashlib.sha256(f"{run.run_id} {run.facts}".encode()).hexdigest()

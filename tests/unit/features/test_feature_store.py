@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from anomaly_lib.data.weld import demo
+from anomaly_lib.data.weld.demo import weld_demo_runs
+from anomaly_lib.data.weld.manifest import WeldRun
 from anomaly_lib.errors import UserError
 from anomaly_lib.features import (
     FeatureSpec,
@@ -22,6 +25,7 @@ from anomaly_lib.features import (
     item_key,
     store_info,
 )
+from anomaly_lib.recipes.weld.features import run_key
 
 SPEC = FeatureSpec(
     backbone="tiny/net", weights="ab" * 32, outputs=("layer.1", "pooled"), transform="none", image_size=(4, 4)
@@ -143,7 +147,7 @@ def test_any_difference_of_the_spec_is_another_store(tmp_path: Path) -> None:
         {"transform": "t"},
         {"image_size": (5, 4)},
     ]
-    changes += [{"views": "flip"}, {"dtype": "fp16"}, {"precision": "bf16"}, {"version": 2}]
+    changes += [{"views": "flip"}, {"dtype": "fp16"}, {"precision": "bf16"}, {"version": 1}]
     assert len({SPEC.key, *(replace(SPEC, **change).key for change in changes)}) == 10
     with FeatureStore(SPEC, root=tmp_path) as store:
         fill(store, [1])
@@ -187,6 +191,30 @@ def test_keys_follow_the_source(tmp_path: Path) -> None:
     assert item_key(SimpleNamespace(path=image, image=pixels)) == array_key(pixels)
 
 
+def test_weld_runs_are_keyed_by_their_files_or_by_how_they_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = WeldRun("one", "good", "train", tmp_path / "one")
+    (run.folder / "images").mkdir(parents=True)
+    photo = run.folder / "images" / "0.jpg"
+    photo.write_bytes(b"one")
+    key_of_run, times = run_key(run), photo.stat()
+    assert key_of_run == run_key(replace(run, class_name="spatter", split="test"))
+    photo.write_bytes(b"two")
+    os.utime(photo, ns=(times.st_atime_ns, times.st_mtime_ns))  # same path, size and mtime
+    assert run_key(run) != key_of_run
+
+    drawn = [run_key(run) for run in weld_demo_runs(train=3, good=0, per_defect=0)]
+    assert drawn == [run_key(run) for run in weld_demo_runs(train=3, good=0, per_defect=0)]
+    assert len(set(drawn)) == 3
+    other = tmp_path / "demo.py"
+    other.write_text(Path(demo.__file__).read_text() + "# another brush\n")
+    monkeypatch.setattr(demo, "__file__", str(other))
+    demo.drawing_version.cache_clear()
+    assert not {run_key(run) for run in weld_demo_runs(train=3, good=0, per_defect=0)} & set(drawn)
+    demo.drawing_version.cache_clear()
+
+
 def test_changed_source_image_is_encoded_anew(tmp_path: Path) -> None:
     path = tmp_path / "image.bin"
 
@@ -198,6 +226,44 @@ def test_changed_source_image_is_encoded_anew(tmp_path: Path) -> None:
             return store.rows(keys)["pooled"][0, 0] * 3
 
     assert [float(run(v)) for v in (3.0, 6.0, 3.0)] == [3.0, 6.0, 3.0]
+
+
+def damage(store: FeatureStore, at: int) -> None:
+    with (store.folder / "00000.rows").open("r+b") as stream:
+        stream.seek(at)
+        stream.write(b"\x99\x99")
+
+
+@pytest.mark.parametrize("loss", ["rows", "index"])
+def test_a_row_that_gets_damaged_between_two_reads_is_encoded_again(tmp_path: Path, loss: str) -> None:
+    said: list[str] = []
+    store = FeatureStore(SPEC, root=tmp_path, cache="disk", notice=said.append)
+    fill(store, [1, 2, 3])
+    assert_right(store, [1, 2, 3])
+    damage(store, 64 + 5)  # the second row of 16 floats
+    if loss == "index":
+        with pytest.raises(MissingFeatures):
+            FeatureStore(SPEC, root=tmp_path).rows([key(2)])  # another process strikes it out and cannot mend it
+    assert_right(store, [3, 2, 1, 2])
+    assert len(said) == 1
+    assert f"{key(2)[:16]} was damaged" in said[0]
+    assert_right(FeatureStore(SPEC, root=tmp_path), [1, 2, 3])  # mended for others too
+    with pytest.raises(MissingFeatures):
+        store.rows([key(4)])  # never extracted
+    with FeatureStore(SPEC, root=tmp_path) as other:
+        fill(other, [4])
+        assert len(list(store.folder.glob("*.rows"))) == 1  # the shard was let go of
+
+
+def test_a_damaged_row_of_a_source_that_has_changed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "image.bin"
+    path.write_bytes(bytes(16))
+    store = FeatureStore(SPEC, root=tmp_path / "cache")
+    keys = extract(encode, [path], store, load=lambda one: torch.from_numpy(np.fromfile(one, np.float32)), key=file_key)
+    damage(store, 3)
+    path.write_bytes(bytes(8) + b"\x01" * 8)
+    with pytest.raises(UserError, match=r"image\.bin: changed while"):
+        store.rows(keys)
 
 
 def test_rows_of_another_shape_are_refused(tmp_path: Path) -> None:
