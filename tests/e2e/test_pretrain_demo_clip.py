@@ -9,7 +9,7 @@ import torch
 from anomaly_lib.backbones import create_backbone
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-TINY = ["--pairs", "16", "--validation-pairs", "16", "--window-pairs", "4", "--save-every", "2", "--threads", "1"]
+TINY = ["--products", "8", "--validation-products", "16", "--save-every", "2", "--threads", "1", "--warmup", "1"]
 
 
 @pytest.fixture
