@@ -1,12 +1,12 @@
 """What the built-in demo CLIP is worth on the demo data: zero-shot from text alone, and a memory of k normal images.
 
-    python scripts/evaluate_demo_clip.py [--weights demo_clip.safetensors] [--shot 4] [--output results.json]
+    python scripts/evaluate_demo_clip.py [--weights demo_clip.safetensors] [--shot 4] [--seed 0] [--write-docs]
 
-Random weights of the same architecture are measured beside it. `seen` categories have relatives among the pictures the
-model was trained on (cloth, steel, wire mesh); `held out` ones (capsule, circuit board) have none.
+Random weights of the same architecture are measured beside it. `seen` categories are materials that the training
+pictures have, too (cloth, steel, wire mesh, drawn otherwise); the things of the `held out` ones (capsule, circuit board)
+are not among them.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -14,18 +14,24 @@ from typing import Optional
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomaly_lib.backbones import create_backbone
-from anomaly_lib.config import arg, command
+from anomaly_lib.config import Switch, arg, command
 from anomaly_lib.data.demo.items import CATEGORIES, demo_items
 from anomaly_lib.data.procedural import captions
 from anomaly_lib.data.transforms import clip_transform
+from anomaly_lib.files import write_json, write_text
 from anomaly_lib.metrics import auroc, pixel_auroc
-from anomaly_lib.ops import nearest_neighbours
+from anomaly_lib.ops import nearest_neighbours, upsample_and_smooth
+from anomaly_lib.recipes.evaluation.tables import Cell, Table
 
 SEEN = ("woven", "brushed_metal", "grid")
 MEMORY_LAYERS = (1, 3)
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "demo_backbone.md"
+MARKS = ("<!-- measured -->", "<!-- end of measured -->")
+SHOWN = ("zero-shot image", "zero-shot pixel", "memory image", "memory pixel")  # of the docs' table
+Measured = dict[str, dict[str, float]]
 
 
 @dataclass
@@ -38,19 +44,20 @@ class Args:
     test_good: int = arg(20, "normal test images a category", at_least=2)
     per_defect: int = arg(5, "test images a defect", at_least=1)
     image_size: Optional[int] = arg(None, "side of the input; None = the trained 128 px", type=int, at_least=64)
+    sigma: float = arg(4.0, "Gaussian smoothing of maps, in pixels", at_least=0)
     output: Optional[str] = arg(None, "write the table to this JSON file as well", type=str)
+    write_docs: Switch = arg(False, "put the table into docs/demo_backbone.md")
 
 
-def encode(backbone: torch.nn.Module, images: Tensor) -> dict[str, Tensor]:
+def encode(backbone: nn.Module, images: Tensor) -> dict[str, Tensor]:
     parts = [backbone.encode(part) for part in images.split(32)]  # type: ignore[operator]
     return {name: torch.cat([part[name].float() for part in parts]) for name in parts[0]}
 
 
-def as_map(scores: Tensor, size: int) -> Tensor:
+def as_map(scores: Tensor, size: int, sigma: float) -> np.ndarray:
     """Patch scores [B, P] -> [B, size, size]."""
     side = round(scores.shape[1] ** 0.5)
-    grid = scores.unflatten(1, (1, side, side))
-    return F.interpolate(grid, size=(size, size), mode="bilinear", align_corners=False).squeeze(1)
+    return upsample_and_smooth(scores.unflatten(1, (side, side)), (size, size), sigma=sigma).numpy()
 
 
 def strongest(scores: Tensor) -> Tensor:
@@ -58,7 +65,7 @@ def strongest(scores: Tensor) -> Tensor:
     return scores.topk(max(1, scores.shape[1] // 50), dim=1).values.mean(1)
 
 
-def zero_shot(backbone: torch.nn.Module, features: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+def zero_shot(backbone: nn.Module, features: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     """Scores from two averaged prompts: image [B] (pooled plus strongest patch) and patches [B, P]."""
     noun = name.replace("_", " ")
     groups = (captions.NORMAL_STATES, captions.DAMAGED_STATES)
@@ -87,7 +94,7 @@ def memory(train: dict[str, Tensor], test: dict[str, Tensor]) -> Tensor:
     return distance.reshape(queries.shape[:2])
 
 
-def measure(backbone: torch.nn.Module, args: Args, *, with_text: bool) -> dict[str, dict[str, float]]:
+def measure(backbone: nn.Module, args: Args, *, with_text: bool) -> Measured:
     """AUROC by category."""
     size = int(backbone.image_size[0])  # type: ignore[index]
     transform = clip_transform(size)
@@ -107,18 +114,17 @@ def measure(backbone: torch.nn.Module, args: Args, *, with_text: bool) -> dict[s
         masks = np.stack([transform.mask(item.mask).numpy() for item in test])
         distance = memory(*shown)
         row = {"memory image": auroc(strongest(distance), labels)}
-        row["memory pixel"] = pixel_auroc(as_map(distance, size).numpy(), masks)
+        row["memory pixel"] = pixel_auroc(as_map(distance, size, args.sigma), masks)
         if with_text:
             text = zero_shot(backbone, shown[1], name)
             row |= {f"zero-shot {key}": auroc(text[key], labels) for key in ("image", "pooled")}
             row["zero-shot patches"] = auroc(strongest(text["patches"]), labels)
-            row |= {
-                f"zero-shot pixel {key}": pixel_auroc(as_map(text[key], size).numpy(), masks)
-                for key in ("patches", "vv")
-            }
+            maps = {"pixel": "patches", "pixel vv": "vv"}
+            row |= {f"zero-shot {k}": pixel_auroc(as_map(text[v], size, args.sigma), masks) for k, v in maps.items()}
         table[name] = {key: round(float(value), 4) for key, value in row.items()}
     keys = list(next(iter(table.values())))
-    for group, members in (("seen", SEEN), ("held out", tuple(name for name in table if name not in SEEN))):
+    held_out = tuple(name for name in table if name not in SEEN)
+    for group, members in (("seen", SEEN), ("held out", held_out), ("all", (*SEEN, *held_out))):
         table[group] = {key: round(float(np.mean([table[name][key] for name in members])), 4) for key in keys}
     return table
 
@@ -138,7 +144,19 @@ def run(args: Args) -> None:
         for name, row in table.items():
             print(f"  {name:14}" + "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
     if args.output:
-        Path(args.output).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_json(Path(args.output), results)
+    if args.write_docs:
+        head, tail = PAGE.read_text(encoding="utf-8").split(MARKS[0])
+        write_text(PAGE, f"{head}{MARKS[0]}\n{as_table(results).markdown()}{MARKS[1]}{tail.split(MARKS[1])[1]}")
+
+
+def as_table(results: dict[str, Measured]) -> Table:
+    """Trained and random weights side by side."""
+    rows: list[dict[str, Cell]] = []
+    for name, row in results["trained"].items():
+        plain = {f"random: {key}": results["random"][name][key] for key in SHOWN if key in results["random"][name]}
+        rows.append({"AUROC": name.replace("_", " ")} | {key: row[key] for key in SHOWN} | plain)
+    return Table(list(rows[0]), rows)
 
 
 if __name__ == "__main__":
