@@ -3,8 +3,8 @@
     python scripts/evaluate_demo_clip.py [--weights demo_clip.safetensors] [--shot 4] [--seed 0] [--write-docs]
 
 Random weights of the same architecture are measured beside it. `seen` categories are materials that the training
-pictures have, too (cloth, steel, wire mesh, drawn otherwise); the things of the `held out` ones (capsule, circuit board)
-are not among them.
+pictures have, too (cloth, steel, wire mesh, drawn otherwise); the things of the `held out` ones (capsule, circuit
+board) are not among them.
 """
 
 from dataclasses import dataclass
