@@ -238,10 +238,14 @@ def test_batch_norm_counters_may_be_missing() -> None:
     loaded = net.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in state.items())
     assert loaded["0.num_batches_tracked"] == 0
+
+
+def test_what_a_file_may_lack_leaves_the_meta_device() -> None:
     with torch.device("meta"):
-        empty = nn.Sequential(nn.BatchNorm2d(3))
-    load_into(empty, state, source="old.pth")
-    assert not any(value.is_meta for value in empty.state_dict().values())
+        net = nn.Linear(3, 2)
+    load_into(net, {"weight": torch.ones(2, 3)}, source="old.pth", optional=("bias",))
+    assert net.bias.equal(torch.zeros(2))
+    assert net.weight.equal(torch.ones(2, 3))
 
 
 @pytest.mark.parametrize(
