@@ -1,6 +1,6 @@
 """What does one pass with taps cost, against open_clip's plain forward and against a pass for every reader?
 
-And: how many prompts a second when encoding stops at the last end of text, or shares common beginnings.
+And: how many prompts a second when encoding stops at the last end of text, or runs on the tree of common beginnings.
 
     python benchmarks/bench_backbones.py [--model ViT-B-16-plus-240] [--output FILE.json]
 """
@@ -13,6 +13,7 @@ from harness import finish, in_turn, machine, parser
 from torch import Tensor
 
 from anomaly_lib.backbones import create_backbone
+from anomaly_lib.models.promptad.prompts import PromptTree
 
 
 def separate_passes(net: Any, images: Tensor, taps: list[int]) -> list[Tensor]:
@@ -56,7 +57,8 @@ def prompts_per_core_second(name: str, repeats: int) -> dict[str, float]:
     phrases = [f"N N N N {state} metal nut number {i}." for state in states for i in range(4)]
     ids = text.tokenize(phrases)
     end, embedded = text.end_of_text(ids), text.embed(ids)
-    group = torch.zeros(len(phrases), dtype=torch.long)
+    tree = PromptTree([row[: int(stop) + 1].tolist() for row, stop in zip(ids, end, strict=True)])
+    nodes = text.embed(torch.tensor(tree.symbols))
     tower: Any = text.tower
 
     def full() -> Tensor:
@@ -67,8 +69,8 @@ def prompts_per_core_second(name: str, repeats: int) -> dict[str, float]:
         works = {
             "all 77 positions": full,
             "up to the last end of text": lambda: text.encode(embedded, end),
-            "the same, common beginning once": lambda: text.encode_shared(
-                embedded[:1, :5], embedded[:, 5:], group, end
+            "tree of common beginnings (PromptAD)": lambda: text.encode_tree(
+                nodes, tree.positions, tree.seen, tree.ends
             ),
         }
         return _rates(works, len(phrases), repeats)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,19 +38,3 @@ def run_block(block: Any, x: Tensor, *, causal: bool = False, seen: Tensor | Non
     """One pre-norm block on ``x`` [B, L, C]."""
     q, k, v = project_qkv(block.attn, block.ln_1(x))
     return feed_forward(block, x + block.ls_1(attend(block.attn, q, k, v, causal=causal, seen=seen)))
-
-
-def run_block_shared(block: Any, prefix: Tensor, suffix: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """A causal block on sequences that begin alike: ``suffix`` row i continues ``prefix`` row ``group[i]``.
-
-    prefix [G, P, C], suffix [N, S, C], group [N]. Causality makes the states of a shared beginning independent of what
-    follows, so they are computed once for each of the G prefixes and only read by the N suffixes.
-    """
-    attn = block.attn
-    q_p, k_p, v_p = project_qkv(attn, block.ln_1(prefix))
-    q_s, k_s, v_s = project_qkv(attn, block.ln_1(suffix))
-    prefix = feed_forward(block, prefix + block.ls_1(attend(attn, q_p, k_p, v_p, causal=True)))
-    keys, values = torch.cat([k_p[group], k_s], dim=2), torch.cat([v_p[group], v_s], dim=2)  # [N, h, P + S, d]
-    seen = torch.ones(q_s.shape[2], keys.shape[2], dtype=torch.bool, device=keys.device).tril(k_p.shape[2])
-    mixed = attend(attn, q_s, keys, values, seen=seen)
-    return prefix, feed_forward(block, suffix + block.ls_1(mixed))

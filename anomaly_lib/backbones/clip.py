@@ -15,7 +15,7 @@ from anomaly_lib.backbones.base import FrozenBackbone, Layer, last_block, output
 from anomaly_lib.backbones.clip_text import ClipText
 from anomaly_lib.backbones.sources import WeightSource, resolve_weights
 from anomaly_lib.backbones.tokenizer import ClipTokenizer, Tokenizer, WordTokenizer
-from anomaly_lib.backbones.weights import file_sha256, is_torchscript, load_into, read_state_dict, strip_prefix
+from anomaly_lib.backbones.weights import file_sha256, load_into, read_state_dict, strip_prefix, uses_quick_gelu
 from anomaly_lib.errors import UserError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -112,20 +112,26 @@ class ClipBackbone(FrozenBackbone):
                 f"{self.name} takes images of {self.image_size}, got {tuple(batch.shape[-2:])}; set --image-size"
             )
         visual = self.clip.visual
-        wants_vv = "vv_tokens" in self.outputs
+        wanted = set(self.outputs)
+        wants_vv = "vv_tokens" in wanted
         x = visual._embeds(batch)  # [B, 1 + P, C]
         summed = x  # the value-value stream only ever adds up attention results read off the ordinary stream
         out: dict[str, Tensor] = {}
+
+        def tap(name: str, state: Tensor) -> None:
+            if name in wanted:
+                out[name] = state[:, 1:]
+
         for index, block in enumerate(visual.transformer.resblocks[: self._last + 1]):
             q, k, v = project_qkv(block.attn, block.ln_1(x))
             x = x + block.ls_1(attend(block.attn, q, k, v))
             if wants_vv:
                 summed = summed + block.ls_1(attend(block.attn, v, v, v))
-            out[f"next_attn.{index - 1}"] = x[:, 1:]
+            tap(f"next_attn.{index - 1}", x)
             x = feed_forward(block, x)
-            out[f"layer.{index}"] = x[:, 1:]
+            tap(f"layer.{index}", x)
         # After the last block there is no next attention: the tap keeps the block's own output, as the original does.
-        out[f"next_attn.{self.depth - 1}"] = x[:, 1:]
+        tap(f"next_attn.{self.depth - 1}", x)
         if "pooled" in self.outputs:
             out["pooled"] = visual._pool(x)[0] @ visual.proj
         if "patch_tokens" in self.outputs:
@@ -151,8 +157,8 @@ def create_clip(
     name = ALIASES.get(name, name)
     config, sources = _described(name)
     path = resolve_weights(name, weights, sources, download=download)
-    if path and is_torchscript(path):
-        config["quick_gelu"] = True  # only OpenAI ships archives, and all of theirs use it
+    if path and uses_quick_gelu(path):
+        config["quick_gelu"] = True
     if image_size is not None:
         config["vision_cfg"] = {**config["vision_cfg"], "image_size": image_size}
     clip = _build(config, name=name, meta=path is not None)
@@ -161,6 +167,8 @@ def create_clip(
     depth = len(clip.visual.transformer.resblocks)
     outputs = output_names(layers, depth=depth, named=NAMED_OUTPUTS, default=("pooled", "patch_tokens"), owner=name)
     weights_id = file_sha256(path) if path else "random"
+    if name.endswith(".json"):  # the same tensors mean something else under another config or word list
+        weights_id += f"+{file_sha256(Path(name))[:16]}"
     return ClipBackbone(clip, _tokenizer(config), name=name, outputs=outputs, weights_id=weights_id, config=config)
 
 
@@ -216,8 +224,11 @@ def _build(config: dict[str, Any], *, name: str, meta: bool) -> Any:
         or "multimodal_cfg" in config
     ):
         raise UserError(f"{name}: only CLIPs with a plain ViT image tower have taps; choose another architecture")
-    if text.get("hf_model_name"):
-        raise UserError(f"{name}: text towers from Hugging Face are not supported; choose another architecture")
+    foreign = [key for key in ("hf_model_name", "hf_tokenizer_name", "no_causal_mask") if text.get(key)]
+    if foreign:  # their texts would be encoded without a complaint, and wrongly
+        raise UserError(
+            f"{name}: only causal text towers with CLIP's own tokenizer are read, not {foreign[0]}; choose another"
+        )
     wanted = {
         key: config[key]
         for key in ("embed_dim", "vision_cfg", "quick_gelu", "init_logit_scale", "init_logit_bias")

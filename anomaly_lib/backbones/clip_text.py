@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anomaly_lib.backbones.attention import run_block, run_block_shared
+from anomaly_lib.backbones.attention import run_block
 from anomaly_lib.backbones.tokenizer import Tokenizer
 from anomaly_lib.errors import UserError
 
@@ -66,20 +66,6 @@ class ClipText:
                 taps[index] = x
         return self._read(x, end), [taps[index] for index in wanted]
 
-    def encode_shared(self, prefix: Tensor, suffix: Tensor, group: Tensor, end: Tensor) -> Tensor:
-        """`encode` for prompts that begin alike, the common beginnings computed once.
-
-        Prompt i is ``prefix[group[i]]`` ([G, P, C]) followed by ``suffix[i]`` ([N, S, C]); ``end`` [N] counts positions
-        of the whole prompt and lies in the suffix. Equal to encoding the concatenation.
-        """
-        start = prefix.shape[1]
-        length = int(end.max()) + 1
-        head = self._positioned(prefix)
-        tail = self._positioned(suffix[:, : length - start], start=start)
-        for block in self.tower.transformer.resblocks:
-            head, tail = run_block_shared(block, head, tail, group)
-        return self._read(tail, end - start)
-
     def encode_tree(self, embeddings: Tensor, positions: Tensor, seen: Tensor, ends: Tensor) -> Tensor:
         """`encode` for prompts merged into a tree of tokens: features [N, D] read at the nodes ``ends`` [N].
 
@@ -100,13 +86,13 @@ class ClipText:
         position = {text: row for row, text in enumerate(distinct)}
         return features[[position[text] for text in texts]]
 
-    def _positioned(self, embeddings: Tensor, *, start: int = 0) -> Tensor:
-        stop = start + embeddings.shape[1]
-        if stop > self.context_length:
+    def _positioned(self, embeddings: Tensor) -> Tensor:
+        length = embeddings.shape[1]
+        if length > self.context_length:
             raise UserError(
-                f"a prompt of {stop} tokens does not fit the text tower's {self.context_length}; shorten it"
+                f"a prompt of {length} tokens does not fit the text tower's {self.context_length}; shorten it"
             )
-        return embeddings + self.tower.positional_embedding[start:stop].to(embeddings.dtype)
+        return embeddings + self.tower.positional_embedding[:length].to(embeddings.dtype)
 
     def _read(self, x: Tensor, end: Tensor) -> Tensor:
         pooled = self.tower.ln_final(x[torch.arange(len(x), device=x.device), end])  # [N, C]
@@ -114,9 +100,3 @@ class ClipText:
         if projection is None:
             return pooled
         return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
-
-
-def replace_tokens(embeddings: Tensor, context: Tensor, *, start: int) -> Tensor:
-    """Put ``context`` [N, K, C] (or [K, C] for all rows) in the place of K token embeddings from ``start`` on."""
-    rows = context.expand(len(embeddings), -1, -1).to(embeddings.dtype)
-    return torch.cat([embeddings[:, :start], rows, embeddings[:, start + rows.shape[1] :]], dim=1)

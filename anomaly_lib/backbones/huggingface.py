@@ -51,6 +51,7 @@ class HuggingFaceBackbone(FrozenBackbone):
         self.net: Any = net
         self.family = family
         self._folder = folder
+        self._taps = sorted({int(n.partition(".")[2]) for n in outputs if n.startswith(("layer.", "prefix."))})
         self.prefix_tokens = _prefix_tokens(family, config)
         self.freeze()
 
@@ -75,7 +76,8 @@ class HuggingFaceBackbone(FrozenBackbone):
 
             return hook
 
-        handles = [block.register_forward_hook(keep(i)) for i, block in enumerate(block_list(self.net))]
+        blocks = block_list(self.net)
+        handles = [blocks[index].register_forward_hook(keep(index)) for index in self._taps]
         try:
             answer = forward(self.net, batch)
         finally:
@@ -90,13 +92,21 @@ class HuggingFaceBackbone(FrozenBackbone):
 
     def _tokenize(self, texts: Sequence[str], max_length: int) -> dict[str, Tensor]:
         device = next(self.net.parameters()).device
-        if self._folder is not None:
-            from transformers import AutoTokenizer
+        if self.is_random:
+            return hashed_words(texts, vocab_size=self.net.config.vocab_size, max_length=max_length, device=device)
+        if self._folder is None:
+            raise UserError(
+                f"{self.name}: texts need config.json and vocab.txt (or tokenizer.json) beside the weight file"
+            )
+        if not any((self._folder / file).is_file() for file in ("vocab.txt", "tokenizer.json")):
+            raise UserError(
+                f"{self._folder}: texts need the vocabulary of {self.name}: vocab.txt or tokenizer.json here"
+            )
+        from transformers import AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(str(self._folder), local_files_only=True)
-            found = tokenizer(list(texts), padding=True, truncation=True, max_length=max_length, return_tensors="pt")
-            return {key: value.to(device) for key, value in found.items()}
-        return hashed_words(texts, vocab_size=self.net.config.vocab_size, max_length=max_length, device=device)
+        tokenizer = AutoTokenizer.from_pretrained(str(self._folder), local_files_only=True)
+        found = tokenizer(list(texts), padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+        return {key: value.to(device) for key, value in found.items()}
 
 
 def hashed_words(texts: Sequence[str], *, vocab_size: int, max_length: int, device: torch.device) -> dict[str, Tensor]:
@@ -202,7 +212,7 @@ def create_huggingface(
     config.num_hidden_layers = last_block(outputs, depth=depth, final=_FINAL) + 1
     net = _load(model_class, config, path) if path else _random(model_class, config)
     net.predictor = nn.Identity() if hasattr(net, "predictor") else None
-    weights_id = file_sha256(path) if path else "random"
+    weights_id = file_sha256(folder or path) if path else "random"  # config and vocabulary are part of it
     backbone = HuggingFaceBackbone(
         net, family=known.family, name=name, outputs=outputs, weights_id=weights_id, folder=folder
     )

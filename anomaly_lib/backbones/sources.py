@@ -28,20 +28,23 @@ class WeightSource:
             return self.file.name
         if self.url:
             return Path(urlsplit(self.url).path).name
-        return f"{self.hub.replace('/', '--')}" + (f"--{self.filename}" if self.filename else "")
+        return f"{self.hub.split('/')[-1]}/{self.filename}" if self.filename else self.hub.replace("/", "--")
 
     def command(self, root: str) -> str:
         """A shell line that fetches it into ``root``."""
         if self.url:
             return f"wget -P {root} {self.url}"
         if self.filename:
-            return f"hf download {self.hub} {self.filename} --local-dir {root}/{self.hub.split('/')[-1]}"
+            return f"hf download {self.hub} {self.filename} --local-dir {root}/{Path(self.local_name).parent}"
         return f"hf download {self.hub} --local-dir {root}/{self.local_name}"
 
     def in_folder(self, root: Path) -> Path | None:
-        """A copy below ``root``, under the file's own name, the repository's name, or both."""
-        short = self.hub.split("/")[-1]
-        names = [self.local_name, *([short, f"{short}/{self.filename}"] if self.hub else [])]
+        """A copy below ``root``, as `local_name` or under the repository's name (of one file: both joined by --)."""
+        names = [self.local_name]
+        if self.hub:
+            names.append(
+                f"{self.hub.replace('/', '--')}--{self.filename}" if self.filename else self.hub.split("/")[-1]
+            )
         for name in names:
             path = root / name
             if path.is_file() or (path.is_dir() and not self.filename and not self.url):

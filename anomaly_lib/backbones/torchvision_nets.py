@@ -57,8 +57,10 @@ class TorchvisionBackbone(FrozenBackbone):
         out: dict[str, Tensor] = {}
         for stage in self._stages:
             x = self.net.get_submodule(stage)(x)  # [B, C, H, W]
-            out[stage] = x
-        out["pooled"] = x.mean(dim=(2, 3))
+            if stage in self.outputs:
+                out[stage] = x
+        if "pooled" in self.outputs:
+            out["pooled"] = x.mean(dim=(2, 3))
         return out
 
 
@@ -97,7 +99,7 @@ def create_torchvision(
     stages = stage_names(name)
     default = ("layer2", "layer3") if name in RESNETS else ("features.6", "features.13")
     outputs = output_names(layers, depth=0, named=[*stages, "pooled"], default=default, owner=name)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if path else "cpu"):
         torch.manual_seed(0)  # "random" names one network, so that features cached from it stay valid
         net: Any = zoo.get_model(name, weights=None)
     channels = _trim(net, name, stages[: stages_needed(stages, outputs)])

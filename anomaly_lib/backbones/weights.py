@@ -3,9 +3,9 @@
 import hashlib
 import json
 import zipfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,10 @@ FOLDER_FILES = (
 )
 # Entries of OpenAI archives that describe the network instead of being weights.
 NOT_WEIGHTS = frozenset({"input_resolution", "context_length", "vocab_size"})
+QUICK_GELU = "quick_gelu"  # "1" in the metadata of a safetensors file whose CLIP was trained with QuickGELU
+# Endings of what decides the output of a folder: weights, sizes, vocabularies.
+DECIDES = frozenset({".safetensors", ".bin", ".json", ".txt", ".model"})
+T = TypeVar("T")
 
 
 def read_state_dict(path: Path) -> StateDict:
@@ -37,7 +41,9 @@ def read_state_dict(path: Path) -> StateDict:
     if path.is_dir():
         return _read_folder(path)
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        from safetensors.torch import load_file
+
+        return _safely(load_file, path)
     if is_torchscript(path):
         archive = torch.jit.load(str(path), map_location="cpu")
         tensors = {**dict(archive.named_parameters()), **dict(archive.named_buffers())}
@@ -86,23 +92,17 @@ def tensors_of(loaded: object, *, source: str) -> StateDict:
     raise UserError(f"{source}: holds no tensors (looked at the top level and in {', '.join(CONTAINERS)})")
 
 
-def _read_safetensors(path: Path) -> StateDict:
+def _safely(reader: Callable[[str], T], path: Path) -> T:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
-        return load_file(str(path))
+        return reader(str(path))
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); fetch or convert it again") from error
 
 
 def _read_folder(folder: Path) -> StateDict:
-    for stem in (
-        "model.safetensors",
-        "open_clip_model.safetensors",
-        "pytorch_model.bin",
-        "open_clip_pytorch_model.bin",
-    ):
+    for stem in FOLDER_FILES:
         if (folder / stem).exists():
             return read_state_dict(folder / stem)
         index = folder / f"{stem}.index.json"
@@ -110,6 +110,15 @@ def _read_folder(folder: Path) -> StateDict:
             shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             return {key: value for shard in shards for key, value in read_state_dict(folder / shard).items()}
     raise UserError(f"{folder}: no model.safetensors or pytorch_model.bin in this folder")
+
+
+def uses_quick_gelu(path: Path) -> bool:
+    """True for an archive of OpenAI, all of which use QuickGELU, and for what convert_weights.py made of one."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return is_torchscript(path)
+    from safetensors import safe_open
+
+    return (_safely(lambda name: safe_open(name, "pt").metadata(), path) or {}).get(QUICK_GELU) == "1"
 
 
 def is_torchscript(path: Path) -> bool:
@@ -159,7 +168,9 @@ def load_into(
             shapes = f"{tuple(found[name].shape)}, this network needs {tuple(value.shape)}"
             raise UserError(f"{source}: {name} has shape {shapes}; is this the file of another network?")
     matching = {name: _cast(found[name], dtype) for name in wanted if name in found}
-    module.load_state_dict(matching, strict=False, assign=True)
+    # What the file may lack (counters, a bias no output reads) must not stay on the meta device.
+    left = {name: torch.zeros(v.shape, dtype=v.dtype) for name, v in wanted.items() if name not in found and v.is_meta}
+    module.load_state_dict({**matching, **left}, strict=False, assign=True)
 
 
 def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -167,11 +178,12 @@ def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a weight file, or of all weight files of a folder in name order."""
+    """SHA-256 of a weight file, or of all weights, configs and vocabularies of a folder in name order."""
     files = [path]
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix in {".safetensors", ".bin"})
     digest = hashlib.sha256()
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix in DECIDES)
+        digest.update("/".join(file.name for file in files).encode())
     for file in files:
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):

@@ -33,10 +33,13 @@ def recipe_of(system: str) -> ModuleType:
 
 
 def system_at(path: str | Path) -> str:
-    """The system a checkpoint file belongs to: what it says of itself, or SOWA for one that its authors released."""
+    """The system a checkpoint file belongs to: what it says of itself, or whose authors released it."""
     from anomaly_lib.engine.checkpoint import system_of
+    from anomaly_lib.models.promptad.released import is_released
 
-    return "sowa" if Path(path).suffix == ".ckpt" else system_of(path)
+    if Path(path).suffix == ".ckpt":
+        return "sowa"
+    return "promptad" if is_released(Path(path)) else system_of(path)
 
 
 def load_detector(path: str | Path, *, device: str = "auto") -> Any:

@@ -1,7 +1,7 @@
 """A trained PromptAD, ready for single images: score, map, decision."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from anomaly_lib.data.images import read_image
 from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.checkpoint import load_checkpoint
 from anomaly_lib.errors import UserError
-from anomaly_lib.fusion import fusion_by_name
+from anomaly_lib.fusion import REFERENCE_MODES, fusion_by_name
 from anomaly_lib.models.promptad.model import PromptAD
 from anomaly_lib.models.promptad.prompts import PromptLearner
+from anomaly_lib.models.promptad.released import IMAGE_SIZE, is_released, read_released
 from anomaly_lib.models.promptad.scores import (
     BRANCHES,
     Branches,
@@ -28,7 +29,7 @@ from anomaly_lib.models.promptad.scores import (
 from anomaly_lib.models.promptad.states import class_text, state_templates
 from anomaly_lib.recipes.promptad.eval import fit_support, image_scores, settings_of
 from anomaly_lib.recipes.promptad.features import Towers
-from anomaly_lib.recipes.promptad.options import ALL, Args
+from anomaly_lib.recipes.promptad.options import ALL, Args, resolve
 from anomaly_lib.types import Prediction
 
 SYSTEM = "promptad"
@@ -95,13 +96,18 @@ class Detector:
         self.transform = towers.transform(test=True)
         # Leave-one-out quantile of normal support scores under the present fusion.
         quantile = float(facts["threshold_quantile"])
-        self.threshold: float = float(torch.quantile(image_scores(normal, settings), quantile))
+        known = len(normal.textual) > 0  # a checkpoint of PromptAD's authors has no support scores
+        self.threshold: float = (
+            float(torch.quantile(image_scores(normal, settings), quantile)) if known else float("nan")
+        )
 
     def with_fusion(self, mode: str | None) -> "Detector":
         """The detector with another fusion; None keeps the one it was trained and selected with."""
         if mode is None or mode == self.settings.fusion:
             return self
         fusion_by_name(mode)
+        if mode in REFERENCE_MODES and not len(self.normal.textual):
+            raise UserError(f"--fusion-mode {mode} needs support scores, which a released PromptAD checkpoint lacks")
         return Detector(
             self.model, self.towers, replace(self.settings, fusion=mode), self.normal, self.facts, self.args
         )
@@ -169,6 +175,32 @@ def args_of(saved: dict[str, Any]) -> Args:
     return Args(**{name: value for name, value in saved["args"].items() if name in known})
 
 
+def _as_ours(path: Path) -> dict[str, Any]:
+    """A checkpoint of PromptAD's authors in the form of ours: scored as published, but on RGB images.
+
+    No support scores are in it, so there is no threshold and no fusion that refers to them.
+    """
+    found = read_released(path)
+    patches = (IMAGE_SIZE // 16) ** 2
+    rows = found.tensors["feature_gallery1"].shape[0]
+    if rows % patches:
+        raise UserError(f"{path}: a memory of {rows} patches is no whole number of {IMAGE_SIZE} px images")
+    args = resolve(
+        Args(
+            protocol="paper", test_color="rgb", select="last", task=found.task, obj=found.class_name, seed=found.seed,
+            shot=rows // patches, backbone=found.backbone, image_size=IMAGE_SIZE,
+        )
+    )  # fmt: skip
+    nothing = torch.zeros(0, 1, 1)
+    normal = {field.name: nothing if found.task == "seg" else nothing.flatten() for field in fields(Branches)}
+    facts = {
+        "class_name": found.class_name, "task": found.task, "fusion_mode": args.fusion_mode, "select": args.select,
+        "backbone": found.backbone, "memory_images": rows // patches, "normal": normal,
+        "threshold_quantile": args.threshold_quantile,
+    }  # fmt: skip
+    return {"args": asdict(args), "model": found.tensors, "extra": facts}
+
+
 def load_detector(
     path: Path | str,
     *,
@@ -178,11 +210,12 @@ def load_detector(
     notice: Callable[[str], None] | None = None,
     shared: dict[tuple[Any, ...], Towers] | None = None,
 ) -> Detector:
-    """The detector of a PromptAD checkpoint; `notice` hears of a fusion other than the trained one.
+    """The detector of a PromptAD checkpoint, ours or its authors'; `notice` hears of a fusion it was not trained with.
 
     Pass one dict as `shared` to load many checkpoints on one set of frozen towers.
     """
-    saved = load_checkpoint(path, system=SYSTEM)
+    released = is_released(Path(path))
+    saved = _as_ours(Path(path)) if released else load_checkpoint(path, system=SYSTEM)
     facts = saved["extra"]
     if "normal" not in facts:
         raise UserError(f"{path}: this training is not finished; run its command again to continue it")
@@ -193,12 +226,12 @@ def load_detector(
     towers = (shared or {}).get(key) or Towers(args, pick_device(device))
     if shared is not None:
         shared[key] = towers
-    if towers.clip.weights_id != facts["weights_id"]:
+    if towers.clip.weights_id != facts.get("weights_id", towers.clip.weights_id):
         raise UserError(
             f"{path}: trained with other weights of {facts['backbone']} than --weights {args.weights} holds now"
         )
     model = make_model(args, towers, facts["class_name"], facts["memory_images"])
-    model.load_state_dict(saved["model"])
+    model.load_state_dict(saved["model"], strict=not released)  # a released file has no contexts; scores need none
     normal = Branches(**{name: value.to(towers.device) for name, value in facts["normal"].items()})
     settings = fit_support(settings_of(args), normal, args.calibration)
     detector = Detector(model, towers, settings, normal, facts, args).with_fusion(fusion_mode)

@@ -13,32 +13,7 @@ from anomaly_lib.backbones import create_backbone
 from anomaly_lib.backbones.huggingface import hashed_words
 from anomaly_lib.backbones.huggingface_names import KNOWN
 from anomaly_lib.errors import UserError
-
-OLD_ATTENTION = {
-    "attention.q_proj": "attention.attention.query",
-    "attention.k_proj": "attention.attention.key",
-    "attention.v_proj": "attention.attention.value",
-    "attention.o_proj": "attention.output.dense",
-}
-# family: model_type in config.json, renames from this transformers version to the published file, prefix, named network
-FORMATS: dict[str, tuple[str, dict[str, str], str, str]] = {
-    "dinov2": ("dinov2", OLD_ATTENTION, "", "dinov2-base"),
-    "dinov3": ("dinov3_vit", {"model.layer.": "layer."}, "", "dinov3-vitb16"),
-    "vjepa2": ("vjepa2", {}, "", "vjepa2-vitl"),
-    "ast": (
-        "audio-spectrogram-transformer",
-        {**OLD_ATTENTION, "layers.": "encoder.layer.", "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"},
-        "audio_spectrogram_transformer.",
-        "ast-14-14",
-    ),
-    "bert": ("bert", {}, "bert.", "matscibert"),
-}
-
-
-def published(key: str, renames: dict[str, str], prefix: str) -> str:
-    for new, old in renames.items():
-        key = key.replace(new, old)
-    return prefix + key
+from tests.support.published import FORMATS, published
 
 
 def batch(family: str) -> Tensor:
@@ -76,6 +51,47 @@ def test_folder_of_another_network(tmp_path: Path) -> None:
     save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="describes a bert, not a dinov2"):
         create_backbone("dinov2-base", weights=tmp_path)
+
+
+def test_config_and_vocabulary_are_part_of_the_identity(tmp_path: Path) -> None:
+    folder = bert_folder(tmp_path)
+    first = create_backbone("matscibert", weights=folder).weights_id
+    assert create_backbone("matscibert", weights=folder / "model.safetensors").weights_id == first
+    for file in ("vocab.txt", "config.json"):
+        (folder / file).write_text((folder / file).read_text() + "\n")
+        changed = create_backbone("matscibert", weights=folder).weights_id
+        assert changed != first
+        first = changed
+
+
+def bert_folder(folder: Path) -> Path:
+    """A published folder of a tiny BERT with a vocabulary of eight words."""
+    net: Any = create_backbone("tiny-bert", weights="random")
+    save_file({f"bert.{k}": v.contiguous() for k, v in net.net.state_dict().items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**KNOWN["tiny-bert"].config, "model_type": "bert"}))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "iron", "oxide", "steel"]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    return folder
+
+
+def test_texts_need_the_vocabulary_of_the_weights(tmp_path: Path) -> None:
+    folder = bert_folder(tmp_path)
+    backbone: Any = create_backbone("matscibert", weights=folder, layers=("tokens",))
+    with torch.no_grad():
+        want = backbone.net(input_ids=torch.tensor([[2, 5, 6, 3]])).last_hidden_state
+    torch.testing.assert_close(backbone.encode_texts(["Iron oxide"])["tokens"], want)
+    (folder / "vocab.txt").unlink()
+    for place in (folder, folder / "model.safetensors"):
+        with pytest.raises(UserError, match=r"vocab\.txt or tokenizer\.json"):
+            create_backbone("matscibert", weights=place).encode_texts(["Iron oxide"])  # type: ignore[attr-defined]
+
+
+def test_bare_text_weights_ask_for_the_folder(tmp_path: Path) -> None:
+    net: Any = create_backbone("tiny-bert", weights="random")
+    save_file({k: v.contiguous() for k, v in net.net.state_dict().items()}, tmp_path / "bare.safetensors")
+    bare: Any = create_backbone("tiny-bert", weights=tmp_path / "bare.safetensors")
+    with pytest.raises(UserError, match=r"config\.json and vocab\.txt"):
+        bare.encode_texts(["Iron oxide"])
 
 
 def test_text_encoder_reads_texts() -> None:

@@ -11,9 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anomaly_lib.backbones import create_backbone
-from anomaly_lib.backbones.sources import WeightSource, resolve_weights
+from anomaly_lib.backbones.clip import DEMO_FILE, TINY
 from anomaly_lib.backbones.weights import file_sha256, load_into, read_state_dict, strip_prefix
 from anomaly_lib.errors import UserError
+from scripts.convert_weights import convert
+from tests.support.archives import save_archive
 
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 64 * 64).reshape(2, 3, 64, 64)
 
@@ -98,36 +100,47 @@ def test_half_precision_file(state: dict[str, Tensor], expected: Tensor, tmp_pat
     assert not found.equal(expected)
 
 
-class Tree(nn.Module):
-    """A scriptable module whose parameters have given dotted names."""
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        super().__init__()
-        inner: dict[str, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            head, dot, rest = name.partition(".")
-            if dot:
-                inner.setdefault(head, {})[rest] = value
-            else:
-                self.register_parameter(head, nn.Parameter(value, requires_grad=False))
-        for head, values in inner.items():
-            self.add_module(head, Tree(values))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
 def test_openai_archive_brings_quick_gelu(state: dict[str, Tensor], tmp_path: Path) -> None:
-    tree = Tree({key: value.half() for key, value in state.items()})
-    tree.register_buffer("input_resolution", torch.tensor(64))
-    tree.register_buffer("context_length", torch.tensor(77))
-    torch.jit.script(tree).save(str(tmp_path / "openai.pt"))
+    save_archive({key: value.half() for key, value in state.items()}, tmp_path / "openai.pt")
     backbone: Any = create_backbone("tiny-clip", weights=tmp_path / "openai.pt", layers=("pooled",))
     half = {key: value.half().float() for key, value in state.items()}
     assert type(backbone.clip.visual.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
     assert set(backbone.clip.state_dict()) == set(half)
     for key, value in backbone.clip.state_dict().items():
         assert value.equal(half[key]), key
+
+
+@pytest.mark.parametrize("form", ["archive", "own"])
+def test_quick_gelu_survives_conversion(form: str, state: dict[str, Tensor], tmp_path: Path) -> None:
+    source, file = tmp_path / "openai.pt", tmp_path / "openai.safetensors"
+    save_archive(state, source)
+    convert(source, file)
+    if form == "own":  # converting once more loses nothing
+        convert(file, tmp_path / "again.safetensors", dtype=None)
+        file = tmp_path / "again.safetensors"
+    assert features(file).equal(features(source))
+    torch.save(state, tmp_path / "plain.pt")
+    assert not features(file).allclose(features(tmp_path / "plain.pt"), atol=1e-4)
+    convert(tmp_path / "plain.pt", tmp_path / "plain.safetensors")
+    assert features(tmp_path / "plain.safetensors").equal(features(tmp_path / "plain.pt"))
+
+
+def test_config_and_words_are_part_of_the_identity(tmp_path: Path) -> None:
+    config = {**TINY, "text_cfg": {**TINY["text_cfg"], "vocab_size": 6, "words": ["metal", "plate"]}}
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(config))
+    net: Any = create_backbone(str(file), weights="random")
+    assert net.is_random
+    save_file(net.clip.state_dict(), tmp_path / "mine.safetensors")
+    first = create_backbone(str(file))
+    assert first.weights_id.startswith(file_sha256(tmp_path / "mine.safetensors"))
+    assert not first.is_random
+    assert create_backbone(str(file)).weights_id == first.weights_id
+    config["text_cfg"]["words"] = ["plate", "metal"]
+    file.write_text(json.dumps(config))
+    assert create_backbone(str(file)).weights_id != first.weights_id
+    assert create_backbone(str(file), weights="random").weights_id != net.weights_id
+    assert create_backbone("demo-clip").weights_id == file_sha256(DEMO_FILE.with_suffix(".safetensors"))
 
 
 def test_other_image_size_interpolates_positions(state: dict[str, Tensor], tmp_path: Path) -> None:
@@ -148,15 +161,6 @@ def test_safetensors_are_mapped_not_copied(state: dict[str, Tensor], tmp_path: P
     assert low <= net.visual.conv1.weight.data_ptr() < high
 
 
-def test_network_stays_frozen_and_in_eval_mode() -> None:
-    backbone = create_backbone("tiny-clip", weights="random")
-    parent = nn.Sequential(backbone).train()
-    assert parent.training
-    assert not any(module.training for module in backbone.modules())
-    assert not any(parameter.requires_grad for parameter in backbone.parameters())
-    assert not backbone.encode(IMAGES)["pooled"].requires_grad
-
-
 def test_random_is_one_network_and_says_so() -> None:
     torch.manual_seed(1)
     first = create_backbone("tiny-clip", weights="random", layers=(0,))
@@ -171,44 +175,6 @@ def test_identity_is_the_checksum_of_the_file(state: dict[str, Tensor], tmp_path
     backbone = create_backbone("tiny-clip", weights=tmp_path / "weights.safetensors")
     assert backbone.weights_id == file_sha256(tmp_path / "weights.safetensors")
     assert not backbone.is_random
-
-
-def test_order_of_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root, cache = tmp_path / "root", tmp_path / "hub"
-    (cache / "checkpoints").mkdir(parents=True)
-    root.mkdir()
-    source = WeightSource(url="https://example.org/some/net-1234.pth")
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(cache))
-    monkeypatch.delenv("ANOMALY_LIB_WEIGHTS", raising=False)
-    with pytest.raises(UserError, match=r"net-1234\.pth.*wget -P weights https://example\.org/some/net-1234\.pth"):
-        resolve_weights("net", None, [source], download=False)
-    (cache / "checkpoints" / "net-1234.pth").touch()
-    assert resolve_weights("net", None, [source], download=False) == cache / "checkpoints" / "net-1234.pth"
-    monkeypatch.setenv("ANOMALY_LIB_WEIGHTS", str(root))
-    (root / "net-1234.pth").touch()
-    assert resolve_weights("net", None, [source], download=False) == root / "net-1234.pth"
-    (root / "mine.pt").touch()
-    assert resolve_weights("net", "mine.pt", [source], download=False) == root / "mine.pt"
-    assert resolve_weights("net", "random", [source], download=False) is None
-    with pytest.raises(UserError, match="no such file"):
-        resolve_weights("net", "absent.pt", [source], download=False)
-
-
-def test_hub_folder_below_the_weights_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ANOMALY_LIB_WEIGHTS", str(tmp_path))
-    (tmp_path / "dinov2-base").mkdir()
-    source = WeightSource(hub="facebook/dinov2-base")
-    assert resolve_weights("dinov2-base", None, [source], download=False) == tmp_path / "dinov2-base"
-
-
-def test_a_broken_download_ends_in_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def refuse(*_args: object, **_kwargs: object) -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-    with pytest.raises(UserError, match=r"no route to host.*wget"):
-        resolve_weights("net", None, [WeightSource(url="https://example.org/net.pth")], download=True)
 
 
 def test_refusals_name_the_file(state: dict[str, Tensor], tmp_path: Path) -> None:
@@ -246,6 +212,25 @@ def test_prefix_is_found_by_most_matches() -> None:
     assert strip_prefix({"a.weight": torch.ones(1)}, wanted).keys() == {"a.weight"}
 
 
+@pytest.mark.parametrize(
+    ("prefix", "decoder"),
+    [("model.feature_extractor.feature_extractor.", ""), ("model.encoder.feature_extractor.", "model.decoder.")],
+)
+def test_encoder_inside_an_anomalib_checkpoint(prefix: str, decoder: str, tmp_path: Path) -> None:
+    torch.manual_seed(6)
+    net: Any = create_backbone("resnet18", weights="random", layers=("layer1", "layer3"))
+    for value in net.net.state_dict().values():
+        value.add_(0.1 * torch.rand(value.shape)) if value.is_floating_point() else value.add_(1)
+    state = {prefix + key: value for key, value in net.net.state_dict().items()}
+    if decoder:  # reverse distillation: a network of the same names and shapes beside the encoder
+        layers = ((k, v) for k, v in net.net.state_dict().items() if k.startswith("layer"))
+        state = {decoder + key: torch.zeros_like(value) for key, value in layers} | state
+    torch.save({"state_dict": {**state, "model.memory_bank": torch.ones(2, 3)}}, tmp_path / "model.ckpt")
+    loaded = create_backbone("resnet18", weights=tmp_path / "model.ckpt", layers=("layer1", "layer3"))
+    for name, value in loaded.encode(IMAGES).items():
+        torch.testing.assert_close(value, net.encode(IMAGES)[name])
+
+
 def test_batch_norm_counters_may_be_missing() -> None:
     net = nn.Sequential(nn.BatchNorm2d(3))
     state = {k: v + 2 for k, v in net.state_dict().items() if "num_batches" not in k}
@@ -253,6 +238,14 @@ def test_batch_norm_counters_may_be_missing() -> None:
     loaded = net.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in state.items())
     assert loaded["0.num_batches_tracked"] == 0
+
+
+def test_what_a_file_may_lack_leaves_the_meta_device() -> None:
+    with torch.device("meta"):
+        net = nn.Linear(3, 2)
+    load_into(net, {"weight": torch.ones(2, 3)}, source="old.pth", optional=("bias",))
+    assert net.bias.equal(torch.zeros(2))
+    assert net.weight.equal(torch.ones(2, 3))
 
 
 @pytest.mark.parametrize(
@@ -265,6 +258,9 @@ def test_batch_norm_counters_may_be_missing() -> None:
         ("timm:no_such_net", None, "timm has no network"),
         ("ViT-B-16:nobody", None, "no published weights 'nobody'"),
         ("RN50:openai", None, "plain ViT image tower"),
+        ("ViT-L-14-CLIPA", None, "not hf_tokenizer_name"),
+        ("ViT-H-14-worldwide", None, "not hf_tokenizer_name"),
+        ("roberta-ViT-B-32", None, "not hf_model_name"),
     ],
 )
 def test_wrong_names(name: str, layers: tuple[str, ...] | None, message: str) -> None:
