@@ -25,6 +25,7 @@ class TokenSettings:
     patch_only: bool = False
     video_token_pool: str = "none"
     swap_audio_axes: bool = False
+    mels: int = 128  # rows of the spectra that come in; the encoder's own number may be another
 
     def block_of(self, branch: Branch) -> int:
         """0-based block whose output the branch reads."""
@@ -77,6 +78,11 @@ class WeldEncoders:
         config = net.config
         time, mels = int(config.max_length), int(config.num_mel_bins)
         spectrum = batch["audio"]
+        if spectrum.shape[-2] != self.tokens.mels:  # resized, turned axes would run and mean nothing
+            raise UserError(
+                f"audio of shape {tuple(spectrum.shape)}: expected [B, 1, {self.tokens.mels} mel bins, frames]; "
+                "turn the spectrum so that frequency comes before time"
+            )
         if tuple(spectrum.shape[-2:]) != (mels, time):
             spectrum = F.interpolate(spectrum, (mels, time), mode="bilinear", align_corners=False)
         spectrum = spectrum.squeeze(1)
