@@ -11,6 +11,7 @@ from torch import Tensor
 from anomaly_lib.backbones import FrozenBackbone
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.weld.causal_film_parts import Branch, pool_tokens
+from anomaly_lib.recipes.frozen import weights_of
 
 LAYER_INDEX_MODES = ("block", "seed")
 VIDEO_TOKEN_POOLS = ("none", "spatial")
@@ -59,6 +60,10 @@ class WeldEncoders:
         for backbone in (self.video, self.audio, self.image):
             backbone.to(device)
         return self
+
+    @property
+    def weights(self) -> dict[str, str]:
+        return weights_of(self.video, self.audio, self.image)
 
     @property
     def parameter_count(self) -> int:
