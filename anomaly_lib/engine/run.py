@@ -35,6 +35,7 @@ from anomaly_lib.engine.interrupt import StopSignals, stop_signals
 from anomaly_lib.engine.log import Log, Trackers
 from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.errors import UserError
+from anomaly_lib.features import MissingFeatures
 from anomaly_lib.files import atomic_file, read_json, write_json, write_text
 from anomaly_lib.types import RunResult
 
@@ -151,6 +152,8 @@ class Run:
         if self.trackers is not None:
             self.trackers.close()
         self._stack.close()
+        if isinstance(error, MissingFeatures):  # a row was damaged on disk after it had been encoded
+            raise UserError(f"{self.dir}: {error}: the same command does that and goes on") from error
 
     def _lock(self) -> None:
         """Two processes must not write one folder. The lock dies with its process, kill -9 included."""
