@@ -33,7 +33,7 @@ def test_page_and_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     put_run(runs, "oracle-cls", "promptad", args={"select": "best-on-test", "weights": "random"})
     put_run(runs, "half", "promptad", status="interrupted")
     put_run(runs, "heard", "weld", weights={"audio-net": "random", "image-net": "0" * 64})
-    put_run(runs, "told", "weld", args={"audio_weights": "random"})  # from before run.json had the weights
+    put_run(runs, "by-options", "weld", args={"audio_weights": "random"})  # from before run.json had the weights
     put_run(runs, "no-net", "weld", args={"weights": "random"}, weights={})
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
 
@@ -56,7 +56,7 @@ def test_page_and_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "| cls | 0.912 | - | 7 | 13 | x86_64, 2 threads | abc123 |" in page
     assert "oracle, random weights" in page
     assert "half" not in page
-    for name, remark in (("heard", "random weights"), ("told", "random weights"), ("no-net", "-")):
+    for name, remark in (("heard", "random weights"), ("by-options", "random weights"), ("no-net", "-")):
         assert f"| {name} | 0.912 | {remark} | 7 |" in page
     assert "`--fusion-mode harmonic`" in page
     assert "/somewhere" not in page
