@@ -97,7 +97,7 @@ class Category:
         self.test = [stack_images(test, rows) for rows in torch.arange(len(test)).split(32)]
         self.labels = torch.tensor([item.label for item in test.items])
         self.masks = torch.stack([test[i]["mask"] for i in range(len(test))])
-        self.extractor = Remembering(make_extractor(opts)[0]).eval()
+        self.extractor = Remembering(make_extractor(opts)).eval()
 
     def measures(self, prediction: Prediction) -> dict[str, float]:
         return {

@@ -52,7 +52,7 @@ class FrozenBackbone(nn.Module):
     @property
     def is_random(self) -> bool:
         """True for a network without learned weights; every result made with one is marked so."""
-        return self.weights_id.partition("+")[0] == "random"
+        return self.weights_id == "random"
 
     @property
     def grid(self) -> tuple[int, int] | None:

@@ -167,7 +167,7 @@ def create_clip(
     depth = len(clip.visual.transformer.resblocks)
     outputs = output_names(layers, depth=depth, named=NAMED_OUTPUTS, default=("pooled", "patch_tokens"), owner=name)
     weights_id = file_sha256(path) if path else "random"
-    if name.endswith(".json"):  # the same tensors mean something else under another config or word list
+    if path and name.endswith(".json"):  # the same tensors mean something else under another config or word list
         weights_id += f"+{file_sha256(Path(name))[:16]}"
     return ClipBackbone(clip, _tokenizer(config), name=name, outputs=outputs, weights_id=weights_id, config=config)
 

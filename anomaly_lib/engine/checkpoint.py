@@ -99,6 +99,23 @@ def load_checkpoint(path: Path | str, *, system: str | None = None, lazily: bool
     return content
 
 
+def check_weights(path: Path | str, extra: Mapping[str, Any], found: Mapping[str, str]) -> None:
+    """Refuse a checkpoint whose frozen networks hold other weights now (`found`: name -> sha256) than in training.
+
+    A checkpoint that does not say what they were is taken as it is.
+    """
+    wanted = extra.get("weights")
+    if wanted is None and "weights_id" in extra:  # PromptAD and SOWA before every system had the entry
+        wanted = {next(iter(found)): extra["weights_id"]}
+    for name, want in (wanted or {}).items():
+        have = found.get(name, "none")
+        if have != want:
+            raise UserError(
+                f"{path}: trained with weights {want[:16]} of {name}, which has {have[:16]} now: put that weight file "
+                "back where training found it (or below $ANOMALY_LIB_WEIGHTS), or train again with --fresh"
+            )
+
+
 def system_of(path: Path | str) -> str:
     """Which system wrote a checkpoint; its tensors are not read."""
     return str(load_checkpoint(path, lazily=True)["system"])

@@ -30,11 +30,12 @@ import torch
 
 from anomaly_lib.config import to_plain
 from anomaly_lib.engine import distributed
-from anomaly_lib.engine.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from anomaly_lib.engine.checkpoint import TrainState, check_weights, load_checkpoint, save_checkpoint
 from anomaly_lib.engine.interrupt import StopSignals, stop_signals
 from anomaly_lib.engine.log import Log, Trackers
 from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.errors import UserError
+from anomaly_lib.features import MissingFeatures
 from anomaly_lib.files import atomic_file, read_json, write_json, write_text
 from anomaly_lib.types import RunResult
 
@@ -151,6 +152,8 @@ class Run:
         if self.trackers is not None:
             self.trackers.close()
         self._stack.close()
+        if isinstance(error, MissingFeatures):  # a row was damaged on disk after it had been encoded
+            raise UserError(f"{self.dir}: {error}: the same command does that and goes on") from error
 
     def _lock(self) -> None:
         """Two processes must not write one folder. The lock dies with its process, kill -9 included."""
@@ -208,19 +211,27 @@ class Run:
         self.trackers = Trackers(self.dir, self.args, self.log, wandb_run_id=(saved or {}).get("wandb_run_id"))
         if saved is None:
             return 0
+        if "weights" in self.record:
+            check_weights(str(path), saved["extra"], self.record["weights"])
         state.load_dict(saved, rng=distributed.rank() == 0)
         if distributed.is_main():
             write_text(self.dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in state.history))
         self.log.line(f"continuing {path} after epoch {saved['epoch']}")
         return int(saved["epoch"])
 
+    def payload(self, state: TrainState, epochs_done: int) -> dict[str, Any]:
+        """What a checkpoint of this run holds; the record's `weights` (of the frozen networks) are part of it."""
+        run_id = self.trackers.wandb_run_id if self.trackers else None
+        content = {"args": to_plain(self.args), "epoch": epochs_done, "wandb_run_id": run_id, **state.to_dict()}
+        if "weights" in self.record:
+            content["extra"] = {**state.extra, "weights": self.record["weights"]}
+        return content
+
     def save(self, state: TrainState, epochs_done: int, name: str = CHECKPOINT) -> Path:
         """Write a checkpoint into the run folder (main rank only)."""
         path = self.dir / name
         if distributed.is_main():
-            run_id = self.trackers.wandb_run_id if self.trackers else None
-            payload = {"args": to_plain(self.args), "epoch": epochs_done, "wandb_run_id": run_id, **state.to_dict()}
-            save_checkpoint(path, payload, system=self.system)
+            save_checkpoint(path, self.payload(state, epochs_done), system=self.system)
         return path
 
     def end_epoch(self, state: TrainState, epoch: int, values: dict[str, float], *, best: str | None = None) -> None:

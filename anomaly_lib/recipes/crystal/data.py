@@ -18,6 +18,7 @@ from anomaly_lib.data.crystal.text import keep_levels, normalize_text
 from anomaly_lib.errors import UserError
 from anomaly_lib.features import FeatureSpec, FeatureStore, default_cache_dir, extract
 from anomaly_lib.recipes.crystal.options import Args, graph_settings, needs_tokens
+from anomaly_lib.recipes.frozen import weights_of
 
 LEVELS = {"global": ("global",), "global+semi": ("global", "semi-global")}
 
@@ -61,6 +62,7 @@ class CrystalData:
     split: Split
     args: Args
     facts: dict[str, Any]
+    weights: dict[str, str]  # of the text encoder
 
     @property
     def targets(self) -> Tensor:
@@ -147,12 +149,12 @@ def load_data(args: Args, device: torch.device, *, say: Callable[[str], None], t
     if args.classification and not {row.target for row in rows} <= {0.0, 1.0}:
         raise UserError("--classification True needs targets 0 and 1")
     text: dict[str, Tensor] = {"pooled": torch.zeros(len(rows), 1)}
-    encoder_id = "none"
+    weights: dict[str, str] = {}
     if args.modality != "graph":
         encoder = text_encoder(args)
         text = encode_texts([row.text for row in rows], args, encoder, device, track)
-        encoder_id = encoder.weights_id
-        say(f"text encoder: {encoder.name} ({encoder_id[:16]})")
+        weights = weights_of(encoder)
+        say(f"text encoder: {encoder.name} ({encoder.weights_id[:16]})")
     facts = {
         "crystals": len(rows),
         "without_target": len(table.without_target),
@@ -160,10 +162,9 @@ def load_data(args: Args, device: torch.device, *, say: Callable[[str], None], t
         "skipped": skipped[:100],
         "split": {"train": len(split.train), "val": len(split.val), "test": len(split.test)},
         "text_encoder": args.backbone,
-        "text_weights": encoder_id,
         "fingerprint": sha256("".join(f"{row.id}{row.target}{row.text}" for row in rows).encode()).hexdigest()[:16],
     }
-    return CrystalData(rows, graphs, text, split, args, facts)
+    return CrystalData(rows, graphs, text, split, args, facts, weights)
 
 
 def _table(args: Args) -> Any:

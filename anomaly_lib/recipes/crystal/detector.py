@@ -1,8 +1,9 @@
 """A trained crystal model with everything needed to apply it: options, target scale, text encoder, graph settings."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from anomaly_lib.data.crystal.dataset import property_name
 from anomaly_lib.data.crystal.store import build_graphs
 from anomaly_lib.data.crystal.structure import Crystal
 from anomaly_lib.engine.amp import autocast_for, pick_device
-from anomaly_lib.engine.checkpoint import load_checkpoint
+from anomaly_lib.engine.checkpoint import check_weights, load_checkpoint
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import write_atomic
 from anomaly_lib.metrics import auroc, regression_metrics
@@ -30,6 +31,7 @@ from anomaly_lib.recipes.crystal.data import (
 )
 from anomaly_lib.recipes.crystal.options import PUBLISHED, Args, graph_settings, model_config
 from anomaly_lib.recipes.evaluation.contract import EvaluateArgs, Evaluation
+from anomaly_lib.recipes.frozen import random_notes, weights_of
 from anomaly_lib.types import Prediction
 
 SYSTEM = "crystal"
@@ -87,6 +89,7 @@ class CrystalDetector:
     device: torch.device
     epoch: int = 0
     averaged: bool = False
+    check: Callable[[dict[str, str]], None] = lambda _: None  # refuses a text encoder of other weights
 
     @torch.no_grad()
     def predict_rows(self, data: CrystalData, positions: Sequence[int]) -> Tensor:
@@ -117,7 +120,9 @@ class CrystalDetector:
     def load_data(self, data_path: str | None, **changes: Any) -> CrystalData:
         """A data folder prepared exactly as in training; `changes` are options to change (property, split_file...)."""
         args = replace(self.args, data_path=data_path if data_path is not None else self.args.data_path, **changes)
-        return load_data(args, self.device, say=lambda _: None)
+        data = load_data(args, self.device, say=lambda _: None)
+        self.check(data.weights)
+        return data
 
     def prepare(self, crystals: Sequence[Crystal], texts: Sequence[str] | None = None) -> Batch:
         """Structures (and their descriptions, unless the model reads none) as one batch, as in training."""
@@ -128,7 +133,9 @@ class CrystalDetector:
             raise UserError(reason)
         text: dict[str, Tensor] = {"pooled": torch.zeros(len(crystals), 1)}
         if texts is not None and self.args.modality != "graph":
-            text = encode_texts(texts, self.args, text_encoder(self.args), self.device, None)
+            encoder = text_encoder(self.args)
+            self.check(weights_of(encoder))
+            text = encode_texts(texts, self.args, encoder, self.device, None)
         return make_batch(graphs, text, range(len(crystals)), [0.0] * len(crystals), self.args)
 
     def predict(self, batch: Batch) -> Prediction:
@@ -157,7 +164,8 @@ def load_detector(path: str | Path, device: str = "auto") -> CrystalDetector:
     load_weights(model, checkpoint)
     scale = TargetScale(**checkpoint["extra"]["target_scale"])
     averaged = checkpoint.get("ema") is not None
-    return CrystalDetector(model.eval(), args, scale, target_device, int(checkpoint["epoch"]), averaged)
+    check = partial(check_weights, path, checkpoint["extra"])
+    return CrystalDetector(model.eval(), args, scale, target_device, int(checkpoint["epoch"]), averaged, check)
 
 
 @torch.no_grad()
@@ -191,6 +199,6 @@ def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
         paths=[data.rows[i].id for i in positions],
         groups=[property_name(own.property)] * len(positions),
         kind="detection" if own.classification else "regression",
-        notes=[*notes, *(["oracle: epoch chosen on the test split"] if oracle else [])],
+        notes=[*notes, *(["oracle: epoch chosen on the test split"] if oracle else []), *random_notes(data.weights)],
         facts={"epoch": detector.epoch, "ema": detector.averaged, "seed": own.seed},
     )

@@ -43,6 +43,7 @@ from anomaly_lib.recipes.crystal.detector import (
     predict,
 )
 from anomaly_lib.recipes.crystal.options import PUBLISHED, Args, resolve, without_effect
+from anomaly_lib.recipes.frozen import record_weights
 from anomaly_lib.types import RunResult
 
 __all__ = ["SYSTEM", "Args", "build", "evaluate", "load_detector", "predict", "tiny", "train"]
@@ -140,6 +141,7 @@ def train(args: Args) -> RunResult:
             run.log.line(f"--{name} is accepted but has no effect (nor in the published program)")
         data = load_data(args, device, say=run.log.line, track=progress)
         run.note(data=data.facts)
+        record_weights(run, data.weights)
         seed_everything(args.seed)  # the weights do not depend on how much was cached
         model = build(args, device, text_features=data.text_features)
         if args.compile:

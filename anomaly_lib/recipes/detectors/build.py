@@ -38,15 +38,15 @@ class FrozenFeatures(nn.Module):
         return {name: x if x.ndim == 4 else x.transpose(1, 2).unflatten(2, self.net.grid) for name, x in found.items()}
 
 
-def make_extractor(args: Any) -> tuple[FrozenFeatures, str]:
-    """The frozen network and the id of its weights."""
+def make_extractor(args: Any) -> FrozenFeatures:
+    """The frozen network with its normalisation."""
     from anomaly_lib.backbones import create_backbone
 
     height, width = args.image_size
     backbone = create_backbone(
         args.backbone, weights=args.weights, layers=args.layers, image_size=(height, width), download=args.download
     )
-    return FrozenFeatures(backbone, mean=backbone.mean, std=backbone.std), backbone.weights_id
+    return FrozenFeatures(backbone, mean=backbone.mean, std=backbone.std)
 
 
 def build(args: Any, device: torch.device) -> nn.Module:
@@ -63,7 +63,7 @@ def build(args: Any, device: torch.device) -> nn.Module:
 
 def _patchcore(args: Any) -> nn.Module:
     return PatchCore(
-        extractor=make_extractor(args)[0],
+        extractor=make_extractor(args),
         layers=args.layers,
         coreset_ratio=args.coreset_ratio,
         coreset_size=args.coreset_size,
@@ -80,7 +80,7 @@ def _patchcore(args: Any) -> nn.Module:
 
 def _padim(args: Any) -> nn.Module:
     return Padim(
-        extractor=make_extractor(args)[0],
+        extractor=make_extractor(args),
         features=args.n_features,
         layers=args.layers,
         sigma=args.sigma,
@@ -91,7 +91,7 @@ def _padim(args: Any) -> nn.Module:
 def _reverse_distillation(args: Any) -> nn.Module:
     try:
         return ReverseDistillation(
-            extractor=make_extractor(args)[0],
+            extractor=make_extractor(args),
             backbone=args.backbone,
             layers=args.layers,
             map_mode=args.map_mode,

@@ -13,7 +13,7 @@ from anomaly_lib.config import arg
 from anomaly_lib.data import ImageDataset, class_names, open_dataset, select
 from anomaly_lib.data.base import load_pixels
 from anomaly_lib.engine.amp import pick_device
-from anomaly_lib.engine.checkpoint import load_checkpoint
+from anomaly_lib.engine.checkpoint import check_weights, load_checkpoint
 from anomaly_lib.engine.distributed import process_group
 from anomaly_lib.engine.log import progress
 from anomaly_lib.engine.run import Run
@@ -23,6 +23,7 @@ from anomaly_lib.recipes.detectors.build import TrainedPart, build, image_transf
 from anomaly_lib.recipes.detectors.options import DetectorArgs, on_demo_data, resolve
 from anomaly_lib.recipes.detectors.training import fit
 from anomaly_lib.recipes.evaluation.contract import EvaluateArgs, Evaluation
+from anomaly_lib.recipes.frozen import random_notes, record_weights, weights_of
 from anomaly_lib.types import Prediction, RunResult
 
 SYSTEM = "detectors"
@@ -82,10 +83,11 @@ def train(args: Args) -> RunResult:
         run.note(skipped=normal.skipped + test.skipped, class_name=name)
         channels = input_channels(args)
         detector = build(args, device)
+        record_weights(run, weights_of(detector))
         state = fit(run, detector, args, device, len(normal), lambda index: stack_images(normal, index, channels))
         metrics = test_metrics(detector, test, args, device)[1]
-        note = " [random weights]" if args.weights == "random" else ""
-        run.log.line(", ".join(f"{key} {value:.4f}" for key, value in metrics.items() if "threshold" not in key) + note)
+        shown = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items() if "threshold" not in key)
+        run.log.line(shown + "".join(f" [{note}]" for note in random_notes(run.record["weights"])))
         return run.finish(state, metrics)
 
 
@@ -153,6 +155,7 @@ def load_detector(
     args = args if weights is None else replace(args, weights=weights)
     where = pick_device(device)
     model = build(args, where)
+    check_weights(path, saved["extra"], weights_of(model))
     TrainedPart(model).load_state_dict(saved["model"])
     return Detector(model.to(where), args, where, saved["extra"].get("threshold"))
 
@@ -184,6 +187,6 @@ def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
         maps=None if prediction.map is None else prediction.map.numpy(),
         masks=masks.numpy() if any(key.startswith("pixel_") for key in metrics) else None,
         image=lambda index: detector.transform.denormalise(detector.transform(load_pixels(test.items[index])[0])),
-        notes=["random weights"] if options.weights == "random" else [],
+        notes=random_notes(weights_of(detector.model)),
         facts={"model": options.model, "seed": options.seed},
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from anomaly_lib.backbones.sources import RANDOM
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json, write_text
 from anomaly_lib.recipes.evaluation import beside_peer
@@ -38,19 +39,26 @@ def finished_runs(root: Path) -> list[FinishedRun]:
     return sorted(runs, key=lambda run: (run.system, run.folder.name))
 
 
+def remarks_of(record: Mapping[str, Any]) -> list[str]:
+    """What must stand beside a result: that its epoch was chosen on test data, that a frozen network is untrained."""
+    options, weights = record["args"], record.get("weights")
+    if not isinstance(weights, Mapping):  # a run from before the record had them: its options say what it was told
+        weights = {name: value for name, value in options.items() if name.endswith("weights")}
+    remarks = ["oracle"] if options.get("select") == "best-on-test" else []
+    return remarks + (["random weights"] if RANDOM in weights.values() else [])
+
+
 def result_table(runs: Sequence[FinishedRun]) -> Table:
     """A row for each run of one system: what came out, then what is needed to repeat it."""
     rows: list[dict[str, Cell]] = []
     for run in runs:
-        record, options = run.record, run.record["args"]
+        record = run.record
         metrics = {name: float(value) for name, value in record["metrics"].items() if name != "threshold"}
-        remarks = ["oracle"] if options.get("select") == "best-on-test" else []
-        remarks += ["random weights"] if options.get("weights") == "random" else []
         rows.append(
             {
                 "run": run.folder.name,
                 **dict(list(metrics.items())[:SHOWN]),
-                "remarks": ", ".join(remarks) or "-",
+                "remarks": ", ".join(remarks_of(record)) or "-",
                 "seed": record["seed"],
                 "seconds": round(record["seconds"]),
                 "machine": record.get("gpu") or f"{record.get('machine')}, {record.get('threads')} threads",
@@ -145,6 +153,7 @@ def renew_readme(readme: Path, runs: Sequence[FinishedRun], gallery: Sequence[st
     for run in runs:
         metrics = [(n, v) for n, v in run.record["metrics"].items() if n != "threshold"][:3]
         figures = ", ".join(f"{name} {value:.3f}" for name, value in metrics)
+        figures += f" [{', '.join(remarks)}]" if (remarks := remarks_of(run.record)) else ""
         lines.append(f"| {run.system} | {run.folder.name} | {figures} | {run.record.get('git_commit') or 'unknown'} |")
     pictured = [run for run in runs if any(path.stem.endswith("_overlays") for path in run.figures)]
     first = {run.system: run.folder.name for run in reversed(pictured)}

@@ -17,6 +17,7 @@ from anomaly_lib.config import Switch, arg, command, to_plain
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json
 from anomaly_lib.recipes.detectors.options import TRAINED, resolve
+from anomaly_lib.recipes.frozen import random_notes
 from anomaly_lib.recipes.hdmap import recipe as hdmap
 from anomaly_lib.recipes.hdmap.experiment_utils import (
     analyze_experiment_results,
@@ -135,7 +136,7 @@ def _success(condition: dict[str, Any], args: Args, run_dir: Path, checkpoint: P
         condition["name"], args.model, run_dir, source_domain=args.source_domain, target_domains=list(targets),
         source_results=source, target_results=targets,
     )  # fmt: skip
-    plain = condition["config"].get("weights") == "random" or resolve(args).weights == "random"
+    weights = read_json(run_dir / "run.json").get("weights", {})
     return {
         "status": "success",
         "source_domain": args.source_domain,
@@ -147,8 +148,7 @@ def _success(condition: dict[str, Any], args: Args, run_dir: Path, checkpoint: P
         "avg_target_auroc": analysis["avg_target_auroc"],
         "analysis": analysis,
         "options": to_plain(resolve(args)),
-        "notes": (["synthetic maps"] if args.data_path is None else [])
-        + (["random weights"] if plain and not args.model.startswith("draem") else []),
+        "notes": (["synthetic maps"] if args.data_path is None else []) + random_notes(weights),
     }
 
 

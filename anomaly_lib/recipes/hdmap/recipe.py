@@ -20,6 +20,7 @@ from anomaly_lib.recipes.detectors.options import TRAINED, resolve
 from anomaly_lib.recipes.detectors.recipe import Detector, predict
 from anomaly_lib.recipes.detectors.training import BEST, fit
 from anomaly_lib.recipes.evaluation.contract import EvaluateArgs, Evaluation
+from anomaly_lib.recipes.frozen import random_notes, record_weights, weights_of
 from anomaly_lib.recipes.hdmap.domain_files import write_domain
 from anomaly_lib.recipes.hdmap.options import Args
 from anomaly_lib.recipes.hdmap.scoring import (
@@ -62,6 +63,7 @@ def train(args: Args) -> RunResult:
             f"targets {', '.join(data.target_domains)}"
         )
         detector = build(args, device)
+        record_weights(run, weights_of(detector))
         selects = args.model in TRAINED
 
         def validate() -> float:
@@ -83,7 +85,7 @@ def train(args: Args) -> RunResult:
         summary = transfer_metrics(results, data.source_domain, data.target_domains)
         write_json(run.dir / "domains.json", results)
         run.note(domains=results, source_domain=data.source_domain, target_domains=data.target_domains)
-        run.log.line(transfer_line(summary, args))
+        run.log.line(transfer_line(summary, args, random_notes(run.record["weights"])))
         return finish(run, state, summary, final)
 
 
@@ -145,9 +147,7 @@ def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
         maps=torch.cat(maps).numpy() if maps else None,
         image=lambda i: (images[i].expand(3, -1, -1).clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy(),
         threshold=detector.threshold,
-        notes=["random weights"]
-        if options.weights == "random" and options.model not in ("draem", "draem_sevnet")
-        else [],
+        notes=random_notes(weights_of(detector.model)),
         facts={"model": options.model, "seed": options.seed, "source_domain": options.source_domain},
     )
 

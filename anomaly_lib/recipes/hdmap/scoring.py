@@ -1,5 +1,6 @@
 """Scores of a domain, and the numbers that say how a detector carries over from one domain to another."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -71,8 +72,8 @@ def transfer_metrics(results: dict[str, dict[str, Any]], source: str, targets: l
     return summary | per_domain | {"source_f1": results[source]["image_F1Score"]}
 
 
-def transfer_line(summary: dict[str, float], args: Args) -> str:
-    note = " [random weights]" if args.weights == "random" and not args.model.startswith("draem") else ""
+def transfer_line(summary: dict[str, float], args: Args, notes: Sequence[str] = ()) -> str:
+    note = "".join(f" [{text}]" for text in notes)
     leak = " [source score: epoch selected on the same maps]" if args.validation_strategy == "source_test" else ""
     return (
         f"source AUROC {summary['source_auroc']:.4f}{leak if args.model in TRAINED else ''}, "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anomaly_lib.data.images import read_image
 from anomaly_lib.engine.amp import pick_device
-from anomaly_lib.engine.checkpoint import load_checkpoint
+from anomaly_lib.engine.checkpoint import check_weights, load_checkpoint
 from anomaly_lib.errors import UserError
 from anomaly_lib.fusion import REFERENCE_MODES, fusion_by_name
 from anomaly_lib.models.promptad.model import PromptAD
@@ -150,15 +150,13 @@ def _pixels(picture: Any) -> Any:
     return read_image(picture) if isinstance(picture, (str, Path)) else picture
 
 
-def facts_of(args: Args, towers: Towers, class_name: str, memory_images: int) -> dict[str, Any]:
+def facts_of(args: Args, class_name: str, memory_images: int) -> dict[str, Any]:
     """What a checkpoint says about itself beside weights and options."""
     return {
         "class_name": class_name,
         "task": args.task,
         "fusion_mode": args.fusion_mode,
         "select": args.select,
-        "backbone": towers.clip.name,
-        "weights_id": towers.clip.weights_id,
         "memory_images": memory_images,
         "threshold_quantile": args.threshold_quantile,
     }
@@ -226,10 +224,7 @@ def load_detector(
     towers = (shared or {}).get(key) or Towers(args, pick_device(device))
     if shared is not None:
         shared[key] = towers
-    if towers.clip.weights_id != facts.get("weights_id", towers.clip.weights_id):
-        raise UserError(
-            f"{path}: trained with other weights of {facts['backbone']} than --weights {args.weights} holds now"
-        )
+    check_weights(path, facts, towers.weights)
     model = make_model(args, towers, facts["class_name"], facts["memory_images"])
     model.load_state_dict(saved["model"], strict=not released)  # a released file has no contexts; scores need none
     normal = Branches(**{name: value.to(towers.device) for name, value in facts["normal"].items()})

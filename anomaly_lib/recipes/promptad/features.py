@@ -17,6 +17,7 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.features import FeatureSpec, FeatureStore, extract
 from anomaly_lib.models.promptad.prompts import TextTower
 from anomaly_lib.models.promptad.scores import ImageFeatures
+from anomaly_lib.recipes.frozen import weights_of
 from anomaly_lib.recipes.promptad.options import Args
 
 ENCODE_BATCH = 16
@@ -37,6 +38,11 @@ class Towers:
             self.visual, self.tap_names = _with_taps(args.visual_backbone, args.visual_weights, args, always=())
             self.visual.to(device)
         self._stores: dict[str, FeatureStore] = {}
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """Name -> weights of CLIP and, if there is one, of the memory's own network."""
+        return weights_of(self.clip, self.visual)
 
     @property
     def text(self) -> TextTower:

@@ -24,6 +24,7 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.models.promptad.model import PromptAD
 from anomaly_lib.models.promptad.scores import Branches, ImageFeatures, ScoreSettings, branch_scores, concatenate
 from anomaly_lib.recipes.evaluation.contract import EvaluateArgs, Evaluation
+from anomaly_lib.recipes.frozen import random_notes, record_weights
 from anomaly_lib.recipes.promptad.data import (
     TaskData,
     open_task,
@@ -100,6 +101,7 @@ def train(args: Args) -> RunResult:
         say_what_runs(run.log.line, args, data)
         run.note(support=data.chosen, skipped=data.skipped)
         experiment = build(args, device, data)
+        record_weights(run, experiment.towers.weights)
         model, towers = experiment.model, experiment.towers
         features = experiment.support.for_task(args.task)  # [k, D] or [k, P, D]
         optimizer = torch.optim.SGD(
@@ -199,7 +201,7 @@ def finish(run: Run, state: TrainState, experiment: Experiment) -> RunResult:
         model.learner.load_state_dict(state.best["contexts"])
     model.keep_text_features(towers.text)
     settings, normal = fitted_settings(experiment)
-    facts = facts_of(args, towers, data.class_name, experiment.memory_images)
+    facts = facts_of(args, data.class_name, experiment.memory_images)
     state.extra = {**facts, "support": data.chosen, "normal": plain_branches(normal)}
     detector = Detector(model, towers, settings, normal, state.extra, args)
 
@@ -208,7 +210,7 @@ def finish(run: Run, state: TrainState, experiment: Experiment) -> RunResult:
     branches = branch_scores(model, features, settings)
     prediction, metrics = test_metrics(branches, settings, labels, masks, detector.threshold)
     metrics["threshold"] = detector.threshold
-    report_lines(run.log.line, args, metrics, state)
+    report_lines(run.log.line, args, metrics, state, random_notes(towers.weights))
     if args.figures:
         run.note(figures=[path.name for path in draw(run.dir, data.test, prediction, labels, detector.threshold)])
     final = run.save(state, len(state.history), "best_model.pt") if chosen else None
@@ -226,14 +228,15 @@ def say_what_runs(line: Callable[[str], None], args: Args, data: TaskData) -> No
     line(f"PromptAD {args.task}: {data.class_name}, k={args.shot} ({data.chosen['how']}), {len(data.test)} test images")
 
 
-def report_lines(line: Callable[[str], None], args: Args, metrics: dict[str, float], state: TrainState) -> None:
+def report_lines(
+    line: Callable[[str], None], args: Args, metrics: dict[str, float], state: TrainState, notes: list[str]
+) -> None:
     """The figures of this run; a selection on the test set is called an oracle."""
-    oracle = " [oracle: epoch chosen on the test set]" if args.select == "best-on-test" else ""
-    if args.weights == "random":
-        oracle += " [random weights]"
+    oracle = ["oracle: epoch chosen on the test set"] if args.select == "best-on-test" else []
+    remarks = "".join(f" [{note}]" for note in [*oracle, *notes])
     if state.best and args.select != "last":
         line(f"kept epoch {state.best['epoch'] + 1} ({args.select}, fusion {args.fusion_mode})")
-    line(f"fusion {args.fusion_mode}: {shown(metrics)}{oracle}")
+    line(f"fusion {args.fusion_mode}: {shown(metrics)}{remarks}")
 
 
 def shown(metrics: dict[str, float]) -> str:
@@ -301,7 +304,7 @@ def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
         image=lambda index: detector.transform.denormalise(detector.transform(load_pixels(items[index])[0])),
         normal_scores=image_scores(detector.normal, detector.settings).cpu().numpy(),
         threshold=detector.threshold,
-        notes=notes + (["random weights"] if towers.clip.is_random else []),
+        notes=notes + random_notes(towers.weights),
         facts={"epochs": options.epochs, "seed": options.seed, "fusion": detector.settings.fusion},
     )
 

@@ -14,7 +14,7 @@ from anomaly_lib.data import Item, class_names
 from anomaly_lib.data.base import load_pixels
 from anomaly_lib.data.images import read_image
 from anomaly_lib.engine.amp import autocast_for, pick_device
-from anomaly_lib.engine.checkpoint import load_checkpoint
+from anomaly_lib.engine.checkpoint import check_weights, load_checkpoint
 from anomaly_lib.errors import UserError
 from anomaly_lib.metrics import image_metrics, pixel_metrics
 from anomaly_lib.models.sowa.keys import is_released, read_released
@@ -23,6 +23,7 @@ from anomaly_lib.models.sowa.scores import Memory, build_memory, detect, scale_t
 from anomaly_lib.models.sowa.text import LONG_TEMPLATE, PLAIN_SETS
 from anomaly_lib.recipes.evaluation.contract import EvaluateArgs, Evaluation
 from anomaly_lib.recipes.evaluation.tables import Cell, Table
+from anomaly_lib.recipes.frozen import random_notes, weights_of
 from anomaly_lib.recipes.sowa.data import Pictures, Taps, open_test, support_items, taps_of
 from anomaly_lib.recipes.sowa.options import Args, resolve
 from anomaly_lib.types import Prediction
@@ -266,8 +267,7 @@ def load_detector(path: Path | str, *, device: str = "auto", backbone_weights: s
     clip = make_clip(args)
     clip.to(pick_device(device))
     extra = saved["extra"]
-    if extra.get("weights_id", clip.weights_id) != clip.weights_id:
-        raise UserError(f"{path}: trained with other weights of {clip.name} than --weights {args.weights} holds now")
+    check_weights(path, extra, weights_of(clip))
     model = make_model(args, clip)
     model.load_state_dict(saved["model"])
     memories = {name: Memory.restore(state) for name, state in extra.get("memories", {}).items()}
@@ -316,6 +316,6 @@ def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
         masks=torch.stack(truth).numpy() if known else None,
         image=lambda i: detector.transform.denormalise(detector.transform(load_pixels(data.items[i])[0])),
         threshold=detector.threshold if options.shot == detector.args.shot else None,
-        notes=notes + (["random weights"] if detector.model.frozen[0].is_random else []),
+        notes=notes + random_notes(weights_of(detector.taps.clip)),
         facts={"epochs": options.epochs, "seed": options.seed, "k": options.shot},
     )

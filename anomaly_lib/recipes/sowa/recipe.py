@@ -22,6 +22,7 @@ from anomaly_lib.metrics import auroc, f1_max_threshold
 from anomaly_lib.models.sowa.model import AnomalyCLIP
 from anomaly_lib.models.sowa.scores import Memory, detect
 from anomaly_lib.recipes.evaluation.tables import Cell, Table
+from anomaly_lib.recipes.frozen import random_notes, record_weights, weights_of
 from anomaly_lib.recipes.sowa.data import Taps, TestData, open_test, open_train, shortened, support_items, with_mosaics
 from anomaly_lib.recipes.sowa.eval import (
     SYSTEM,
@@ -124,9 +125,10 @@ def announce(run: Run, experiment: Experiment) -> None:
     size = images * taps.row_bytes / 2**20
     place = "on disk" if taps.store.on_disk else "in memory"
     seconds = seconds_per_image(taps, experiment.train)
+    record_weights(run, weights_of(taps.clip))
     run.note(
         trained_values=count, train_classes=trained, test_classes=tested, skipped=experiment.test.skipped,
-        weights=taps.clip.weights_id, tap_mib=round(size, 1), seconds_per_image=seconds,
+        tap_mib=round(size, 1), seconds_per_image=seconds,
     )  # fmt: skip
     if args.vision == "residual":
         say(f"{count:,} trained values; nothing stored: the adapted tower runs in every step")
@@ -216,8 +218,7 @@ def finish(run: Run, state: TrainState, experiment: Experiment) -> RunResult:
     notes = ["oracle: epoch chosen on the test classes"] if args.select == "best-on-test" else []
     if memories and args.score_scaling == "transductive":
         notes.append("transductive: image scores are scaled over the test set")
-    if taps.clip.is_random:
-        notes.append("random weights")
+    notes += random_notes(weights_of(taps.clip))
     table = metric_table(rows, notes)
     table.write(run.dir / "classes")
     epochs: list[dict[str, Cell]] = [dict(row) for row in state.history]
@@ -231,7 +232,6 @@ def finish(run: Run, state: TrainState, experiment: Experiment) -> RunResult:
     threshold = decision_threshold(experiment, memories, support)
     state.extra = {
         "threshold": threshold,
-        "weights_id": taps.clip.weights_id,
         "memories": {name: memory.state() for name, memory in memories.items()},
     }
     run.note(support={name: [item.path.as_posix() for item in items] for name, items in support.items()}, classes=rows)

@@ -17,11 +17,12 @@ from anomaly_lib.engine.checkpoint import TrainState, save_checkpoint
 from anomaly_lib.engine.early_stop import EarlyStopping
 from anomaly_lib.engine.ema import Ema
 from anomaly_lib.engine.optim import NonFiniteGuard, param_groups, step
-from anomaly_lib.engine.run import Run, to_plain
+from anomaly_lib.engine.run import Run
 from anomaly_lib.engine.schedule import make_schedule
 from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.metrics import auroc
 from anomaly_lib.models.weld.causal_film import Encodings, parameter_report
+from anomaly_lib.recipes.frozen import record_weights
 from anomaly_lib.recipes.weld.causal_film_detector import (
     SYSTEM,
     evaluate,
@@ -63,6 +64,7 @@ def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
         train_runs = select_runs(runs, "train", normal_only=True)
         val_runs = select_runs(runs, "val")
         features = features or build_features(args, device, settings)
+        record_weights(run, features.encoders.weights)
         if args.on_error == "skip":
             runs, skipped = features.readable(runs)
             run.note(skipped=skipped)
@@ -227,10 +229,7 @@ def save_best(run: Run, state: TrainState, epochs_done: int, row: dict[str, floa
     own = task.model.state_dict()
     averaged = ema.shadow if isinstance(ema, Ema) else task.state_dict()
     payload = {
-        "args": to_plain(run.args),
-        "epoch": epochs_done,
-        "wandb_run_id": run.trackers.wandb_run_id if run.trackers else None,
-        **state.to_dict(),
+        **run.payload(state, epochs_done),
         "history": state.history + ([{"epoch": epochs_done - 1, **row}] if row else []),
         "model_state_dict": own,  # tensors shared with `model`: they are stored once
         "ema_state_dict": {name: averaged[f"model.{name}"] for name in own},

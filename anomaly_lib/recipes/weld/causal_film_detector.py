@@ -10,11 +10,12 @@ from torch import Tensor
 from anomaly_lib.data.weld.manifest import WeldRun
 from anomaly_lib.data.weld.runs import WeldSettings
 from anomaly_lib.engine.amp import pick_device
-from anomaly_lib.engine.checkpoint import load_checkpoint
+from anomaly_lib.engine.checkpoint import check_weights, load_checkpoint
 from anomaly_lib.engine.run import Run
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.weld.causal_film_loss import anomaly_score
 from anomaly_lib.recipes.evaluation.contract import EvaluateArgs, Evaluation
+from anomaly_lib.recipes.frozen import random_notes
 from anomaly_lib.recipes.weld.causal_film_options import Args, resolve
 from anomaly_lib.recipes.weld.causal_film_report import draw_run, final_report, split_metrics
 from anomaly_lib.recipes.weld.causal_film_task import CausalFiLMTask, build, score_runs
@@ -73,6 +74,7 @@ def load_detector(
     where = pick_device(device)
     if features is None:
         features = build_features(args, where, WeldSettings.from_dict(saved["extra"]["settings"]))
+    check_weights(path, saved["extra"], features.encoders.weights)
     task = build(args, features.device, dims=features.dims())
     averaged = (saved.get("ema") or {}).get("shadow")
     if weights not in ("auto", "ema", "raw"):
@@ -105,8 +107,7 @@ def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
         value = split_metrics(second.score_runs(chosen), chosen)["image_auroc"]
         notes.append(f"weights {detector.weights}: AUROC {metrics['image_auroc']:.4f}; {other}: {value:.4f}")
     notes += final_report(scores, chosen, metrics)
-    if detector.features.encoders.image.is_random:
-        notes.append("the frozen encoders have random weights")
+    notes += random_notes(detector.features.encoders.weights)
     val = usable_of(runs, detector.features, "val", lambda _: None)
     val_scores = detector.score_runs(val)
     val_labels = torch.tensor([run.label for run in val])

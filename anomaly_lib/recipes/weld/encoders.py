@@ -11,6 +11,7 @@ from torch import Tensor
 from anomaly_lib.backbones import FrozenBackbone
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.weld.causal_film_parts import Branch, pool_tokens
+from anomaly_lib.recipes.frozen import weights_of
 
 LAYER_INDEX_MODES = ("block", "seed")
 VIDEO_TOKEN_POOLS = ("none", "spatial")
@@ -25,6 +26,7 @@ class TokenSettings:
     patch_only: bool = False
     video_token_pool: str = "none"
     swap_audio_axes: bool = False
+    mels: int = 128  # rows of the spectra that come in; the encoder's own number may be another
 
     def block_of(self, branch: Branch) -> int:
         """0-based block whose output the branch reads."""
@@ -60,6 +62,10 @@ class WeldEncoders:
         return self
 
     @property
+    def weights(self) -> dict[str, str]:
+        return weights_of(self.video, self.audio, self.image)
+
+    @property
     def parameter_count(self) -> int:
         return sum(p.numel() for net in (self.video, self.audio, self.image) for p in net.parameters())
 
@@ -77,6 +83,11 @@ class WeldEncoders:
         config = net.config
         time, mels = int(config.max_length), int(config.num_mel_bins)
         spectrum = batch["audio"]
+        if spectrum.shape[-2] != self.tokens.mels:  # resized, turned axes would run and mean nothing
+            raise UserError(
+                f"audio of shape {tuple(spectrum.shape)}: expected [B, 1, {self.tokens.mels} mel bins, frames]; "
+                "turn the spectrum so that frequency comes before time"
+            )
         if tuple(spectrum.shape[-2:]) != (mels, time):
             spectrum = F.interpolate(spectrum, (mels, time), mode="bilinear", align_corners=False)
         spectrum = spectrum.squeeze(1)

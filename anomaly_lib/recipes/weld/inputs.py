@@ -140,6 +140,7 @@ def build_features(args: WeldInputArgs, device: torch.device, settings: WeldSett
         patch_only=args.patch_only,
         video_token_pool=str(args.video_token_pool),
         swap_audio_axes=settings.swap_audio_axes,
+        mels=settings.mels,
     )
     encoders = WeldEncoders(
         create_backbone(

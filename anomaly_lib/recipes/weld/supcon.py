@@ -22,6 +22,7 @@ from anomaly_lib.losses.contrastive import supcon_loss
 from anomaly_lib.losses.supcon_extra import FeatureQueue
 from anomaly_lib.models.weld.supcon_quad import check_quad_batch
 from anomaly_lib.models.weld.tasks import MaskedSensors, two_views
+from anomaly_lib.recipes.frozen import record_weights
 from anomaly_lib.recipes.weld.ending import already_done, chosen_checkpoint, told
 from anomaly_lib.recipes.weld.features import WeldFeatures
 from anomaly_lib.recipes.weld.inputs import build_features, weld_settings
@@ -73,6 +74,7 @@ def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
         if len({run.class_name for run in train_runs}) < 2:
             raise UserError("contrastive training needs at least two classes in the training split")
         features = features or build_features(args, device, settings)
+        record_weights(run, features.encoders.weights)
         features.prepare([*train_runs, *val_runs])
         seed_everything(args.seed)
         task = build(args, device, dims=features.dims())

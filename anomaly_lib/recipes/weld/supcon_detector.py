@@ -10,8 +10,9 @@ from torch import Tensor
 from anomaly_lib.data.weld.manifest import CLASSES, WeldRun, select_runs
 from anomaly_lib.data.weld.runs import WeldSettings
 from anomaly_lib.engine.amp import pick_device
-from anomaly_lib.engine.checkpoint import load_checkpoint
+from anomaly_lib.engine.checkpoint import check_weights, load_checkpoint
 from anomaly_lib.recipes.evaluation.contract import EvaluateArgs, Evaluation
+from anomaly_lib.recipes.frozen import random_notes
 from anomaly_lib.recipes.weld.features import WeldFeatures
 from anomaly_lib.recipes.weld.inputs import build_features
 from anomaly_lib.recipes.weld.knn import defect_margin, knn_metrics, knn_report
@@ -62,6 +63,7 @@ def load_detector(path: str | Path, *, device: str = "auto", features: WeldFeatu
     where = pick_device(device)
     if features is None:
         features = build_features(args, where, WeldSettings.from_dict(saved["extra"]["settings"]))
+    check_weights(path, saved["extra"], features.encoders.weights)
     task = build(args, features.device, dims=dict(saved["extra"]["dims"]))
     task.load_state_dict(saved["model"])
     return QuadDetector(task.eval(), features, args, int(saved["epoch"]))
@@ -75,6 +77,7 @@ def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
     chosen = select_runs(runs, args.split)
     bank, bank_labels = detector.bank(runs)
     found, labels = detector.encode(chosen)["features"], torch.tensor([one.class_label for one in chosen])
+    notes = knn_report(bank, bank_labels, found, labels, k=own.k, metric=own.metric)
     return Evaluation(
         system=SYSTEM,
         name=f"k-NN k={own.k} {own.metric}",
@@ -84,6 +87,6 @@ def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
         paths=[str(run.folder) for run in chosen],
         groups=["weld"] * len(chosen),
         defects=[run.class_name for run in chosen],
-        notes=knn_report(bank, bank_labels, found, labels, k=own.k, metric=own.metric),
+        notes=[*notes, *random_notes(detector.features.encoders.weights)],
         facts={"epoch": detector.epoch, "seed": own.seed},
     )

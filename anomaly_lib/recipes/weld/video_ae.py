@@ -13,7 +13,7 @@ from anomaly_lib.config import arg, override
 from anomaly_lib.data.weld.manifest import WeldRun, select_runs
 from anomaly_lib.data.weld.runs import WeldSettings, load_raw, process_video
 from anomaly_lib.engine.amp import pick_device
-from anomaly_lib.engine.checkpoint import TrainState, load_checkpoint
+from anomaly_lib.engine.checkpoint import TrainState, check_weights, load_checkpoint
 from anomaly_lib.engine.distributed import epoch_batches, single_process_only
 from anomaly_lib.engine.log import progress
 from anomaly_lib.engine.optim import step
@@ -24,6 +24,7 @@ from anomaly_lib.metrics import auroc
 from anomaly_lib.models.weld.video_ae import VideoAE
 from anomaly_lib.options import CacheArgs, DataArgs, OptimArgs, RunArgs, TrackArgs
 from anomaly_lib.recipes.evaluation.contract import EvaluateArgs, Evaluation
+from anomaly_lib.recipes.frozen import random_notes, record_weights, weights_of
 from anomaly_lib.recipes.weld.causal_film_report import split_metrics
 from anomaly_lib.recipes.weld.ending import already_done, told
 from anomaly_lib.recipes.weld.features import run_key
@@ -127,6 +128,7 @@ def train(args: Args) -> RunResult:
             return already_done(run)
         runs = open_runs(args)
         encoder = ClipEncoder.of(args, device)
+        record_weights(run, weights_of(encoder.backbone))
         clips = encoder(select_runs(runs, "train", normal_only=True))
         model = build(args, device, dim=clips.shape[1])
         optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
@@ -183,6 +185,7 @@ def load_detector(path: str | Path, *, device: str = "auto", encoder: ClipEncode
     saved = load_checkpoint(path, system=SYSTEM)
     args = resolve(Args(**{k: v for k, v in saved["args"].items() if k in Args.__dataclass_fields__}))
     encoder = encoder or ClipEncoder.of(args, pick_device(device))
+    check_weights(path, saved["extra"], weights_of(encoder.backbone))
     model = build(args, encoder.device, dim=saved["model"]["net.0.weight"].shape[1])
     model.load_state_dict(saved["model"])
     return VideoDetector(model.eval(), encoder, args, int(saved["epoch"]))
@@ -207,6 +210,7 @@ def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
         defects=[run.class_name for run in chosen],
         normal_scores=val_scores[val_labels == 0].numpy(),
         validation=(val_scores.numpy(), val_labels.numpy()),
+        notes=random_notes(weights_of(detector.encoder.backbone)),
         facts={"epoch": detector.epoch, "seed": own.seed},
     )
 

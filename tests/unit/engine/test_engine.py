@@ -15,9 +15,11 @@ from anomaly_lib.engine.checkpoint import TrainState, load_checkpoint, plain, sa
 from anomaly_lib.engine.early_stop import EarlyStopping
 from anomaly_lib.engine.ema import Ema
 from anomaly_lib.engine.optim import NonFiniteGuard, param_groups, step
+from anomaly_lib.engine.run import Run
 from anomaly_lib.engine.schedule import SCHEDULES, make_schedule
 from anomaly_lib.engine.seed import rng_state, seed_everything, set_rng_state
 from anomaly_lib.errors import TrainingFailure, UserError
+from anomaly_lib.features import MissingFeatures
 
 
 def problem() -> tuple[nn.Linear, torch.optim.SGD]:
@@ -241,3 +243,16 @@ def test_trackers_write_tensorboard_when_installed(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard_logs").glob("events*"))
     record = json.loads((tmp_path / "run.json").read_text())
     assert {"torch", "git_commit", "seconds", "argv", "args", "metrics"} <= record.keys()
+
+
+def test_a_feature_row_damaged_during_a_run_ends_in_one_line(tmp_path: Path) -> None:
+    from tests.support.tiny_recipe import Args
+
+    args = Args(output_dir=str(tmp_path))
+    run = Run.open("tiny", args, name="tiny")
+    with pytest.raises(UserError, match=r"1 of the features .* the same command") as ended, run:
+        raise MissingFeatures(["ab" * 32])
+    assert "\n" not in str(ended.value)
+    assert run.record["status"] == "failed"
+    with Run.open("tiny", args, name="tiny") as again:  # the lock is free and the folder can be used
+        assert not again.finished

@@ -32,6 +32,9 @@ def test_page_and_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     put_run(runs, "cls", "promptad")
     put_run(runs, "oracle-cls", "promptad", args={"select": "best-on-test", "weights": "random"})
     put_run(runs, "half", "promptad", status="interrupted")
+    put_run(runs, "heard", "weld", weights={"audio-net": "random", "image-net": "0" * 64})
+    put_run(runs, "by-options", "weld", args={"audio_weights": "random"})  # from before run.json had the weights
+    put_run(runs, "no-net", "weld", args={"weights": "random"}, weights={})
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
 
     def draw(run, folder: Path) -> None:
@@ -53,6 +56,8 @@ def test_page_and_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "| cls | 0.912 | - | 7 | 13 | x86_64, 2 threads | abc123 |" in page
     assert "oracle, random weights" in page
     assert "half" not in page
+    for name, remark in (("heard", "random weights"), ("by-options", "random weights"), ("no-net", "-")):
+        assert f"| {name} | 0.912 | {remark} | 7 |" in page
     assert "`--fusion-mode harmonic`" in page
     assert "/somewhere" not in page
     assert "/private" not in page
@@ -65,7 +70,8 @@ def test_page_and_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
-    assert "image_auroc 0.912" in text
+    assert "| cls | image_auroc 0.912 | abc123 |" in text
+    assert "| oracle-cls | image_auroc 0.912 [oracle, random weights] | abc123 |" in text
     assert SCRIPT.main(argv) == 0  # a second time changes nothing
     assert readme.read_text() == text
 
