@@ -49,26 +49,28 @@ class Muon(torch.optim.Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             for parameter in parameters:
-                update = self._orthogonal(parameter, group) if group["muon"] else self._adam(parameter, group)
+                assert parameter.grad is not None
+                one = self._orthogonal if group["muon"] else self._adam
+                update = one(self.state[parameter], parameter.grad, group)
                 parameter.add_(update, alpha=-group["lr"])
         return loss
 
-    def _orthogonal(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-        state = self.state[parameter]
+    @staticmethod
+    def _orthogonal(state: dict[str, Any], gradient: Tensor, group: dict[str, Any]) -> Tensor:
         if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        velocity = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-        ahead = parameter.grad.lerp(velocity, group["momentum"])  # Nesterov
-        return orthogonalised(ahead) * (0.2 * max(parameter.shape) ** 0.5)
+            state["momentum"] = torch.zeros_like(gradient)
+        velocity = state["momentum"].lerp_(gradient, 1 - group["momentum"])
+        ahead = gradient.lerp(velocity, group["momentum"])  # Nesterov
+        return orthogonalised(ahead) * (0.2 * max(gradient.shape) ** 0.5)
 
-    def _adam(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-        state = self.state[parameter]
+    @staticmethod
+    def _adam(state: dict[str, Any], gradient: Tensor, group: dict[str, Any]) -> Tensor:
         if not state:
-            state.update(step=0, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
+            state.update(step=0, mean=torch.zeros_like(gradient), square=torch.zeros_like(gradient))
         state["step"] += 1
         first, second = group["betas"]
-        mean = state["mean"].lerp_(parameter.grad, 1 - first)
-        square = state["square"].mul_(second).addcmul_(parameter.grad, parameter.grad, value=1 - second)
+        mean = state["mean"].lerp_(gradient, 1 - first)
+        square = state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
         spread = (square / (1 - second ** state["step"])).sqrt_().add_(group["eps"])
         return mean / (1 - first ** state["step"]) / spread
 

@@ -41,6 +41,10 @@ class Layers:
     boxes: list[Box] = field(default_factory=list)
 
 
+def _box(at: Vector, half: Vector, *, seated: bool) -> Box:
+    return Box(float(at[0]), float(at[1]), float(half[0]), float(half[1]), seated)
+
+
 def random_colour(rng: Generator) -> NDArray[np.float32]:
     grey = rng.random() < 0.4
     return np.full(3, rng.uniform(0.03, 0.97), np.float32) if grey else rng.uniform(0.03, 0.97, 3).astype(np.float32)
@@ -116,7 +120,7 @@ def assemble(rng: Generator, surface: Array) -> Layers:
         seated = _seats(rng, bare, centres, half, palette[int(rng.integers(len(palette)))])
         mounts.append((half, centres))
         if half.min() > 0.012 * size:
-            boxes += [Box(*map(float, (*at, *half)), seated) for at in centres]
+            boxes += [_box(at, half, seated=seated) for at in centres]
     full = bare.copy()
     for half, centres in mounts:
         _mount(rng, full, half, centres, palette[int(rng.integers(len(palette)))])
@@ -184,5 +188,5 @@ def finish_object(rng: Generator, surface: Array) -> Layers:
         inked = np.argwhere(mask > 0.3)
         if len(inked):
             low, high = inked.min(0)[::-1], inked.max(0)[::-1]  # (x, y)
-            boxes.append(Box(*map(float, (*(low + high) / 2, *(high - low) / 2 + 1)), False))
+            boxes.append(_box((low + high) / 2, (high - low) / 2 + 1, seated=False))
     return Layers(np.clip(picture, 0, 1), np.clip(bare, 0, 1), boxes)
