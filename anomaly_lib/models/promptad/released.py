@@ -15,7 +15,7 @@ from anomaly_lib.errors import UserError
 KEYS = ("feature_gallery1", "feature_gallery2", "text_features")
 # Task, seed and class stand in the file's name and nowhere else.
 NAME = re.compile(r"(CLS|SEG)-Seed_(\d+)-(.+)-check_point\.\w+$")
-IMAGE_SIZE = 240
+IMAGE_SIZE, PATCHES = 240, 15 * 15  # of every image its scripts see
 BACKBONES = {896: "ViT-B-16-plus-240", 768: "ViT-B-16"}  # by the width of the memory: the two its scripts accept
 
 

@@ -17,7 +17,7 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.fusion import REFERENCE_MODES, fusion_by_name
 from anomaly_lib.models.promptad.model import PromptAD
 from anomaly_lib.models.promptad.prompts import PromptLearner
-from anomaly_lib.models.promptad.released import IMAGE_SIZE, is_released, read_released
+from anomaly_lib.models.promptad.released import IMAGE_SIZE, PATCHES, is_released, read_released
 from anomaly_lib.models.promptad.scores import (
     BRANCHES,
     Branches,
@@ -179,21 +179,20 @@ def _as_ours(path: Path) -> dict[str, Any]:
     No support scores are in it, so there is no threshold and no fusion that refers to them.
     """
     found = read_released(path)
-    patches = (IMAGE_SIZE // 16) ** 2
     rows = found.tensors["feature_gallery1"].shape[0]
-    if rows % patches:
+    if rows % PATCHES:
         raise UserError(f"{path}: a memory of {rows} patches is no whole number of {IMAGE_SIZE} px images")
     args = resolve(
         Args(
             protocol="paper", test_color="rgb", select="last", task=found.task, obj=found.class_name, seed=found.seed,
-            shot=rows // patches, backbone=found.backbone, image_size=IMAGE_SIZE,
+            shot=rows // PATCHES, backbone=found.backbone, image_size=IMAGE_SIZE,
         )
     )  # fmt: skip
     nothing = torch.zeros(0, 1, 1)
     normal = {field.name: nothing if found.task == "seg" else nothing.flatten() for field in fields(Branches)}
     facts = {
         "class_name": found.class_name, "task": found.task, "fusion_mode": args.fusion_mode, "select": args.select,
-        "backbone": found.backbone, "memory_images": rows // patches, "normal": normal,
+        "backbone": found.backbone, "memory_images": rows // PATCHES, "normal": normal,
         "threshold_quantile": args.threshold_quantile,
     }  # fmt: skip
     return {"args": asdict(args), "model": found.tensors, "extra": facts}

@@ -1,6 +1,7 @@
 """What a trained PromptAD is worth: support thresholds, test metrics of the fusion and of each branch, selection."""
 
 from dataclasses import replace
+from math import isnan
 
 import torch
 from torch import Tensor
@@ -84,8 +85,9 @@ def test_metrics(
 ) -> tuple[Prediction, dict[str, float]]:
     """The prediction of all test images and its figures; branches are measured on their own maps and scores."""
     prediction = combine(branches, settings)
-    found = image_metrics(prediction.score, labels, threshold=threshold)
-    metrics = {f"image_{name}": found[name] for name in ("auroc", "ap", "f1_max", "accuracy", "f1")}
+    # A checkpoint of PromptAD's authors has no threshold, hence no accuracy.
+    found = image_metrics(prediction.score, labels, threshold=None if isnan(threshold) else threshold)
+    metrics = {f"image_{name}": found[name] for name in ("auroc", "ap", "f1_max", "accuracy", "f1") if name in found}
     if settings.task == "cls":
         metrics |= {f"{name}_auroc": auroc(getattr(branches, name), labels) for name in BRANCHES}
     elif masks is not None:

@@ -10,6 +10,9 @@ import anomaly_lib
 from anomaly_lib.backbones import create_backbone
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.promptad import released
+from anomaly_lib.recipes.evaluation.contract import EvaluateArgs
+from anomaly_lib.recipes.evaluation.evaluate import evaluate_checkpoint
+from anomaly_lib.recipes.promptad import detector
 from anomaly_lib.recipes.promptad.detector import load_detector
 
 TINY_WIDTH, TINY_JOINT = 64, 32
@@ -44,8 +47,8 @@ def test_scores_as_the_original(task: str, tmp_path: Path) -> None:
     torch.manual_seed(7)
     galleries = [torch.where(torch.arange(225)[:, None] % 4 == 0, tap, torch.randn_like(tap)) for tap in taps]
     path = checkpoint(tmp_path, task, width=TINY_WIDTH, joint=TINY_JOINT, galleries=galleries)
-    detector = load_detector(path, backbone_weights="random", device="cpu")
-    assert detector.facts["class_name"] == "metal_nut"
+    loaded = load_detector(path, backbone_weights="random", device="cpu")
+    assert loaded.facts["class_name"] == "metal_nut"
     saved = torch.load(path, weights_only=True)
     visual = torch.zeros(225)
     for tap, rows in zip(taps, galleries, strict=True):
@@ -54,16 +57,32 @@ def test_scores_as_the_original(task: str, tmp_path: Path) -> None:
     text = F.normalize(saved["text_features"].float(), dim=-1)
     feature = F.normalize(found["pooled"][0] if task == "CLS" else found["vv_tokens"][0], dim=-1)
     textual = (net.logit_scale * feature @ text.T).softmax(-1)[..., 1]
-    branches = detector.branches(detector.features(image))
+    branches = loaded.branches(loaded.features(image))
     torch.testing.assert_close(branches.visual_grid.flatten(), visual, rtol=1e-3, atol=2e-4)
     torch.testing.assert_close(branches.textual.flatten(), textual.flatten(), rtol=1e-4, atol=1e-5)
-    prediction = detector.predict(image)
+    prediction = loaded.predict(image)
     if task == "CLS":
         torch.testing.assert_close(prediction.score, 1 / (1 / branches.textual + 1 / branches.visual))
     assert prediction.map.shape == (1, 400, 400)
-    assert torch.isnan(torch.tensor(detector.threshold))
+    assert torch.isnan(torch.tensor(loaded.threshold))
     with pytest.raises(UserError, match="support scores"):
-        detector.with_fusion("rank")
+        loaded.with_fusion("rank")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["CLS", "SEG"])
+def test_evaluate_scores_the_built_in_data(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = create_backbone("demo-clip", layers=("pooled",))
+    monkeypatch.setitem(released.BACKBONES, net.width, "demo-clip")
+    monkeypatch.setattr(detector, "IMAGE_SIZE", 120)  # its patches are half as wide: as many as the original's
+    path = checkpoint(tmp_path, task, width=net.width, joint=net.embed_dim)
+    path = path.rename(path.with_name(path.name.replace("metal_nut", "brushed_metal")))
+    args = EvaluateArgs(checkpoint=str(path), figures=False, bootstrap=0, device="cpu")
+    done = evaluate_checkpoint(path, args)
+    assert done.threshold is None
+    assert done.evaluation.name == "demo brushed_metal k=2 " + task.lower()
+    assert 0 <= done.evaluation.metrics["image_auroc"] <= 1
+    assert done.evaluation.scores.std() > 0
 
 
 def test_missing_backbone_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
