@@ -65,22 +65,13 @@ def strongest(scores: Tensor) -> Tensor:
     return scores.topk(max(1, scores.shape[1] // 50), dim=1).values.mean(1)
 
 
-def zero_shot(backbone: nn.Module, features: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Scores from two averaged prompts: image [B] (pooled plus strongest patch) and patches [B, P]."""
+def direction(backbone: nn.Module, name: str) -> Tensor:
+    """[D] from the averaged normal prompts of a category to its damaged ones."""
     noun = name.replace("_", " ")
     groups = (captions.NORMAL_STATES, captions.DAMAGED_STATES)
     prompts = [[f"a photo of a {state.format(noun)}." for state in states] for states in groups]
     normal, damaged = (F.normalize(backbone.text.encode_text(texts).float(), dim=-1).mean(0) for texts in prompts)
-    unit = {
-        key: F.normalize(features[key], dim=-1) @ (damaged - normal) for key in ("pooled", "patch_tokens", "vv_tokens")
-    }
-    patches = unit["patch_tokens"]
-    return {
-        "pooled": unit["pooled"],
-        "patches": patches,
-        "vv": unit["vv_tokens"],
-        "image": unit["pooled"] + strongest(patches),
-    }
+    return damaged - normal
 
 
 def memory(train: dict[str, Tensor], test: dict[str, Tensor]) -> Tensor:
@@ -94,7 +85,30 @@ def memory(train: dict[str, Tensor], test: dict[str, Tensor]) -> Tensor:
     return distance.reshape(queries.shape[:2])
 
 
-def measure(backbone: nn.Module, args: Args, *, with_text: bool) -> Measured:
+def scores_of(backbone: nn.Module, train: Tensor, test: Tensor, towards: Tensor, views: int) -> dict[str, Tensor]:
+    """Scores from the memory and from text: pooled [B], the others [B, P]; means over turned and mirrored views."""
+    found: dict[str, list[Tensor]] = {}
+    for view in range(views):
+        turn, mirrored = view // 2, view % 2 == 1
+
+        def seen(images: Tensor, turn: int = turn, mirrored: bool = mirrored) -> Tensor:
+            return torch.rot90(images.flip(-1) if mirrored else images, turn, (-2, -1))
+
+        def unseen(scores: Tensor, turn: int = turn, mirrored: bool = mirrored) -> Tensor:
+            side = round(scores.shape[1] ** 0.5)
+            grid = torch.rot90(scores.unflatten(1, (side, side)), -turn, (-2, -1))
+            return (grid.flip(-1) if mirrored else grid).flatten(1)
+
+        known, asked = (encode(backbone, seen(images)) for images in (train, test))
+        names = ("patch_tokens", "vv_tokens")
+        one = {name: unseen(F.normalize(asked[name], dim=-1) @ towards) for name in names}
+        one |= {"memory": unseen(memory(known, asked)), "pooled": F.normalize(asked["pooled"], dim=-1) @ towards}
+        for name, scores in one.items():
+            found.setdefault(name, []).append(scores)
+    return {name: torch.stack(parts).mean(0) for name, parts in found.items()}
+
+
+def measure(backbone: nn.Module, args: Args, *, views: int = 1) -> Measured:
     """AUROC by category."""
     size = int(backbone.image_size[0])  # type: ignore[index]
     transform = clip_transform(size)
@@ -109,18 +123,16 @@ def measure(backbone: nn.Module, args: Args, *, with_text: bool) -> Measured:
             seed=args.seed,
         )
         train, test = ([item for item in items if item.split == split] for split in ("train", "test"))
-        shown = [encode(backbone, torch.stack([transform(item.image) for item in part])) for part in (train, test)]
+        pixels = [torch.stack([transform(item.image) for item in part]) for part in (train, test)]
         labels = np.array([item.label for item in test])
         masks = np.stack([transform.mask(item.mask).numpy() for item in test])
-        distance = memory(*shown)
-        row = {"memory image": auroc(strongest(distance), labels)}
-        row["memory pixel"] = pixel_auroc(as_map(distance, size, args.sigma), masks)
-        if with_text:
-            text = zero_shot(backbone, shown[1], name)
-            row |= {f"zero-shot {key}": auroc(text[key], labels) for key in ("image", "pooled")}
-            row["zero-shot patches"] = auroc(strongest(text["patches"]), labels)
-            maps = {"pixel": "patches", "pixel vv": "vv"}
-            row |= {f"zero-shot {k}": pixel_auroc(as_map(text[v], size, args.sigma), masks) for k, v in maps.items()}
+        scores = scores_of(backbone, *pixels, direction(backbone, name), views)
+        tokens = strongest(scores["patch_tokens"])
+        images = {"zero-shot image": scores["pooled"] + tokens, "memory image": strongest(scores["memory"])}
+        images |= {"zero-shot pooled": scores["pooled"], "zero-shot patches": tokens}
+        maps = {"zero-shot pixel": "patch_tokens", "zero-shot pixel vv": "vv_tokens", "memory pixel": "memory"}
+        row = {key: auroc(values, labels) for key, values in images.items()}
+        row |= {key: pixel_auroc(as_map(scores[kind], size, args.sigma), masks) for key, kind in maps.items()}
         table[name] = {key: round(float(value), 4) for key, value in row.items()}
     keys = list(next(iter(table.values())))
     held_out = tuple(name for name in table if name not in SEEN)
@@ -138,7 +150,8 @@ def run(args: Args) -> None:
     outputs = [*MEMORY_LAYERS, "pooled", "patch_tokens", "vv_tokens"]
     trained = create_backbone("demo-clip", weights=args.weights, layers=outputs, image_size=args.image_size)
     random = create_backbone("demo-clip", weights="random", layers=outputs, image_size=args.image_size)
-    results = {"trained": measure(trained, args, with_text=True), "random": measure(random, args, with_text=False)}
+    results = {"trained": measure(trained, args), "trained, 8 views": measure(trained, args, views=8)}
+    results["random"] = measure(random, args)
     for kind, table in results.items():
         print(kind)
         for name, row in table.items():
@@ -151,12 +164,14 @@ def run(args: Args) -> None:
 
 
 def as_table(results: dict[str, Measured]) -> Table:
-    """Trained and random weights side by side."""
+    """Every category, and the means with random weights and with all views below."""
     rows: list[dict[str, Cell]] = []
-    for name, row in results["trained"].items():
-        plain = {f"random: {key}": results["random"][name][key] for key in SHOWN if key in results["random"][name]}
-        rows.append({"AUROC": name.replace("_", " ")} | {key: row[key] for key in SHOWN} | plain)
-    return Table(list(rows[0]), rows)
+    for kind, table in results.items():
+        names = [*table] if kind == "trained" else ["seen", "held out", "all"]
+        rows += [
+            {"weights": kind, "category": n.replace("_", " "), **{key: table[n][key] for key in SHOWN}} for n in names
+        ]
+    return Table(["weights", "category", *SHOWN], rows)
 
 
 if __name__ == "__main__":

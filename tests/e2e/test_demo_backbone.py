@@ -1,0 +1,29 @@
+"""The packaged demo backbone holds what docs/demo_backbone.md says of it, well above the same network untrained."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from anomaly_lib.backbones import create_backbone
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.mark.slow
+def test_packaged_weights_reach_the_documented_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import evaluate_demo_clip as script
+
+    outputs = [*script.MEMORY_LAYERS, "pooled", "patch_tokens", "vv_tokens"]
+    trained, random = (
+        script.measure(create_backbone("demo-clip", weights=weights, layers=outputs), script.Args())
+        for weights in (None, "random")
+    )
+    sys.modules.pop("evaluate_demo_clip", None)
+    assert trained["all"]["memory image"] > 0.87
+    assert trained["all"]["memory pixel"] > 0.91
+    assert trained["seen"]["zero-shot image"] > 0.88
+    for name in ("woven", "brushed_metal", "grid", "capsule", "circuit_board"):
+        assert trained[name]["memory image"] > random[name]["memory image"] + 0.08, name
+        assert trained[name]["memory pixel"] > random[name]["memory pixel"] + 0.03, name
