@@ -77,7 +77,7 @@ def losses(
     said, kind_words, material_words = words.split([2 * products, len(kinds), len(MATERIALS)])
     scale = clip.logit_scale.exp().clamp(max=100)
     # Nobody sees at one piece alone that a print is missing: such damage is left to the memory.
-    seen = torch.where(batch.compared[:, None], batch.patches.clamp(max=0) - (batch.patches == 1).long(), batch.patches)
+    seen = torch.where(batch.compared[:, None] & (batch.patches == 1), -1, batch.patches)  # [C, N]
     labels = torch.cat([torch.zeros_like(seen)[:, None].expand(-1, PIECES - 1, -1), seen[:, None]], 1)  # [C, K, N]
     label = torch.where((labels == 1).any(2), 1, torch.where((labels == 0).all(2), 0, -1))  # [C, K]
     # A third of the products borrow another one's noun: "damaged" has to mean the same whatever the noun.
