@@ -24,10 +24,10 @@ from anomaly_lib.data.transforms import clip_transform
 from anomaly_lib.files import write_json, write_text
 from anomaly_lib.metrics import auroc, pixel_auroc
 from anomaly_lib.ops import nearest_neighbours, upsample_and_smooth
+from anomaly_lib.recipes.demo_clip.objective import MEMORY_TAPS, strongest
 from anomaly_lib.recipes.evaluation.tables import Cell, Table
 
 SEEN = ("woven", "brushed_metal", "grid")
-MEMORY_LAYERS = (1, 3)
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "demo_backbone.md"
 MARKS = ("<!-- measured -->", "<!-- end of measured -->")
 SHOWN = ("zero-shot image", "zero-shot pixel", "memory image", "memory pixel")  # of the docs' table
@@ -60,11 +60,6 @@ def as_map(scores: Tensor, size: int, sigma: float) -> np.ndarray:
     return upsample_and_smooth(scores.unflatten(1, (side, side)), (size, size), sigma=sigma).numpy()
 
 
-def strongest(scores: Tensor) -> Tensor:
-    """Mean of the highest 2 % of patch scores [B, P] -> [B]."""
-    return scores.topk(max(1, scores.shape[1] // 50), dim=1).values.mean(1)
-
-
 def direction(backbone: nn.Module, name: str) -> Tensor:
     """[D] from the averaged normal prompts of a category to its damaged ones."""
     noun = name.replace("_", " ")
@@ -78,7 +73,7 @@ def memory(train: dict[str, Tensor], test: dict[str, Tensor]) -> Tensor:
     """Distance [B, P] of each patch to the nearest normal patch, features of two layers side by side."""
 
     def rows(features: dict[str, Tensor]) -> Tensor:
-        return torch.cat([F.normalize(features[f"layer.{layer}"], dim=-1) for layer in MEMORY_LAYERS], -1)
+        return torch.cat([F.normalize(features[f"layer.{layer}"], dim=-1) for layer in MEMORY_TAPS], -1)
 
     queries, bank = rows(test), rows(train)
     distance, _ = nearest_neighbours(queries.flatten(0, 1), bank.flatten(0, 1), 1)
@@ -147,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(args: Args) -> None:
-    outputs = [*MEMORY_LAYERS, "pooled", "patch_tokens", "vv_tokens"]
+    outputs = [*MEMORY_TAPS, "pooled", "patch_tokens", "vv_tokens"]
     trained = create_backbone("demo-clip", weights=args.weights, layers=outputs, image_size=args.image_size)
     random = create_backbone("demo-clip", weights="random", layers=outputs, image_size=args.image_size)
     results = {"trained": measure(trained, args), "trained, 8 views": measure(trained, args, views=8)}

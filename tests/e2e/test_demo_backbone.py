@@ -15,7 +15,7 @@ def test_packaged_weights_reach_the_documented_figures(monkeypatch: pytest.Monke
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import evaluate_demo_clip as script
 
-    outputs = [*script.MEMORY_LAYERS, "pooled", "patch_tokens", "vv_tokens"]
+    outputs = [*script.MEMORY_TAPS, "pooled", "patch_tokens", "vv_tokens"]
     trained, random = (
         script.measure(create_backbone("demo-clip", weights=weights, layers=outputs), script.Args())
         for weights in (None, "random")
