@@ -58,6 +58,13 @@ def write_text(path: Path | str, text: str) -> None:
     write_atomic(path, lambda stream: stream.write(text), mode="w")
 
 
+def write_between(page: Path, marks: tuple[str, str], text: str) -> None:
+    """Put `text` in the place of what stands between two marks of a page; the marks stay."""
+    whole = page.read_text(encoding="utf-8")
+    head, tail = whole.split(marks[0])[0], whole.split(marks[1])[1]
+    write_text(page, f"{head}{marks[0]}\n{text}\n{marks[1]}{tail}")
+
+
 def write_json(path: Path | str, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")
 

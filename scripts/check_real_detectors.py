@@ -10,7 +10,6 @@ has anomalib's draw and our bilinear resize of the map. Rows already in --output
 """
 
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from anomaly_lib.config import Switch, arg, command
 from anomaly_lib.engine.run import machine_facts
 from anomaly_lib.errors import UserError
-from anomaly_lib.files import read_json, write_json, write_text
+from anomaly_lib.files import read_json, write_between, write_json
 from anomaly_lib.metrics import aupro, auroc, pixel_auroc
 from anomaly_lib.models.detectors.anomalib_keys import load_anomalib
 from anomaly_lib.ops import greedy_coreset
@@ -224,10 +223,7 @@ def run(args: Args) -> None:
     text = table(rows)
     print(text)
     if args.write_docs:
-        page = ROOT / "docs" / "hdmap.md"
-        whole = page.read_text(encoding="utf-8")
-        block = f"{MARKS[0]}\n{text}\n{MARKS[1]}"
-        write_text(page, re.sub(f"{MARKS[0]}.*?{MARKS[1]}", lambda _: block, whole, flags=re.DOTALL))
+        write_between(ROOT / "docs" / "hdmap.md", MARKS, text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

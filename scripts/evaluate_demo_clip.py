@@ -21,7 +21,7 @@ from anomaly_lib.config import Switch, arg, command
 from anomaly_lib.data.demo.items import CATEGORIES, demo_items
 from anomaly_lib.data.procedural import captions
 from anomaly_lib.data.transforms import clip_transform
-from anomaly_lib.files import write_json, write_text
+from anomaly_lib.files import write_between, write_json
 from anomaly_lib.metrics import auroc, pixel_auroc
 from anomaly_lib.ops import nearest_neighbours, upsample_and_smooth
 from anomaly_lib.recipes.demo_clip.objective import MEMORY_TAPS, strongest
@@ -154,8 +154,7 @@ def run(args: Args) -> None:
     if args.output:
         write_json(Path(args.output), results)
     if args.write_docs:
-        head, tail = PAGE.read_text(encoding="utf-8").split(MARKS[0])
-        write_text(PAGE, f"{head}{MARKS[0]}\n{as_table(results).markdown()}{MARKS[1]}{tail.split(MARKS[1])[1]}")
+        write_between(PAGE, MARKS, as_table(results).markdown().strip())
 
 
 def as_table(results: dict[str, Measured]) -> Table:

@@ -23,7 +23,7 @@ from anomaly_lib.data.demo.items import CATEGORIES, write_demo
 from anomaly_lib.engine.log import Log
 from anomaly_lib.engine.run import machine_facts
 from anomaly_lib.errors import UserError
-from anomaly_lib.files import read_json, write_json, write_text
+from anomaly_lib.files import read_json, write_between, write_json
 from anomaly_lib.models.promptad.scores import branch_scores
 from anomaly_lib.recipes.evaluation.contract import EvaluateArgs
 from anomaly_lib.recipes.evaluation.tables import Cell, Table
@@ -170,10 +170,7 @@ def study(args: Args) -> int:
     tables = "\n\n".join(table_of(rows, half) for half in args.halves if any(key.startswith(half) for key in rows))
     log.line(tables)
     if args.write_docs:
-        page = ROOT / "docs" / "promptad.md"
-        text = page.read_text(encoding="utf-8")
-        head, tail = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-        write_text(page, f"{head}{MARKS[0]}\n{tables}\n{MARKS[1]}{tail}")
+        write_between(ROOT / "docs" / "promptad.md", MARKS, tables)
     return 0
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomaly_lib.files import read_json, write_text
+from anomaly_lib.files import read_json, write_between
 from anomaly_lib.recipes.evaluation.contract import EvaluateArgs
 from anomaly_lib.recipes.evaluation.tables import Cell, Table
 from anomaly_lib.recipes.sowa.fit import best_epochs
@@ -74,8 +74,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = Table(["setting", *SHOWN], rows)
     print(table.text())
     table.write(args.output_dir / "results")
-    text = args.page.read_text(encoding="utf-8")
-    head, tail = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
     seeds = ", ".join(map(str, args.seeds))
     first = records[0]
     chosen = ", ".join(str(best_epochs(record["transfer"])) for record in records)
@@ -83,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"Train: {', '.join(first['train_classes'])}. Test: {', '.join(first['test_classes'])}. Seeds {seeds}; epochs "
         f"chosen on left-out training classes: {chosen} of {args.epochs}. Commit {first['git_commit']}."
     )
-    write_text(args.page, f"{head}{MARKS[0]}\n{table.markdown()}\n{note}\n{MARKS[1]}{tail}")
+    write_between(args.page, MARKS, f"{table.markdown()}\n{note}")
     return 0
 
 

@@ -192,7 +192,7 @@ def _as_ours(path: Path) -> dict[str, Any]:
     normal = {field.name: nothing if found.task == "seg" else nothing.flatten() for field in fields(Branches)}
     facts = {
         "class_name": found.class_name, "task": found.task, "fusion_mode": args.fusion_mode, "select": args.select,
-        "backbone": found.backbone, "memory_images": rows // PATCHES, "normal": normal,
+        "memory_images": rows // PATCHES, "normal": normal,
         "threshold_quantile": args.threshold_quantile,
     }  # fmt: skip
     return {"args": asdict(args), "model": found.tensors, "extra": facts}
