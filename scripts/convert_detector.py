@@ -26,6 +26,7 @@ from anomaly_lib.recipes.detectors.build import TrainedPart, build
 from anomaly_lib.recipes.detectors.options import resolve
 from anomaly_lib.recipes.detectors.recipe import SYSTEM, load_detector
 from anomaly_lib.recipes.detectors.recipe import Args as DetectorOptions
+from anomaly_lib.recipes.frozen import weights_of
 
 
 @dataclass
@@ -49,9 +50,12 @@ def from_anomalib(source: Path, output: Path, args: Args) -> None:
     except (ValueError, KeyError) as error:
         raise UserError(f"{source}: not an anomalib checkpoint of --model {options.model}: {error}") from None
     options = replace(options, weights=write_backbone(detector, output))
+    frozen = weights_of(build(options, torch.device("cpu")))  # read back, as loading will find it
     payload = {
         "args": to_plain(options), "model": TrainedPart(detector).state_dict(), "epoch": 0, "history": [],
-        "extra": {"model": options.model, "threshold": found.get("image_threshold"), "source": source.name},
+        "extra": {
+            "model": options.model, "threshold": found.get("image_threshold"), "source": source.name, "weights": frozen,
+        },
     }  # fmt: skip
     save_checkpoint(output, payload, system=SYSTEM)
 

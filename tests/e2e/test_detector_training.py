@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import anomaly_lib
 from anomaly_lib.engine.checkpoint import load_checkpoint
+from anomaly_lib.errors import UserError
 from anomaly_lib.models.detectors.anomalib_keys import to_anomalib
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,6 +110,13 @@ def test_anomalib_checkpoints_come_and_go(model, tiny_data, tmp_path, capsys):
     back = torch.load(tmp_path / "here.ckpt", weights_only=True)["state_dict"]
     assert set(back) == set(state) - {"post_processor._image_threshold"}
     assert all(torch.equal(tensor, state[name]) for name, tensor in back.items())
+    backbone = tmp_path / "here_backbone.safetensors"
+    if backbone.is_file():  # DRAEM has none
+        tensors = load_file(backbone)
+        name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+        save_file(tensors | {name: tensors[name] + 1}, backbone)
+        with pytest.raises(UserError, match=r"here\.pt: trained with weights"):
+            anomaly_lib.load(tmp_path / "here.pt")
     capsys.readouterr()
     wrong = ["--model", "padim", "--backbone", "resnet18", "--write-to", str(tmp_path / "no.pt")]
     assert main(["--source", str(tmp_path / "lightning.ckpt"), *wrong]) == 2
