@@ -28,7 +28,7 @@ from anomaly_lib.backbones.tokenizer import WordTokenizer
 from anomaly_lib.config import Switch, arg, command
 from anomaly_lib.data.procedural import captions
 from anomaly_lib.data.procedural.batches import make_batch
-from anomaly_lib.data.procedural.pictures import PIECES
+from anomaly_lib.data.procedural.pictures import PIECES, SURFACE
 from anomaly_lib.data.procedural.pool import GRID, Pool, draw_pool
 from anomaly_lib.engine.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from anomaly_lib.engine.ema import Ema
@@ -39,7 +39,9 @@ from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.metrics import auroc
 from anomaly_lib.recipes.demo_clip.model import MODEL, build, encode_text, encode_windows
 from anomaly_lib.recipes.demo_clip.objective import (
+    MEMORY_SHARE,
     MEMORY_TAPS,
+    TEXT_SHARE,
     WEIGHTS,
     MemoryScale,
     losses,
@@ -49,7 +51,7 @@ from anomaly_lib.recipes.demo_clip.objective import (
 )
 
 # Side of the window in patches, products a step, until this share of the steps.
-STAGES = ((8, 32, 0.42), (12, 14, 0.72), (GRID, 8, 1.0))
+STAGES = ((8, 32, 0.36), (12, 14, 0.62), (GRID, 8, 1.0))
 
 
 @dataclass
@@ -57,9 +59,9 @@ class Options:
     """Everything that decides the weights."""
 
     output_dir: str = arg("runs/demo_clip", "folder for the pool of pictures, the checkpoint and the weights")
-    products: int = arg(12000, "drawn products: a normal piece, another one, and that one damaged", at_least=8)
-    validation_products: int = arg(256, "products drawn with another seed, for the figures of the log", at_least=16)
-    steps: int = arg(2100, "optimiser steps", at_least=1)
+    products: int = arg(16000, "drawn products: a normal piece, another one, and that one damaged", at_least=8)
+    validation_products: int = arg(512, "products drawn with another seed, for the figures of the log", at_least=16)
+    steps: int = arg(4000, "optimiser steps", at_least=1)
     learning_rate: float = arg(2e-3, "peak learning rate of Muon, for the matrices of the image tower", at_least=0)
     other_rate: float = arg(1.5e-3, "peak learning rate of AdamW, for everything else", at_least=0)
     weight_decay: float = arg(0.05, "decoupled weight decay", at_least=0)
@@ -147,27 +149,33 @@ def validate(clip: nn.Module, text: ClipText, pool: Pool) -> dict[str, float]:
             scores |= {f"memory {tap}": memory_distance(rows[f"layer.{tap}"]) for tap in MEMORY_TAPS}
             clean = torch.zeros_like(batch.patches)
             scores["patch label"] = torch.stack([clean, clean, batch.patches], 1)
-            scores["compared"] = batch.compared
+            scores |= {"compared": batch.compared, "thing": batch.object != SURFACE}
             for name, value in scores.items():
                 found.setdefault(name, []).append(value)
     return summary({name: torch.cat(parts) for name, parts in found.items()})
 
 
 def summary(found: dict[str, Tensor]) -> dict[str, float]:
-    """AUROC of pictures and patches; damage that only a comparison shows is asked of the memory alone."""
+    """AUROC of patches; of pictures also how often a damaged one scores above a normal one of the same product.
+
+    Damage that only a comparison shows is asked of the memory alone.
+    """
     label = found["patch label"]  # [C, PIECES, N]
     visible = (label[:, -1] == 1).any(1)
     alone = visible & ~found["compared"]
     result = {}
     for name, scores in found.items():
-        if name in ("patch label", "compared"):
+        if name in ("patch label", "compared", "thing"):
             continue
-        keep = visible if name.startswith("memory") else alone
-        scores, patch = scores[keep], label[keep][:, -scores.shape[1] :]
-        image = (patch == 1).any(2)
-        result[f"{name} image"] = float(auroc(scores if scores.ndim == 2 else strongest(scores), image))
+        memory = name.startswith("memory")
+        keep = visible if memory else alone
+        scores, patch, thing = scores[keep], label[keep][:, -scores.shape[1] :], found["thing"][keep]
         if scores.ndim == 3:
             result[f"{name} patch"] = float(auroc(scores[patch >= 0], patch[patch >= 0]))
+            scores = strongest(scores, MEMORY_SHARE if memory else TEXT_SHARE)
+        above = (scores[:, -1:] > scores[:, :-1]).float().mean(1)  # [C']
+        result[f"{name} image"] = float(auroc(scores, (patch == 1).any(2)))
+        result |= {f"{name} pair": float(above.mean()), f"{name} pair of things": float(above[thing].mean())}
     return {name: round(value, 4) for name, value in result.items()}
 
 

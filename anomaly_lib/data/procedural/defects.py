@@ -82,7 +82,7 @@ def crack(rng: Generator, image: Array, centre: Point) -> Array:
 
 
 def spot(rng: Generator, image: Array, centre: Point) -> Array:
-    where = blob(rng, image.shape[0], centre, _radius(rng, image.shape[0]), rough=0.3) * rng.uniform(0.5, 1)
+    where = blob(rng, image.shape[0], centre, _radius(rng, image.shape[0]), rough=0.6) * rng.uniform(0.5, 1)
     return _cover(image, where, _tone(rng, image, where, least=0.3))
 
 
@@ -96,7 +96,7 @@ def stain(rng: Generator, image: Array, centre: Point) -> Array:
 def hole(rng: Generator, image: Array, centre: Point) -> Array:
     size = image.shape[0]
     radius = _radius(rng, size)
-    where = blob(rng, size, centre, radius, rough=0.25)
+    where = blob(rng, size, centre, radius, rough=0.5)
     rim = np.clip(cv2.GaussianBlur(where, (0, 0), 2) * 2, 0, 1) - where
     lit = _cover(image, np.clip(rim, 0, 1) * rng.uniform(0, 0.6), np.float32(rng.choice([0.05, 0.95])))
     return _cover(lit, where, np.float32(rng.uniform(0, 0.15)) if rng.random() < 0.7 else _tone(rng, image, where))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -27,6 +28,7 @@ from anomaly_lib.data.procedural.textures import TEXTURES, Array, Generator, fra
 
 MATERIALS = tuple(TEXTURES)
 SURFACE = -1  # `object` of a picture that shows nothing but material
+SURFACE_SHARE = 0.25  # of the products: damage on bare material is learned long before damage on things
 PIECES = 3  # two normal ones, and the second one damaged
 
 
@@ -65,13 +67,21 @@ def _coloured(rng: Generator, texture: Array) -> Array:
     return np.asarray(base + texture[..., None] * (other - base), np.float32)
 
 
-def _shading(rng: Generator, coverage: Array) -> Array:
-    """Rounded light from the distance to the outline."""
+def _light(rng: Generator, surface: Array, coverage: Array) -> Array:
+    """A bevelled rim, or a body that is round all over with a gloss along its outline, from the distance to that."""
     distance = cv2.distanceTransform((coverage > 0.5).astype(np.uint8), cv2.DIST_L2, 5)
-    depth = np.minimum(distance / rng.uniform(3, 25), 1.0)
-    slope_x, slope_y = cv2.Sobel(depth, cv2.CV_32F, 1, 0), cv2.Sobel(depth, cv2.CV_32F, 0, 1)
+    rounded = rng.random() < 0.4
+    depth = np.minimum(distance / (max(float(distance.max()), 3.0) if rounded else rng.uniform(3, 25)), 1.0)
+    height = cv2.GaussianBlur(np.sqrt(1 - (1 - depth) ** 2), (0, 0), 2) * 2 if rounded else depth
+    slope_x, slope_y = cv2.Sobel(height, cv2.CV_32F, 1, 0), cv2.Sobel(height, cv2.CV_32F, 0, 1)
     light = rng.normal(0, 1, 2)
-    return np.asarray(1 - 0.25 * (1 - depth) + 0.15 * (slope_x * light[0] + slope_y * light[1]), np.float32)
+    facing = slope_x * light[0] + slope_y * light[1]
+    lit = surface * np.clip(1 - 0.25 * (1 - depth) + 0.15 * facing, 0, 2)[..., None]
+    if rounded and rng.random() < 0.7:
+        band = np.exp(-(((depth - rng.uniform(0.3, 0.8)) / rng.uniform(0.05, 0.25)) ** 2))
+        gloss = band * np.clip(facing / max(float(facing.max()), 1e-3) * 2, 0, 1) * rng.uniform(0.2, 0.8)
+        lit = lit + gloss[..., None] * (1 - lit)
+    return np.asarray(lit, np.float32)
 
 
 def _decorate(rng: Generator, picture: Array, coverage: Array) -> Array:
@@ -102,15 +112,15 @@ def _scene(design: Generator, grain: Generator, size: int) -> Scene:
     """One piece of the product that `design` describes; `grain` draws what no two pieces share."""
     material = int(design.integers(len(MATERIALS)))
     surface = _coloured(design, TEXTURES[MATERIALS[material]](design, grain, size))
-    if design.random() < 0.4:
+    if design.random() < SURFACE_SHARE:
         return Scene(Layers(surface, surface), surface, np.ones((size, size), np.float32), material, SURFACE)
     kind = OBJECTS.index(ASSEMBLY) if design.random() < 0.35 else int(design.integers(len(OBJECTS)))
     assembly = OBJECTS[kind] == ASSEMBLY
     coverage = silhouette(design, size, OBJECTS[kind])
-    if assembly or design.random() < 0.6:  # most things are plainer than a swatch of their material
-        plain = design.uniform(0.05, 0.7)
+    if assembly or design.random() < 0.85:  # most things are plainer than a swatch of their material
+        plain = design.uniform(0.0, 0.45)
         surface = surface * plain + surface.mean((0, 1)) * (1 - plain)
-    surface = np.asarray(surface * _shading(design, coverage)[..., None], np.float32)
+    surface = _light(design, surface, coverage)
     if not assembly and design.random() < 0.4:
         surface = _decorate(design, surface, coverage)
     layers = (assemble if assembly else finish_object)(design, surface)
@@ -134,7 +144,7 @@ def _background(design: Generator, grain: Generator, coverage: Array) -> Array:
 
 
 def draw(key: tuple[int, ...], size: int) -> Drawing:
-    """The pieces that follow from `key` alone; a damage that cannot be seen is drawn again."""
+    """The pieces that follow from `key` alone; a damage that can hardly be seen is drawn again."""
     grains = [np.random.default_rng((*key, piece)) for piece in range(PIECES - 1)]
     pieces = [_scene(np.random.default_rng(key), grain, size) for grain in grains]
     scene, rng = pieces[-1], np.random.default_rng((*key, PIECES))
@@ -142,16 +152,25 @@ def draw(key: tuple[int, ...], size: int) -> Drawing:
     inside = np.argwhere(scene.coverage > 0.9)
     edge = size // 8  # the camera may cut this much off
     inside = inside[((inside > edge) & (inside < size - edge)).all(1)]
-    for _ in range(12):
+    for _ in range(16):
         name = _pick(rng, scene)
         y, x = inside[int(rng.integers(len(inside)))] if len(inside) else (size // 2, size // 2)
         damaged, compared = _damage(rng, scene, name, (float(x), float(y)))
         mask = visible_change(clean, damaged)
-        if 6 < int(mask.sum()) < 0.15 * size * size:
+        if _shows(clean, damaged, mask):
             break
     pictures = [*(piece.layers.full for piece in pieces), damaged]
     uint8 = (np.clip(np.stack(pictures), 0, 1) * 255).round().astype(np.uint8)
     return Drawing(uint8, mask, compared, scene.material, scene.kind, DEFECT_NAMES.index(name))
+
+
+def _shows(clean: Array, damaged: Array, mask: NDArray[np.bool_]) -> bool:
+    """Whether a damage is small enough to be one and can be told from grain: the fainter it is, the larger."""
+    area, size = int(mask.sum()), len(mask)
+    if not 0.001 * size * size < area < 0.15 * size * size:
+        return False
+    strength = float(np.abs(damaged - clean).max(-1)[mask].mean())
+    return strength * math.sqrt(area) > 0.017 * size
 
 
 def _pick(rng: Generator, scene: Scene) -> str:

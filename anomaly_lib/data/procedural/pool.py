@@ -18,7 +18,7 @@ from anomaly_lib.data.procedural.pictures import PIECES, Drawing, draw
 SIZE, PATCH, MARGIN = 128, 8, 32
 GRID = SIZE // PATCH  # patches a side
 DRAWN = SIZE + MARGIN  # pictures are drawn larger: the camera then shifts, turns and cuts them to SIZE
-VERSION = 2  # of the drawings: a pool of another version is drawn again
+VERSION = 3  # of the drawings: a pool of another version is drawn again
 Pool = dict[str, NDArray[Any]]
 
 

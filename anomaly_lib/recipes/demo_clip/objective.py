@@ -28,7 +28,11 @@ WEIGHTS = {
 }
 OF_PICTURES = ("image", "rank", "memory rank")  # one answer a picture: too noisy to learn features from
 WINDOW_SHARE = 0.3  # of their weight while windows are trained
+EASY_SHARE = 0.3  # weight of a clean row that nobody would call damaged; one that everybody would has this plus 1
 MEMORY_TAPS = (1, 3)  # blocks whose patches detectors keep
+# Of the patches, that make the score of a picture. Text calls some parts of a thing unusual on every piece: the share
+# has to leave room for the damage beside them. A memory knows the parts.
+TEXT_SHARE, MEMORY_SHARE = 0.1, 0.02
 
 
 class MemoryScale(nn.Module):
@@ -47,16 +51,19 @@ def weighted(parts: dict[str, Tensor], *, whole: bool) -> Tensor:
 
 
 def balanced_bce(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy over labels 0/1 (others ignored), both of equal weight in total."""
+    """Binary cross-entropy over labels 0/1 (others ignored), both of equal weight in total.
+
+    Clean rows count more the more they look damaged: most are plain background, few are the parts that mislead.
+    """
     each = F.binary_cross_entropy_with_logits(logits, labels.clamp_min(0).float(), reduction="none")
-    damaged, clean = (labels == 1).float(), (labels == 0).float()
-    rate = [(each * part).sum() / part.sum().clamp_min(1) for part in (damaged, clean)]
+    damaged, clean = (labels == 1).float(), (labels == 0) * (EASY_SHARE + logits.detach().sigmoid())
+    rate = [(each * part).sum() / part.sum().clamp_min(EASY_SHARE) for part in (damaged, clean)]
     return (rate[0] + rate[1]) / 2
 
 
-def strongest(scores: Tensor) -> Tensor:
-    """Mean of the highest 2 % of patch scores [..., N] -> [...]."""
-    return scores.topk(max(1, scores.shape[-1] // 50), dim=-1).values.mean(-1)
+def strongest(scores: Tensor, share: float = MEMORY_SHARE) -> Tensor:
+    """Mean of the highest `share` of patch scores [..., N] -> [...]."""
+    return scores.topk(max(1, int(scores.shape[-1] * share)), dim=-1).values.mean(-1)
 
 
 def rank_loss(scores: Tensor) -> Tensor:
@@ -89,7 +96,7 @@ def losses(
     result = {"patch": balanced_bce(of_patch, labels), "image": balanced_bce(of_image, label)}
     known = label[:, -1] == 1
     if known.any():
-        result["rank"] = rank_loss(of_image[known]) + rank_loss(strongest(of_patch[known]))
+        result["rank"] = rank_loss(of_image[known]) + rank_loss(strongest(of_patch[known], TEXT_SHARE))
     if value_value:
         result["vv"] = balanced_bce(scale * torch.einsum("cknd,cd->ckn", out["vv"], direction), labels)
     result |= memory_losses(out, memory, batch.patches)

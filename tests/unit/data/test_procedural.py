@@ -35,7 +35,7 @@ def test_pieces_of_a_product_share_its_design_and_nothing_else() -> None:
     def contrast(picture: np.ndarray) -> float:
         return float(np.log(picture.std() + 1))
 
-    drawings = [draw((3, seed), 96) for seed in range(24)]
+    drawings = [draw((3, seed), 96) for seed in range(40)]
     pieces = [one.pieces.astype(float) for one in drawings if one.object == SURFACE]
     assert len(pieces) > 5
     within = [abs(contrast(a) - contrast(b)) for a, b, _ in pieces]
