@@ -24,7 +24,7 @@ from anomaly_lib.data.transforms import clip_transform
 from anomaly_lib.files import write_between, write_json
 from anomaly_lib.metrics import auroc, pixel_auroc
 from anomaly_lib.ops import nearest_neighbours, upsample_and_smooth
-from anomaly_lib.recipes.demo_clip.objective import MEMORY_TAPS, strongest
+from anomaly_lib.recipes.demo_clip.objective import MEMORY_TAPS, TEXT_SHARE, strongest
 from anomaly_lib.recipes.evaluation.tables import Cell, Table
 
 SEEN = ("woven", "brushed_metal", "grid")
@@ -122,7 +122,7 @@ def measure(backbone: nn.Module, args: Args, *, views: int = 1) -> Measured:
         labels = np.array([item.label for item in test])
         masks = np.stack([transform.mask(item.mask).numpy() for item in test])
         scores = scores_of(backbone, *pixels, direction(backbone, name), views)
-        tokens = strongest(scores["patch_tokens"])
+        tokens = strongest(scores["patch_tokens"], TEXT_SHARE)
         images = {"zero-shot image": scores["pooled"] + tokens, "memory image": strongest(scores["memory"])}
         images |= {"zero-shot pooled": scores["pooled"], "zero-shot patches": tokens}
         maps = {"zero-shot pixel": "patch_tokens", "zero-shot pixel vv": "vv_tokens", "memory pixel": "memory"}

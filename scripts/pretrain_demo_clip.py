@@ -1,4 +1,4 @@
-"""Train the built-in demo CLIP from scratch on procedurally drawn, captioned pictures; about an hour on two CPU cores.
+"""Train the built-in demo CLIP from scratch on procedurally drawn, captioned pictures; one to two hours on two cores.
 
     python scripts/pretrain_demo_clip.py --output-dir runs/demo_clip  # draws, trains, writes the two files
     python scripts/evaluate_demo_clip.py --weights runs/demo_clip/demo_clip.safetensors    # (or --evaluate here)
