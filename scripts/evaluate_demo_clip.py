@@ -43,7 +43,7 @@ class Args:
     seed: int = arg(0, "seed of the demo data", at_least=0)
     test_good: int = arg(20, "normal test images a category", at_least=2)
     per_defect: int = arg(5, "test images a defect", at_least=1)
-    image_size: Optional[int] = arg(None, "side of the input; None = the packaged one", type=int, at_least=64)
+    image_size: Optional[int] = arg(None, "side of the input; None = the trained 128 px", type=int, at_least=64)
     sigma: float = arg(4.0, "Gaussian smoothing of maps, in pixels", at_least=0)
     output: Optional[str] = arg(None, "write the table to this JSON file as well", type=str)
     write_docs: Switch = arg(False, "put the table into docs/demo_backbone.md")

@@ -1,12 +1,10 @@
-r"""Train the built-in demo CLIP from scratch on procedurally drawn, captioned pictures: at 128 px, then at 192 px.
+"""Train the built-in demo CLIP from scratch on procedurally drawn, captioned pictures; one to two hours on two cores.
 
-    python scripts/pretrain_demo_clip.py --output-dir runs/demo_clip_128  # draws, trains, writes the two files
-    python scripts/pretrain_demo_clip.py --start runs/demo_clip_128/demo_clip.safetensors --size 192 --products 8000 \
-        --steps 3000 --learning-rate 1.5e-3 --other-rate 1e-3 --output-dir runs/demo_clip
+    python scripts/pretrain_demo_clip.py --output-dir runs/demo_clip  # draws, trains, writes the two files
     python scripts/evaluate_demo_clip.py --weights runs/demo_clip/demo_clip.safetensors    # (or --evaluate here)
 
-Three stages with about as many patches a step: windows of half the side, of three quarters, whole pictures. Captions
-are contrasted with pictures, with single patches (is this spot damaged? how?) and with value-value patches; patches of
+Three stages with about as many patches a step: windows of 8 x 8 patches, of 12 x 12, whole pictures. Captions are
+contrasted with pictures, with single patches (is this spot damaged? how?) and with value-value patches; patches of
 blocks 1 and 3 learn to be near those of another piece of the same product unless they are damaged.
 The same command continues an interrupted run.
 """
@@ -19,20 +17,19 @@ import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anomaly_lib.backbones.clip import CLIP_MEAN, CLIP_STD, load_clip
+from anomaly_lib.backbones.clip import CLIP_MEAN, CLIP_STD
 from anomaly_lib.backbones.clip_text import ClipText
 from anomaly_lib.backbones.tokenizer import WordTokenizer
 from anomaly_lib.config import Switch, arg, command
 from anomaly_lib.data.procedural import captions
 from anomaly_lib.data.procedural.batches import make_batch
 from anomaly_lib.data.procedural.pictures import PIECES, SURFACE
-from anomaly_lib.data.procedural.pool import PATCH, Pool, draw_pool
+from anomaly_lib.data.procedural.pool import GRID, Pool, draw_pool
 from anomaly_lib.engine.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from anomaly_lib.engine.ema import Ema
 from anomaly_lib.engine.muon import Muon, muon_groups
@@ -40,7 +37,7 @@ from anomaly_lib.engine.optim import step
 from anomaly_lib.engine.schedule import make_schedule
 from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.metrics import auroc
-from anomaly_lib.recipes.demo_clip.model import build, encode_text, encode_windows, model_config
+from anomaly_lib.recipes.demo_clip.model import MODEL, build, encode_text, encode_windows
 from anomaly_lib.recipes.demo_clip.objective import (
     MEMORY_SHARE,
     MEMORY_TAPS,
@@ -53,9 +50,8 @@ from anomaly_lib.recipes.demo_clip.objective import (
     weighted,
 )
 
-# Side of the window as a share of the picture's, until this share of the steps; every step sees about as many patches.
-STAGES = ((1 / 2, 0.36), (3 / 4, 0.62), (1.0, 1.0))
-PATCHES = 2048  # a step, of the damaged pictures
+# Side of the window in patches, products a step, until this share of the steps.
+STAGES = ((8, 32, 0.36), (12, 14, 0.62), (GRID, 8, 1.0))
 
 
 @dataclass
@@ -63,8 +59,6 @@ class Options:
     """Everything that decides the weights."""
 
     output_dir: str = arg("runs/demo_clip", "folder for the pool of pictures, the checkpoint and the weights")
-    start: Optional[str] = arg(None, "weights to begin with, of any --size; None = from scratch", type=str)
-    size: int = arg(128, "side of the pictures in pixels", at_least=64)
     products: int = arg(16000, "drawn products: a normal piece, another one, and that one damaged", at_least=8)
     validation_products: int = arg(512, "products drawn with another seed, for the figures of the log", at_least=16)
     steps: int = arg(4000, "optimiser steps", at_least=1)
@@ -87,12 +81,9 @@ def train(options: Options) -> Path:
     seed_everything(options.seed)
     folder = Path(options.output_dir)
     report = partial(print, flush=True)
-    size, workers, grid = options.size, options.threads, options.size // PATCH
-    pool = draw_pool(folder, options.products, options.seed, size, workers=workers, report=report)
-    held_out = draw_pool(folder, options.validation_products, options.seed + 1, size, workers=workers)
-    clip, text, tokenizer = build(size)
-    if options.start is not None:
-        load_clip(clip, Path(options.start))
+    pool = draw_pool(folder, options.products, options.seed, workers=options.threads, report=report)
+    held_out = draw_pool(folder, options.validation_products, options.seed + 1, workers=options.threads)
+    clip, text, tokenizer = build()
     memory = MemoryScale()
     both = nn.ModuleDict({"clip": clip, "memory": memory})
     groups = muon_groups(both, clip.visual.transformer, options.weight_decay)
@@ -107,12 +98,11 @@ def train(options: Options) -> Path:
     clip.train()
     began, running = time.monotonic(), dict.fromkeys(WEIGHTS, math.nan)
     for index in range(int(state.extra["step"]), options.steps):
-        window = round(grid * next(share for share, until in STAGES if index < until * options.steps))
-        products = min(round(PATCHES / window**2), options.products)
+        window, products = next((side, many) for side, many, until in STAGES if index < until * options.steps)
         torch.manual_seed(options.seed + index)  # a step's chance follows from its number, not from what ran before it
-        batch = make_batch(pool, np.random.default_rng((options.seed, index)), products, window, twins=True)
+        batch = make_batch(pool, np.random.default_rng((options.seed, index)), min(products, options.products), window)
         parts = losses(clip, text, memory, batch, value_value=index % 4 == 3, precision=options.precision)
-        total = weighted(parts, whole=window == grid)
+        total = weighted(parts, whole=window == GRID)
         step(total, optimizer, clip=1.0)
         schedule.step()
         ema.update(clip)
@@ -125,7 +115,7 @@ def train(options: Options) -> Path:
         if (index + 1) % options.save_every == 0 or index + 1 == options.steps:
             save_checkpoint(checkpoint, state.to_dict(), system="demo-clip")
             with ema.applied(clip):
-                export(clip, tokenizer, folder, size)
+                export(clip, tokenizer, folder)
                 print(f"step {index + 1}  held-out procedural {json.dumps(validate(clip, text, held_out))}", flush=True)
             clip.train()
     return folder / "demo_clip.safetensors"
@@ -189,13 +179,13 @@ def summary(found: dict[str, Tensor]) -> dict[str, float]:
     return {name: round(value, 4) for name, value in result.items()}
 
 
-def export(clip: nn.Module, tokenizer: WordTokenizer, folder: Path, size: int) -> None:
+def export(clip: nn.Module, tokenizer: WordTokenizer, folder: Path) -> None:
     """fp16 weights under open_clip's own names, and the config that builds them."""
     from safetensors.torch import save_file
 
     words = captions.grammar_words()
-    text_cfg = {**model_config(size)["text_cfg"], "vocab_size": tokenizer.vocab_size, "words": words}
-    config = {"model_cfg": {**model_config(size), "text_cfg": text_cfg}, "mean": CLIP_MEAN, "std": CLIP_STD}
+    text_cfg = {**MODEL["text_cfg"], "vocab_size": tokenizer.vocab_size, "words": words}
+    config = {"model_cfg": {**MODEL, "text_cfg": text_cfg}, "mean": CLIP_MEAN, "std": CLIP_STD}
     (folder / "demo_clip.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     tensors = {name: tensor.detach().half().contiguous() for name, tensor in clip.state_dict().items()}
     save_file(tensors, str(folder / "demo_clip.safetensors"))
@@ -212,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         import evaluate_demo_clip
 
-        return evaluate_demo_clip.main(["--weights", str(weights), "--image-size", str(options.size)])
+        return evaluate_demo_clip.main(["--weights", str(weights)])
 
     return command(Options, body, argv, prog="pretrain_demo_clip.py", description=__doc__ or "")
 

@@ -163,7 +163,7 @@ def create_clip(
         config["vision_cfg"] = {**config["vision_cfg"], "image_size": image_size}
     clip = _build(config, name=name, meta=path is not None)
     if path:
-        load_clip(clip, path)
+        _load(clip, path)
     depth = len(clip.visual.transformer.resblocks)
     outputs = output_names(layers, depth=depth, named=NAMED_OUTPUTS, default=("pooled", "patch_tokens"), owner=name)
     weights_id = file_sha256(path) if path else "random"
@@ -244,8 +244,7 @@ def _build(config: dict[str, Any], *, name: str, meta: bool) -> Any:
         return make(**wanted, text_cfg=known)
 
 
-def load_clip(clip: Any, path: Path) -> None:
-    """Weights into an open_clip network; the table of positions is resampled to the network's own grid."""
+def _load(clip: Any, path: Path) -> None:
     from open_clip.model import resize_pos_embed
 
     tensors = strip_prefix(read_state_dict(path), clip.state_dict().keys())

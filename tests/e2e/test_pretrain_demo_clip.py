@@ -5,13 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from anomaly_lib.backbones import create_backbone
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-TINY = ["--size", "128", "--products", "8", "--validation-products", "16", "--save-every", "2"]
-TINY += ["--threads", "1", "--warmup", "1"]
+TINY = ["--products", "8", "--validation-products", "16", "--save-every", "2", "--threads", "1", "--warmup", "1"]
 
 
 @pytest.fixture
@@ -30,7 +28,7 @@ def test_trains_exports_and_continues_exactly(script, tmp_path: Path, monkeypatc
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     cut.mkdir()
     assert script.main(["--steps", "4", "--output-dir", str(whole), *TINY]) == 0
-    for drawn in whole.glob("pool*"):
+    for drawn in whole.glob("pool_*"):
         (cut / drawn.name).symlink_to(drawn)
 
     def stop(*_: object) -> None:
@@ -43,16 +41,5 @@ def test_trains_exports_and_continues_exactly(script, tmp_path: Path, monkeypatc
     assert script.main(["--steps", "4", "--output-dir", str(cut), *TINY]) == 0
     assert (whole / "demo_clip.safetensors").read_bytes() == (cut / "demo_clip.safetensors").read_bytes()
     trained = create_backbone(str(whole / "demo_clip.json"), weights=str(whole / "demo_clip.safetensors"))
-    assert trained.image_size == (128, 128)
     features = trained.encode(torch.rand(1, 3, *trained.image_size))
     assert all(value.isfinite().all() for value in features.values())
-
-
-def test_begins_with_weights_of_another_size(script, tmp_path: Path) -> None:
-    small, large = tmp_path / "small", tmp_path / "large"
-    assert script.main(["--steps", "1", "--output-dir", str(small), *TINY]) == 0
-    resized = ["--size", "160", "--start", str(small / "demo_clip.safetensors"), "--output-dir", str(large)]
-    assert script.main([*TINY, *resized, "--steps", "1", "--learning-rate", "0", "--other-rate", "0"]) == 0
-    before, after = (load_file(folder / "demo_clip.safetensors") for folder in (small, large))
-    assert after.pop("visual.positional_embedding").shape == (1 + 20 * 20, 128)
-    assert all(torch.allclose(tensor, before[name], atol=1e-3) for name, tensor in after.items())

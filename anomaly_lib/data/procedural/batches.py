@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from anomaly_lib.data.procedural import captions
 from anomaly_lib.data.procedural.pictures import PIECES, SURFACE
-from anomaly_lib.data.procedural.pool import MARGIN, PATCH, Pool, camera_size
+from anomaly_lib.data.procedural.pool import DRAWN, GRID, MARGIN, PATCH, SIZE, Pool
 
 DAMAGED_SHARE = 0.07  # of a patch's pixels, from which it counts as damaged
 
@@ -34,37 +34,27 @@ class Batch:
     text_attributes: Tensor  # [2C, 4] material, object, state, defect; -1 where the caption does not say
 
 
-def make_batch(
-    pool: Pool, rng: np.random.Generator, products: int, window: int | None = None, *, twins: bool = False
-) -> Batch:
-    """Random products, every piece under its own pose, light and focus; `window` x `window` patches of each.
-
-    `twins`: the damaged picture is taken like the normal one before it, so that they differ in the damage alone.
-    """
-    size = camera_size(pool)
-    window = window or size // PATCH
+def make_batch(pool: Pool, rng: np.random.Generator, products: int, window: int = GRID) -> Batch:
+    """Random products, every piece under its own pose, light and focus; `window` x `window` patches of each."""
     index = np.sort(rng.choice(len(pool["masks"]), products, replace=False))
-    pictures = np.empty((products, PIECES, size, size, 3), np.float32)
-    masks = np.empty((products, size, size), np.float32)
+    pictures = np.empty((products, PIECES, SIZE, SIZE, 3), np.float32)
+    masks = np.empty((products, SIZE, SIZE), np.float32)
     for row, i in enumerate(index):
         turn, flip = int(rng.integers(4)) * math.pi / 2, rng.random() < 0.5  # of the product: all its pieces share them
-        reach = MARGIN * size * (0.4 if pool["attributes"][i, 1] == SURFACE else 0.12)  # objects are put down with care
+        reach = MARGIN * (0.4 if pool["attributes"][i, 1] == SURFACE else 0.12)  # objects are put down with care
         for piece in range(PIECES):
-            if piece < PIECES - 1 or not twins:
-                pose = _pose(rng, turn, flip, reach, size)
-            pictures[row, piece] = _shoot(pool["pictures"][i, piece], pose, size)
-        masks[row] = _shoot(pool["masks"][i].astype(np.float32), pose, size)
-    share = F.avg_pool2d(torch.from_numpy(masks)[:, None], PATCH)[:, 0]  # [C, size / PATCH, size / PATCH]
+            pose = _pose(rng, turn, flip, reach)
+            pictures[row, piece] = _shoot(pool["pictures"][i, piece], pose)
+        masks[row] = _shoot(pool["masks"][i].astype(np.float32), pose)
+    share = F.avg_pool2d(torch.from_numpy(masks)[:, None], PATCH)[:, 0]  # [C, GRID, GRID]
     patches = torch.where(share >= DAMAGED_SHARE, 1, torch.where(share < 1e-3, 0, -1))
     offsets = torch.stack([_aim(rng, one, window) for one in patches == 1])  # [C, 2]
     images = torch.from_numpy(pictures).permute(0, 1, 4, 2, 3)  # [C, K, 3, S, S]
     images = recolour(_cut(images, offsets * PATCH, window * PATCH) / 255, rng)
-    alike = [1] * (PIECES - 2) + ([2] if twins else [1, 1])
-    images = torch.cat([photograph(part, rng) for part in images.split(alike, 1)], 1)
     attributes = torch.from_numpy(np.array(pool["attributes"][index]))
     texts, said = captions.caption_pairs(rng, attributes.numpy())
     return Batch(
-        images=images.flatten(0, 1),
+        images=photograph(images.flatten(0, 1), rng),
         offsets=offsets.repeat_interleave(PIECES, 0),
         patches=_cut(patches, offsets, window).flatten(1),
         compared=torch.from_numpy(np.array(pool["compared"][index])),
@@ -77,8 +67,8 @@ def make_batch(
 
 
 def _aim(rng: np.random.Generator, damaged: Tensor, window: int) -> Tensor:
-    """First row and column of a window; three times in four one that holds a damaged patch of [G, G]."""
-    last = len(damaged) - window
+    """First row and column of a window; three times in four one that holds a damaged patch of [GRID, GRID]."""
+    last = GRID - window
     start, places = rng.integers(0, last + 1, 2), damaged.nonzero().numpy()
     if len(places) and rng.random() < 0.75:
         start = np.clip(places[int(rng.integers(len(places)))] - rng.integers(0, window, 2), 0, last)
@@ -91,19 +81,19 @@ def _cut(fields: Tensor, offsets: Tensor, side: int) -> Tensor:
     return torch.stack(cut)
 
 
-def _pose(rng: np.random.Generator, turn: float, flip: bool, reach: float, size: int) -> NDArray[np.float64]:
+def _pose(rng: np.random.Generator, turn: float, flip: bool, reach: float) -> NDArray[np.float64]:
     """Affine map [2, 3] from a drawn picture to what the camera sees: a few degrees, pixels and per cent."""
     angle = turn + math.radians(rng.normal(0, 3))
     zoom = math.exp(rng.normal(0, 0.04))
     linear = zoom * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     if flip:
         linear[:, 0] *= -1
-    centre, drawn = (size - 1) / 2 + rng.uniform(-reach, reach, 2), round(size * (1 + MARGIN))
-    return np.column_stack([linear, centre - linear @ np.full(2, (drawn - 1) / 2)])
+    centre = (SIZE - 1) / 2 + rng.uniform(-reach, reach, 2)
+    return np.column_stack([linear, centre - linear @ np.full(2, (DRAWN - 1) / 2)])
 
 
-def _shoot(picture: NDArray[np.generic], pose: NDArray[np.float64], size: int) -> NDArray[np.float32]:
-    out = cv2.warpAffine(picture, pose, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+def _shoot(picture: NDArray[np.generic], pose: NDArray[np.float64]) -> NDArray[np.float32]:
+    out = cv2.warpAffine(picture, pose, (SIZE, SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     return np.asarray(out, np.float32)
 
 
@@ -124,26 +114,25 @@ def recolour(images: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def photograph(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Dust, uneven light, exposure, colour balance, focus and noise: B cameras take T pictures each [B, T, 3, S, S]."""
-    count, shared = len(images), (len(images), 1, 1, 1, 1)
+    """Dust, uneven light, exposure, colour balance, focus and noise of every picture [B, 3, S, S] by itself."""
+    count = len(images)
     axis = torch.linspace(-1, 1, images.shape[-1])
-    slope = _draws(rng, -0.08, 0.08, 2, *shared)
+    slope = _draws(rng, -0.08, 0.08, 2, count, 1, 1, 1)
     light = 1 + slope[0] * axis[:, None] + slope[1] * axis
-    light = light - _draws(rng, 0, 0.08, *shared) * (axis[:, None] ** 2 + axis**2)
-    light = light * _draws(rng, 0.88, 1.12, *shared) * _draws(rng, 0.98, 1.02, count, 1, 3, 1, 1)
+    light = light - _draws(rng, 0, 0.08, count, 1, 1, 1) * (axis[:, None] ** 2 + axis**2)
+    light = light * _draws(rng, 0.88, 1.12, count, 1, 1, 1) * _draws(rng, 0.98, 1.02, count, 3, 1, 1)
     images = (_dust(images, rng) * light).clamp(0, 1)
-    soft = F.avg_pool2d(images.flatten(0, 1), 3, 1, 1, count_include_pad=False).view_as(images)
-    images = images.lerp(soft, _draws(rng, 0, 0.5, *shared))
-    images = images + torch.randn_like(images[:, :1]) * _draws(rng, 0, 0.02, *shared)
+    images = images.lerp(F.avg_pool2d(images, 3, 1, 1, count_include_pad=False), _draws(rng, 0, 0.5, count, 1, 1, 1))
+    images = images + torch.randn_like(images) * _draws(rng, 0, 0.02, count, 1, 1, 1)
     return images.clamp(0, 1)
 
 
 def _dust(images: Tensor, rng: np.random.Generator) -> Tensor:
     """A few dark and bright grains of one or two pixels, on damaged and clean pictures alike."""
-    count, _, _, height, width = images.shape
+    count, _, height, width = images.shape
     density = _draws(rng, 0, 0.0015, count, 1, 1, 1)
     fine = (torch.rand(count, 1, height, width) < density).float()
     coarse = F.interpolate((torch.rand(count, 1, height // 2, width // 2) < density).float(), scale_factor=2.0)
     tone = (torch.rand(count, 1, height // 2, width // 2) < 0.5).float()
     where = torch.where(torch.rand(count, 1, 1, 1) < 0.5, fine, coarse) * 0.75
-    return images.lerp(F.interpolate(tone, scale_factor=2.0)[:, None], where[:, None].expand_as(images))
+    return images.lerp(F.interpolate(tone, scale_factor=2.0).expand_as(images), where)

@@ -14,25 +14,21 @@ from anomaly_lib.backbones.clip import CLIP_MEAN, CLIP_STD
 from anomaly_lib.backbones.clip_text import ClipText
 from anomaly_lib.backbones.tokenizer import WordTokenizer
 from anomaly_lib.data.procedural import captions
-from anomaly_lib.data.procedural.pool import PATCH
+from anomaly_lib.data.procedural.pool import GRID, PATCH, SIZE
+
+MODEL: dict[str, Any] = {
+    "embed_dim": 128,
+    "vision_cfg": {"image_size": SIZE, "patch_size": PATCH, "width": 128, "layers": 5, "head_width": 32},
+    "text_cfg": {"context_length": 77, "width": 64, "heads": 1, "layers": 2},
+}
 
 
-def model_config(size: int) -> dict[str, Any]:
-    """open_clip's description of the network for pictures of `size` pixels; the vocabulary comes from the captions."""
-    return {
-        "embed_dim": 128,
-        "vision_cfg": {"image_size": size, "patch_size": PATCH, "width": 128, "layers": 5, "head_width": 32},
-        "text_cfg": {"context_length": 77, "width": 64, "heads": 1, "layers": 2},
-    }
-
-
-def build(size: int) -> tuple[Any, ClipText, WordTokenizer]:
+def build() -> tuple[Any, ClipText, WordTokenizer]:
     """open_clip's own CLIP with a word-level vocabulary, image tower started at what every picture has in common."""
     from open_clip.model import CLIP
 
-    tokenizer, config = WordTokenizer(captions.grammar_words()), model_config(size)
-    config["text_cfg"]["vocab_size"] = tokenizer.vocab_size
-    clip = CLIP(**config)
+    tokenizer = WordTokenizer(captions.grammar_words())
+    clip = CLIP(**{**MODEL, "text_cfg": {**MODEL["text_cfg"], "vocab_size": tokenizer.vocab_size}})
     start_image_tower(clip.visual)
     return clip, ClipText(clip, tokenizer), tokenizer
 
@@ -45,7 +41,7 @@ def start_image_tower(visual: Any) -> None:
     """
     width, _, patch, _ = visual.conv1.weight.shape
     visual.conv1.weight.copy_(cosine_patches(width, patch))
-    table = sine_places(width, math.isqrt(len(visual.positional_embedding) - 1))
+    table = sine_places(width, GRID)
     visual.positional_embedding.copy_(torch.cat([torch.zeros(1, width), table]) * 0.5)
     for block in visual.transformer.resblocks:
         start_attention(block.attn)
@@ -116,9 +112,9 @@ def encode_windows(
     centre, spread = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
     x = visual.conv1((images - centre) / spread)  # [B, C, h, w]
     height, width = x.shape[-2:]
-    table = visual.positional_embedding
-    rows = (offsets[:, :1] + torch.arange(height))[:, :, None] * math.isqrt(len(table) - 1)  # [B, h, 1]
+    rows = (offsets[:, :1] + torch.arange(height))[:, :, None] * GRID  # [B, h, 1]
     places = (rows + (offsets[:, 1:] + torch.arange(width))[:, None, :]).flatten(1)  # [B, N]
+    table = visual.positional_embedding
     start = (visual.class_embedding + table[0]).expand(len(x), 1, -1)
     x = x.flatten(2).transpose(1, 2) + table[1:][places].to(x.dtype)
     x = visual.ln_pre(torch.cat([start.to(x.dtype), x], 1))

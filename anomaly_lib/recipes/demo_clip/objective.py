@@ -17,7 +17,6 @@ from anomaly_lib.recipes.demo_clip.model import encode_text, encode_windows
 
 WEIGHTS = {
     "patch": 2.0,
-    "twin": 1.0,
     "vv": 1.0,
     "image": 1.0,
     "rank": 1.0,
@@ -33,7 +32,7 @@ EASY_SHARE = 0.3  # weight of a clean row that nobody would call damaged; one th
 MEMORY_TAPS = (1, 3)  # blocks whose patches detectors keep
 # Of the patches, that make the score of a picture. Text calls some parts of a thing unusual on every piece: the share
 # has to leave room for the damage beside them. A memory knows the parts.
-TEXT_SHARE, MEMORY_SHARE = 0.05, 0.02
+TEXT_SHARE, MEMORY_SHARE = 0.1, 0.02
 
 
 class MemoryScale(nn.Module):
@@ -67,15 +66,6 @@ def strongest(scores: Tensor, share: float = MEMORY_SHARE) -> Tensor:
     return scores.topk(max(1, int(scores.shape[-1] * share)), dim=-1).values.mean(-1)
 
 
-def twin_loss(scores: Tensor, damaged: Tensor) -> Tensor:
-    """Patch scores [C, 2, N] of two pictures that differ in the damage alone: where it is, the second has to win.
-
-    Where damage is likely is the same on both: nothing but the damage can lower this. Every product counts alike.
-    """
-    lost, where = F.softplus(scores[:, 0] - scores[:, 1]), damaged.float()  # [C, N]
-    return ((lost * where).sum(1) / where.sum(1).clamp_min(1)).sum() / where.amax(1).sum().clamp_min(1)
-
-
 def rank_loss(scores: Tensor) -> Tensor:
     """Scores [C, K] of the pieces of products, the damaged one last: it should be above each of the others."""
     return F.softplus(scores[:, :-1] - scores[:, -1:]).mean()
@@ -105,7 +95,6 @@ def losses(
     of_patch = scale * torch.einsum("cknd,cd->ckn", out["patches"], direction)
     result = {"patch": balanced_bce(of_patch, labels), "image": balanced_bce(of_image, label)}
     known = label[:, -1] == 1
-    result["twin"] = twin_loss(of_patch[:, -2:], seen == 1)
     if known.any():
         result["rank"] = rank_loss(of_image[known]) + rank_loss(strongest(of_patch[known], TEXT_SHARE))
     if value_value:

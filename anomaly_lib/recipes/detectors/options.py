@@ -24,10 +24,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "draem_sevnet": {"epochs": 50, "batch_size": 16, "learning_rate": 1e-4},
 }  # fmt: skip
 # Built-in data and no word about a backbone: the built-in CLIP's patch maps, or networks that train in a minute.
-BUILT_IN = {"backbone": "demo-clip", "layers": ["layer.1", "layer.3"], "image_size": [192, 192]}  # as it was trained
 ON_DEMO_DATA: dict[str, dict[str, Any]] = {
-    "patchcore": BUILT_IN,
-    "padim": {**BUILT_IN, "n_features": 100},
+    "patchcore": {"backbone": "demo-clip", "layers": ["layer.1", "layer.3"]},
+    "padim": {"backbone": "demo-clip", "layers": ["layer.1", "layer.3"], "n_features": 100},
     "reverse_distillation": {"backbone": "resnet18", "weights": "random", "epochs": 3},
     "draem": {"repair_width": 16, "segment_width": 16, "epochs": 20},
     "draem_sevnet": {"repair_width": 16, "segment_width": 16, "epochs": 20},
@@ -142,7 +141,7 @@ def on_demo_data(args: Any) -> Any:
     if args.dataset != "demo" or args.data_path or args.backbone or args.weights:
         return args
     declared = {f.name: f.default for f in fields(args)}
-    small = {"image_size": DEMO_IMAGE_SIZE, **ON_DEMO_DATA[args.model]}
+    small = {**ON_DEMO_DATA[args.model], "image_size": DEMO_IMAGE_SIZE}
     untouched = {"layers": [], "image_size": DetectorArgs().image_size}
     return replace(
         args,

@@ -10,26 +10,24 @@ from torch.nn import functional as F
 from anomaly_lib.backbones.clip import CLIP_MEAN, CLIP_STD, ClipBackbone
 from anomaly_lib.data.procedural.batches import Batch, make_batch
 from anomaly_lib.data.procedural.pictures import PIECES
-from anomaly_lib.data.procedural.pool import draw_pool
+from anomaly_lib.data.procedural.pool import GRID, draw_pool
 from anomaly_lib.recipes.demo_clip import objective
-from anomaly_lib.recipes.demo_clip.model import build, cosine_patches, encode_windows, model_config, start_attention
-from anomaly_lib.recipes.demo_clip.objective import MEMORY_TAPS, MemoryScale, losses, memory_distance, twin_loss
-
-SIZE = 128
+from anomaly_lib.recipes.demo_clip.model import MODEL, build, cosine_patches, encode_windows, start_attention
+from anomaly_lib.recipes.demo_clip.objective import MEMORY_TAPS, MemoryScale, losses, memory_distance
 
 
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
-    pool = draw_pool(tmp_path_factory.mktemp("pool"), 8, 3, SIZE)
+    pool = draw_pool(tmp_path_factory.mktemp("pool"), 8, 3)
     torch.manual_seed(0)
     return make_batch(pool, np.random.default_rng(0), 4)
 
 
 def test_training_encodes_as_the_backbone_does(batch: Batch) -> None:
     torch.manual_seed(0)
-    clip, _, tokenizer = build(SIZE)
+    clip, _, tokenizer = build()
     outputs = ["pooled", "patch_tokens", "vv_tokens", *(f"layer.{tap}" for tap in MEMORY_TAPS)]
-    net = ClipBackbone(clip, tokenizer, name="demo", outputs=outputs, weights_id="random", config=model_config(SIZE))
+    net = ClipBackbone(clip, tokenizer, name="demo", outputs=outputs, weights_id="random", config=MODEL)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
     wanted = net.encode((batch.images - mean) / std)
     found = encode_windows(clip, batch.images, batch.offsets, value_value=True, taps=MEMORY_TAPS)
@@ -41,7 +39,7 @@ def test_training_encodes_as_the_backbone_does(batch: Batch) -> None:
 
 def test_a_window_knows_its_place() -> None:
     torch.manual_seed(0)
-    clip, _, _ = build(SIZE)
+    clip, _, _ = build()
     images = torch.rand(1, 3, 64, 64).expand(2, -1, -1, -1)
     out = encode_windows(clip, images, torch.tensor([[0, 0], [8, 3]]), value_value=False)["patches"]
     assert (out[0] - out[1]).norm(dim=-1).min() > 1e-3
@@ -76,7 +74,7 @@ def test_memory_distance_is_that_of_a_loop() -> None:
 
 def test_what_only_a_comparison_shows_is_asked_of_the_memory_alone(batch: Batch) -> None:
     torch.manual_seed(0)
-    clip, text, _ = build(SIZE)
+    clip, text, _ = build()
 
     def terms(compared: bool, monkey: torch.Tensor) -> dict[str, torch.Tensor]:
         torch.manual_seed(1)
@@ -85,7 +83,7 @@ def test_what_only_a_comparison_shows_is_asked_of_the_memory_alone(batch: Batch)
 
     damaged = batch.patches
     swapped = torch.where(damaged == 1, -1, damaged)
-    assert set(terms(True, damaged)) == {"patch", "twin", "image", "memory", "memory rank", "material", "caption"} - (
+    assert set(terms(True, damaged)) == {"patch", "image", "memory", "memory rank", "material", "caption"} - (
         set() if (batch.object == -1).any() else {"material"}
     )
     torch.testing.assert_close(terms(True, damaged)["patch"], terms(True, swapped)["patch"])
@@ -98,15 +96,4 @@ def test_weights_of_picture_terms_are_lower_on_windows() -> None:
     whole, window = (objective.weighted(parts, whole=flag) for flag in (True, False))
     off = sum(objective.WEIGHTS[name] for name in objective.OF_PICTURES) * (1 - objective.WINDOW_SHARE)
     torch.testing.assert_close(whole - window, torch.tensor(off))
-
-
-def test_only_damaged_patches_tell_twins_apart() -> None:
-    """The loss of a loop over damaged patches; what the two pictures have in common cancels."""
-    scores, damaged = torch.randn(3, 2, 6), torch.tensor([[0, 1, 1, 0, 0, 0], [0] * 6, [1] * 6]).bool()
-    each = [
-        torch.stack([F.softplus(scores[c, 0, n] - scores[c, 1, n]) for n in range(6) if damaged[c, n]]).mean()
-        for c in (0, 2)
-    ]
-    torch.testing.assert_close(twin_loss(scores, damaged), torch.stack(each).mean())
-    torch.testing.assert_close(twin_loss(scores + torch.randn(3, 1, 6), damaged), twin_loss(scores, damaged))
-    assert twin_loss(scores, torch.zeros(3, 6, dtype=torch.bool)) == 0
+    assert GRID == 16

@@ -11,7 +11,7 @@ from anomaly_lib.recipes.detectors.recipe import Args
 def test_demo_scale_needs_no_weights_file() -> None:
     for model in MODELS:
         args = resolve(on_demo_data(Args(model=model)))
-        assert args.image_size == ([192, 192] if args.backbone == "demo-clip" else [128, 128])
+        assert args.image_size == [128, 128]
         assert args.model.startswith("draem") or args.backbone == "demo-clip" or args.weights == "random"
 
 
