@@ -12,9 +12,7 @@ from anomaly_lib.backbones.clip import ClipBackbone
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.sowa.model import AdapterOptions, AnomalyCLIP, PromptOptions
 from anomaly_lib.models.sowa.scores import sowa_loss
-from anomaly_lib.models.sowa.text import (
-    LONG_TEMPLATE,
-)
+from anomaly_lib.models.sowa.text import LONG_TEMPLATE
 from anomaly_lib.models.sowa.window_adapter import BasicLayer, SwinTransformerBlock, WindowAttention
 from tests.support.sowa import STAGES, images, randomise, tiny_clip
 
