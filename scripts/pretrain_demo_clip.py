@@ -1,6 +1,7 @@
-"""Train the built-in demo CLIP from scratch on procedurally drawn, captioned pictures; one to two hours on two cores.
+r"""Train the built-in demo CLIP from scratch on procedurally drawn, captioned pictures; one to two hours on two cores.
 
     python scripts/pretrain_demo_clip.py --output-dir runs/demo_clip  # draws, trains, writes the two files
+    python scripts/pretrain_demo_clip.py --start runs/demo_clip/demo_clip.safetensors --output-dir runs/more  # goes on
     python scripts/evaluate_demo_clip.py --weights runs/demo_clip/demo_clip.safetensors    # (or --evaluate here)
 
 Three stages with about as many patches a step: windows of 8 x 8 patches, of 12 x 12, whole pictures. Captions are
@@ -17,6 +18,7 @@ import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Optional
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from anomaly_lib.backbones.clip import CLIP_MEAN, CLIP_STD
 from anomaly_lib.backbones.clip_text import ClipText
 from anomaly_lib.backbones.tokenizer import WordTokenizer
+from anomaly_lib.backbones.weights import read_state_dict
 from anomaly_lib.config import Switch, arg, command
 from anomaly_lib.data.procedural import captions
 from anomaly_lib.data.procedural.batches import make_batch
@@ -60,7 +63,9 @@ class Options:
 
     output_dir: str = arg("runs/demo_clip", "folder for the pool of pictures, the checkpoint and the weights")
     products: int = arg(16000, "drawn products: a normal piece, another one, and that one damaged", at_least=8)
+    staged: Switch = arg(True, "every second product staged and photographed as the demo data are")
     validation_products: int = arg(512, "products drawn with another seed, for the figures of the log", at_least=16)
+    start: Optional[str] = arg(None, "weights to begin with; None = from scratch", type=str)
     steps: int = arg(4000, "optimiser steps", at_least=1)
     learning_rate: float = arg(2e-3, "peak learning rate of Muon, for the matrices of the image tower", at_least=0)
     other_rate: float = arg(1.5e-3, "peak learning rate of AdamW, for everything else", at_least=0)
@@ -81,9 +86,12 @@ def train(options: Options) -> Path:
     seed_everything(options.seed)
     folder = Path(options.output_dir)
     report = partial(print, flush=True)
-    pool = draw_pool(folder, options.products, options.seed, workers=options.threads, report=report)
-    held_out = draw_pool(folder, options.validation_products, options.seed + 1, workers=options.threads)
+    draw = partial(draw_pool, folder, staged=options.staged, workers=options.threads)
+    pool = draw(options.products, options.seed, report=report)
+    held_out = draw(options.validation_products, options.seed + 1)
     clip, text, tokenizer = build()
+    if options.start is not None:
+        clip.load_state_dict(read_state_dict(Path(options.start)))
     memory = MemoryScale()
     both = nn.ModuleDict({"clip": clip, "memory": memory})
     groups = muon_groups(both, clip.visual.transformer, options.weight_decay)

@@ -161,10 +161,10 @@ def _draw(seeds: list[tuple[int, int, int]], category: Category, defect: str, si
     colour = surface.colour
     if kind is not None and kind.paint is not None:
         colour, touched = kind.paint(draws, scene, surface, strength)
-    return _photograph(draws, camera_scene, colour), touched
+    return photograph(draws, camera_scene, colour), touched
 
 
-def _photograph(draws: Draws, scene: Scene, colour: Tensor) -> Tensor:
+def photograph(draws: Draws, scene: Scene, colour: Tensor) -> Tensor:
     """Dust, uneven light, exposure, colour balance, lens blur and sensor noise, then 8 bits: nuisance for all."""
     n, size = colour.shape[0], colour.shape[-1]
     axis = torch.linspace(-1, 1, size)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anomaly_lib.data.demo.draw import Draws, Scene, blend, edge, noise_field, sample, smooth_step
+from anomaly_lib.data.demo.pen import Pen, as_field
 
 # Boxes (u, v, half width, half height) of the parts of the circuit board.
 CHIPS = ((-0.38, -0.30, 0.20, 0.20), (0.42, 0.34, 0.17, 0.13))
@@ -19,8 +20,6 @@ CAPACITORS = ((-0.56, 0.40, 0.10, 0.10), (-0.30, 0.52, 0.08, 0.08))
 THREAD_PITCH = 2 / 26
 CAPSULE_LENGTH, CAPSULE_RADIUS = 0.48, 0.30
 PRINT_BOX = (-0.28, 0.02, 0.20, 0.10)
-
-Colour = tuple[int, int, int]
 
 
 @dataclass
@@ -185,44 +184,17 @@ def board_distance(u: Tensor, v: Tensor) -> Tensor:
     return torch.maximum(u.abs() - 0.82, v.abs() - 0.78)
 
 
-class _Pen:
-    """Draws in canonical coordinates on a picture that spans [-1.5, 1.5]."""
-
-    def __init__(self, size: int, background: Colour) -> None:
-        self.size = size
-        self.image = Image.new("RGB", (size, size), background)
-        self.pen = ImageDraw.Draw(self.image)
-
-    def _at(self, *values: float) -> list[float]:
-        return [(x / 3 + 0.5) * self.size for x in values]
-
-    def track(self, *points: float, width: int, fill: Colour) -> None:
-        self.pen.line(self._at(*points), fill=fill, width=width)
-
-    def box(self, u: float, v: float, half_u: float, half_v: float, fill: Colour) -> None:
-        self.pen.rectangle(self._at(u - half_u, v - half_v, u + half_u, v + half_v), fill=fill)
-
-    def frame(self, u: float, v: float, half_u: float, half_v: float, fill: Colour) -> None:
-        self.pen.rectangle(self._at(u - half_u, v - half_v, u + half_u, v + half_v), outline=fill, width=4)
-
-    def disc(self, u: float, v: float, radius: float, fill: Colour) -> None:
-        self.pen.ellipse(self._at(u - radius, v - radius, u + radius, v + radius), fill=fill)
-
-    def wedge(self, u: float, v: float, radius: float, fill: Colour) -> None:
-        self.pen.pieslice(self._at(u - radius, v - radius, u + radius, v + radius), 60, 120, fill=fill)
-
-
 @lru_cache(maxsize=1)
 def _board_atlases() -> tuple[Tensor, Tensor]:
     """The board with and without its parts, [1, 3, H, W] over [-1.5, 1.5]."""
-    pen = _Pen(2048, (26, 84, 52))
+    pen = Pen(2048, (26, 84, 52))
     _draw_bare_board(pen)
-    bare = _as_field(pen.image)
+    bare = as_field(pen.image)
     _draw_parts(pen)
-    return _as_field(pen.image), bare
+    return as_field(pen.image), bare
 
 
-def _draw_bare_board(pen: _Pen) -> None:
+def _draw_bare_board(pen: Pen) -> None:
     track, gold, white, hole = (44, 118, 72), (196, 164, 84), (206, 210, 200), (20, 22, 22)
     for i in range(9):  # bundles of tracks with a 45 degree bend, as autorouters leave them
         low = -0.62 + 0.045 * i
@@ -243,7 +215,7 @@ def _draw_bare_board(pen: _Pen) -> None:
             pen.box(u + side * half_u * 0.8, v, half_u * 0.2, half_v * 0.85, gold)
 
 
-def _draw_parts(pen: _Pen) -> None:
+def _draw_parts(pen: Pen) -> None:
     for u, v, half_u, half_v in CHIPS:
         for i in range(7):
             pen.box(u, v - half_v + (i + 0.5) * half_v * 2 / 7, half_u, half_v * 0.07, (186, 188, 190))
@@ -260,8 +232,3 @@ def _draw_parts(pen: _Pen) -> None:
         pen.disc(u, v, radius * 0.86, (188, 192, 198))
         pen.wedge(u, v, radius * 0.86, (52, 54, 64))
         pen.disc(u - radius * 0.25, v - radius * 0.25, radius * 0.22, (222, 224, 228))
-
-
-def _as_field(image: Image.Image) -> Tensor:
-    pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)[None]
-    return F.avg_pool2d(pixels, 2)  # [1, 3, H / 2, W / 2]

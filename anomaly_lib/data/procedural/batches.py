@@ -42,6 +42,9 @@ def make_batch(pool: Pool, rng: np.random.Generator, products: int, window: int 
     for row, i in enumerate(index):
         turn, flip = int(rng.integers(4)) * math.pi / 2, rng.random() < 0.5  # of the product: all its pieces share them
         reach = MARGIN * (0.4 if pool["attributes"][i, 1] == SURFACE else 0.12)  # objects are put down with care
+        if pool["posed"][i]:
+            pictures[row], masks[row] = _reframe(rng, pool["pictures"][i], pool["masks"][i], round(reach))
+            continue
         for piece in range(PIECES):
             pose = _pose(rng, turn, flip, reach)
             pictures[row, piece] = _shoot(pool["pictures"][i, piece], pose)
@@ -51,10 +54,11 @@ def make_batch(pool: Pool, rng: np.random.Generator, products: int, window: int 
     offsets = torch.stack([_aim(rng, one, window) for one in patches == 1])  # [C, 2]
     images = torch.from_numpy(pictures).permute(0, 1, 4, 2, 3)  # [C, K, 3, S, S]
     images = recolour(_cut(images, offsets * PATCH, window * PATCH) / 255, rng)
+    posed = torch.from_numpy(np.array(pool["posed"][index])).repeat_interleave(PIECES)[:, None, None, None]
     attributes = torch.from_numpy(np.array(pool["attributes"][index]))
     texts, said = captions.caption_pairs(rng, attributes.numpy())
     return Batch(
-        images=photograph(images.flatten(0, 1), rng),
+        images=torch.where(posed, images.flatten(0, 1), photograph(images.flatten(0, 1), rng)),
         offsets=offsets.repeat_interleave(PIECES, 0),
         patches=_cut(patches, offsets, window).flatten(1),
         compared=torch.from_numpy(np.array(pool["compared"][index])),
@@ -90,6 +94,17 @@ def _pose(rng: np.random.Generator, turn: float, flip: bool, reach: float) -> ND
         linear[:, 0] *= -1
     centre = (SIZE - 1) / 2 + rng.uniform(-reach, reach, 2)
     return np.column_stack([linear, centre - linear @ np.full(2, (DRAWN - 1) / 2)])
+
+
+def _reframe(
+    rng: np.random.Generator, pieces: NDArray[np.uint8], mask: NDArray[np.bool_], reach: int
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Pieces that were photographed already, whole pixels only: cut each by itself, turn and mirror them together."""
+    turn, flip, starts = int(rng.integers(4)), rng.random() < 0.5, rng.integers(-reach, reach + 1, (PIECES, 2))
+    cut = [one[y : y + SIZE, x : x + SIZE] for one, (y, x) in zip(pieces, starts + MARGIN // 2, strict=True)]
+    y, x = starts[-1] + MARGIN // 2
+    views = np.rot90(np.stack(cut), turn, (1, 2)), np.rot90(mask[y : y + SIZE, x : x + SIZE], turn)
+    return (views[0][:, :, ::-1], views[1][:, ::-1]) if flip else views
 
 
 def _shoot(picture: NDArray[np.generic], pose: NDArray[np.float64]) -> NDArray[np.float32]:

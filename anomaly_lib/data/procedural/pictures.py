@@ -46,6 +46,7 @@ class Drawing:
     material: int
     object: int
     defect: int
+    posed: bool = False  # photographed already: the camera of `batches` only turns, mirrors and cuts it
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def test_masks_are_where_the_defect_is(name: str, monkeypatch: pytest.MonkeyPatc
     from anomaly_lib.data.demo import items as demo
     from anomaly_lib.data.demo.draw import Draws, posed_scene
 
-    monkeypatch.setattr(demo, "_photograph", lambda draws, scene, colour: colour)
+    monkeypatch.setattr(demo, "photograph", lambda draws, scene, colour: colour)
     category, size = CATEGORIES[name], 128
     for defect in category.defects:
         seeds = [(7, 11, i) for i in range(3)]

@@ -16,7 +16,7 @@ from anomaly_lib.data.procedural.pool import DRAWN, GRID, MARGIN, PATCH, Pool, d
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
-    return draw_pool(tmp_path_factory.mktemp("pool"), 24, 3)
+    return draw_pool(tmp_path_factory.mktemp("pool"), 24, 3, staged=False)
 
 
 def test_damage_is_where_the_mask_says() -> None:
@@ -61,11 +61,11 @@ def test_a_missing_part_shows_what_lies_beneath_it() -> None:
 
 
 def test_pool_does_not_depend_on_how_it_was_drawn(tmp_path: Path, pool: Pool) -> None:
-    again = draw_pool(tmp_path, 3, 3, workers=2)
+    again = draw_pool(tmp_path, 3, 3, staged=False, workers=2)
     assert all(np.array_equal(again[name], pool[name][:3]) for name in again)
     assert again["pictures"].shape == (3, PIECES, DRAWN, DRAWN, 3)
     stamp = next(tmp_path.glob("*masks.npy")).stat().st_mtime_ns
-    draw_pool(tmp_path, 3, 3)
+    draw_pool(tmp_path, 3, 3, staged=False)
     assert next(tmp_path.glob("*masks.npy")).stat().st_mtime_ns == stamp  # drawn once
 
 
