@@ -47,14 +47,15 @@ def random_damage(rng: Generator, ware: Ware | None) -> Damage:
     """Of a thing, or (None) of a bare surface."""
     if ware is not None and ware.places and rng.random() < 0.3:
         return _of_a_part(rng, ware)
-    kind = int(rng.integers(11 if ware is None else 12))
+    kind = int(rng.integers(len(KINDS) + (1 if ware is None else 2)))  # beyond the paints: bends
     rough, soft = rng.uniform(0.3, 2.2), rng.uniform(0.15, 0.8)
-    if kind == 11 and ware is not None:
+    if kind > len(KINDS) and ware is not None:
         pinch = squeeze(outline=ware.distance, half_length=0.5, push=rng.uniform(0.25, 0.5))
         return Damage(Defect(bend=pinch if rng.random() < 0.5 else _turned(pinch)), "bend")
+    if kind == len(KINDS):
+        return Damage(Defect(bend=warp(radius=_about(rng, 0.14, 0.32), push=rng.uniform(0.14, 0.25))), "bend")
     word, make = KINDS[kind]
-    made = make(rng, rough, soft)
-    return Damage(Defect(bend=made) if word == "bend" else Defect(made), word)
+    return Damage(Defect(make(rng, rough, soft)), word)
 
 
 def _of_a_part(rng: Generator, ware: Ware) -> Damage:
@@ -138,12 +139,7 @@ def _dent(rng: Generator, *_: float) -> Paint:
     return dent(radius=_about(rng, 0.07, 0.2), depth=rng.uniform(0.8, 1.4))
 
 
-def _bent(rng: Generator, *_: float) -> Bend:
-    return warp(radius=_about(rng, 0.14, 0.32), push=rng.uniform(0.14, 0.25))
-
-
-Make = Callable[[Generator, float, float], Paint] | Callable[[Generator, float, float], Bend]
-KINDS: tuple[tuple[str, Make], ...] = (
+KINDS: tuple[tuple[str, Callable[[Generator, float, float], Paint]], ...] = (
     ("scratch", _scratch),
     ("scratch", _scratch),
     ("crack", _crack),
@@ -154,5 +150,4 @@ KINDS: tuple[tuple[str, Make], ...] = (
     ("burn", _burn),
     ("spot", _spot),
     ("dent", _dent),
-    ("bend", _bent),
 )
