@@ -2,9 +2,8 @@
 
     python scripts/evaluate_demo_clip.py [--weights demo_clip.safetensors] [--shot 4] [--seed 0] [--write-docs]
 
-Random weights of the same architecture are measured beside it. `seen` categories are materials that the training
-pictures have, too (cloth, steel, wire mesh, drawn otherwise); the things of the `held out` ones (capsule, circuit
-board) are not among them.
+Random weights of the same architecture are measured beside it. `seen` categories are drawn for training, too, with
+other seeds; the things of the `held out` ones (capsule, circuit board) are not.
 """
 
 from dataclasses import dataclass

@@ -21,11 +21,11 @@ def test_packaged_weights_reach_the_documented_figures(monkeypatch: pytest.Monke
         for weights in (None, "random")
     )
     sys.modules.pop("evaluate_demo_clip", None)
-    assert trained["all"]["memory image"] > 0.89
-    assert trained["all"]["memory pixel"] > 0.90
-    assert trained["all"]["zero-shot image"] > 0.80
-    assert trained["seen"]["zero-shot image"] > 0.86
-    assert trained["held out"]["zero-shot image"] > 0.71
+    assert trained["all"]["memory image"] > 0.90
+    assert trained["all"]["memory pixel"] > 0.92
+    assert trained["all"]["zero-shot image"] > 0.82
+    assert trained["seen"]["zero-shot image"] > 0.96
+    assert trained["held out"]["zero-shot image"] > 0.61
     for name in ("woven", "brushed_metal", "grid", "capsule", "circuit_board"):
         assert trained[name]["memory image"] > random[name]["memory image"] + 0.07, name
         assert trained[name]["memory pixel"] > random[name]["memory pixel"] + 0.03, name
