@@ -45,6 +45,7 @@ class Args:
     image_size: Optional[int] = arg(None, "side of the input; None = the trained 128 px", type=int, at_least=64)
     sigma: float = arg(4.0, "Gaussian smoothing of maps, in pixels", at_least=0)
     output: Optional[str] = arg(None, "write the table to this JSON file as well", type=str)
+    by_defect: Switch = arg(False, "image AUROC of every kind of defect alone as well")
     write_docs: Switch = arg(False, "put the table into docs/demo_backbone.md")
 
 
@@ -128,8 +129,13 @@ def measure(backbone: nn.Module, args: Args, *, views: int = 1) -> Measured:
         row = {key: auroc(values, labels) for key, values in images.items()}
         row |= {key: pixel_auroc(as_map(scores[kind], size, args.sigma), masks) for key, kind in maps.items()}
         table[name] = {key: round(float(value), 4) for key, value in row.items()}
-    keys = list(next(iter(table.values())))
-    held_out = tuple(name for name in table if name not in SEEN)
+        if args.by_defect:
+            kinds = np.array([item.defect for item in test])
+            for kind in sorted(set(kinds[labels == 1])):
+                some = (labels == 0) | (kinds == kind)
+                table[f"{name}: {kind}"] = {key: auroc(values[some], labels[some]) for key, values in images.items()}
+    keys = list(table[SEEN[0]])
+    held_out = tuple(name for name in CATEGORIES if name not in SEEN)
     for group, members in (("seen", SEEN), ("held out", held_out), ("all", (*SEEN, *held_out))):
         table[group] = {key: round(float(np.mean([table[name][key] for name in members])), 4) for key in keys}
     return table
@@ -149,7 +155,7 @@ def run(args: Args) -> None:
     for kind, table in results.items():
         print(kind)
         for name, row in table.items():
-            print(f"  {name:14}" + "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
+            print(f"  {name:{max(map(len, table))}} " + "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
     if args.output:
         write_json(Path(args.output), results)
     if args.write_docs:
@@ -160,7 +166,8 @@ def as_table(results: dict[str, Measured]) -> Table:
     """Every category, and the means with random weights and with all views below."""
     rows: list[dict[str, Cell]] = []
     for kind, table in results.items():
-        names = [*table] if kind == "trained" else ["seen", "held out", "all"]
+        groups = ["seen", "held out", "all"]
+        names = [*CATEGORIES, *groups] if kind == "trained" else groups
         rows += [
             {"weights": kind, "category": n.replace("_", " "), **{key: table[n][key] for key in SHOWN}} for n in names
         ]
