@@ -1,4 +1,4 @@
-r"""Train the built-in demo CLIP from scratch on procedurally drawn, captioned pictures; one to two hours on two cores.
+"""Train the built-in demo CLIP from scratch on procedurally drawn, captioned pictures; one to two hours on two cores.
 
     python scripts/pretrain_demo_clip.py --output-dir runs/demo_clip  # draws, trains, writes the two files
     python scripts/pretrain_demo_clip.py --start runs/demo_clip/demo_clip.safetensors --output-dir runs/more  # goes on
@@ -7,7 +7,7 @@ r"""Train the built-in demo CLIP from scratch on procedurally drawn, captioned p
 Three stages with about as many patches a step: windows of 8 x 8 patches, of 12 x 12, whole pictures. Captions are
 contrasted with pictures, with single patches (is this spot damaged? how?) and with value-value patches; patches of
 blocks 1 and 3 learn to be near those of another piece of the same product unless they are damaged.
-The same command continues an interrupted run.
+The same command continues an interrupted run. docs/demo_backbone.md has the two commands behind the packaged weights.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from anomaly_lib.backbones.clip import CLIP_MEAN, CLIP_STD
 from anomaly_lib.backbones.clip_text import ClipText
 from anomaly_lib.backbones.tokenizer import WordTokenizer
-from anomaly_lib.backbones.weights import read_state_dict
+from anomaly_lib.backbones.weights import load_into, read_state_dict
 from anomaly_lib.config import Switch, arg, command
 from anomaly_lib.data.procedural import captions
 from anomaly_lib.data.procedural.batches import make_batch
@@ -86,12 +86,12 @@ def train(options: Options) -> Path:
     seed_everything(options.seed)
     folder = Path(options.output_dir)
     report = partial(print, flush=True)
+    clip, text, tokenizer = build()
+    if options.start is not None:
+        load_into(clip, read_state_dict(Path(options.start)), source=options.start)
     draw = partial(draw_pool, folder, staged=options.staged, workers=options.threads)
     pool = draw(options.products, options.seed, report=report)
     held_out = draw(options.validation_products, options.seed + 1)
-    clip, text, tokenizer = build()
-    if options.start is not None:
-        clip.load_state_dict(read_state_dict(Path(options.start)))
     memory = MemoryScale()
     both = nn.ModuleDict({"clip": clip, "memory": memory})
     groups = muon_groups(both, clip.visual.transformer, options.weight_decay)

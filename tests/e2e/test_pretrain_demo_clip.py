@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from anomaly_lib.backbones import create_backbone
 
@@ -43,3 +44,20 @@ def test_trains_exports_and_continues_exactly(script, tmp_path: Path, monkeypatc
     trained = create_backbone(str(whole / "demo_clip.json"), weights=str(whole / "demo_clip.safetensors"))
     features = trained.encode(torch.rand(1, 3, *trained.image_size))
     assert all(value.isfinite().all() for value in features.values())
+
+
+def test_start_is_where_training_begins(script, tmp_path: Path) -> None:
+    packaged = SCRIPTS.parent / "anomaly_lib" / "backbones" / "demo_clip.safetensors"
+    still = ["--steps", "1", "--learning-rate", "0", "--other-rate", "0", "--output-dir", str(tmp_path), *TINY]
+    assert script.main([*still, "--start", str(packaged)]) == 0
+    assert (tmp_path / "demo_clip.safetensors").read_bytes() == packaged.read_bytes()
+
+
+def test_a_start_of_another_network_is_refused_before_anything_is_drawn(
+    script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(2)}, str(other))
+    assert script.main(["--output-dir", str(tmp_path / "run"), "--start", str(other), *TINY]) == 2
+    assert "is this the file of another network?" in capsys.readouterr().err
+    assert not list(tmp_path.glob("run/pool*"))
