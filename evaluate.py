@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from anomaly_lib.config import command
-from anomaly_lib.recipes.evaluation.contract import EvaluateArgs
-from anomaly_lib.recipes.evaluation.evaluate import evaluate
+from anomaly_lib.detect.contract import EvaluateArgs
+from anomaly_lib.evaluation.evaluate import evaluate
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,8 +4,8 @@ import sys
 from collections.abc import Sequence
 
 from anomaly_lib.config import command
-from anomaly_lib.recipes.promptad.options import SegArgs
-from anomaly_lib.recipes.promptad.recipe import train
+from anomaly_lib.systems.promptad.options import SegArgs
+from anomaly_lib.systems.promptad.train import train
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from anomaly_lib.config import command
-from anomaly_lib.recipes.crystal.options import Args
-from anomaly_lib.recipes.crystal.recipe import train
+from anomaly_lib.systems.crystal.options import Args
+from anomaly_lib.systems.crystal.train import train
 
 
 def main(argv: Sequence[str] | None = None) -> int:

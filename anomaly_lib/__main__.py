@@ -52,7 +52,7 @@ def show_list(_: ListArgs) -> None:
     from anomaly_lib.backbones import list_backbones
     from anomaly_lib.data import DATASETS
     from anomaly_lib.fusion import FUSIONS
-    from anomaly_lib.recipes import RECIPES
+    from anomaly_lib.systems.registry import RECIPES
 
     rows: dict[str, Iterable[str]] = {
         "systems": RECIPES,
@@ -84,7 +84,7 @@ def show_info(_: InfoArgs) -> None:
 def check(args: CheckArgs) -> int:
     """Train every recipe's tiny() configuration and read its checkpoint back; the exit code counts."""
 
-    from anomaly_lib.recipes import RECIPES, load_detector, recipe_of
+    from anomaly_lib.systems.registry import RECIPES, load_detector, recipe_of
 
     systems = sorted(set(RECIPES)) if args.system == "all" else [args.system]
     failed = 0
@@ -105,12 +105,12 @@ def check(args: CheckArgs) -> int:
     return 1 if failed else 0
 
 
-# Who writes the built-in data of which system: (module of anomaly_lib.data, function).
+# Who writes the built-in data of which system: (module, function).
 DEMO_WRITERS = {
-    "promptad": ("demo.items", "write_demo"),
-    "weld": ("weld.demo", "write_weld_demo"),
-    "crystal": ("crystal.demo", "write_crystal_demo"),
-    "hdmap": ("hdmap.demo", "write_hdmap_demo"),
+    "promptad": ("data.demo.items", "write_demo"),
+    "weld": ("systems.weld.data.demo", "write_weld_demo"),
+    "crystal": ("systems.crystal.data.demo", "write_crystal_demo"),
+    "hdmap": ("systems.detectors.hdmap.demo_maps", "write_hdmap_demo"),
 }
 
 
@@ -118,7 +118,7 @@ def write_demo_files(args: DemoArgs) -> None:
     """The built-in data of one system, in the real layout."""
     module, function = DEMO_WRITERS[args.system]
     folder = Path(args.output)
-    getattr(importlib.import_module(f"anomaly_lib.data.{module}"), function)(folder, seed=args.seed)
+    getattr(importlib.import_module(f"anomaly_lib.{module}"), function)(folder, seed=args.seed)
     count = sum(1 for path in folder.rglob("*") if path.is_file())
     print(f"wrote {count} files to {folder}")
 
@@ -135,7 +135,7 @@ def cache(args: CacheInfoArgs) -> None:
 
 
 def predict(argv: list[str]) -> int:
-    from anomaly_lib.recipes.evaluation.predict import main as predict_main
+    from anomaly_lib.evaluation.predict import main as predict_main
 
     return predict_main(argv)
 

@@ -15,11 +15,11 @@ from bench_graphs import load
 from harness import Measure, finish, machine, measure, parser
 from torch import Tensor, nn
 
-from anomaly_lib.data.crystal.batch import GraphBatch, batch_graphs
-from anomaly_lib.data.crystal.graph import GraphBuilder
 from anomaly_lib.models.crystal import alignn
 from anomaly_lib.models.crystal.alignn import ALIGNN, EdgeGatedGraphConv
+from anomaly_lib.models.crystal.graph_batch import GraphBatch, batch_graphs
 from anomaly_lib.ops import gated_message
+from anomaly_lib.systems.crystal.data.graph import GraphBuilder
 
 
 def scatter_sum(values: Tensor, index: Tensor, size: int) -> Tensor:

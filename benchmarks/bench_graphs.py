@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from harness import finish, machine, measure, parser
 
-from anomaly_lib.data.crystal.batch import batch_graphs
-from anomaly_lib.data.crystal.demo import demo_table
-from anomaly_lib.data.crystal.graph import PAPER_GRAPH, CrystalGraph, GraphBuilder, GraphSettings
-from anomaly_lib.data.crystal.store import cached_graphs
-from anomaly_lib.data.crystal.structure import Crystal, crystal_from_record, read_jsonl
+from anomaly_lib.models.crystal.graph_batch import batch_graphs
+from anomaly_lib.systems.crystal.data.demo import demo_table
+from anomaly_lib.systems.crystal.data.graph import PAPER_GRAPH, CrystalGraph, GraphBuilder, GraphSettings
+from anomaly_lib.systems.crystal.data.store import cached_graphs
+from anomaly_lib.systems.crystal.data.structure import Crystal, crystal_from_record, read_jsonl
 
 TIE_FREE = ("JVASP-10", "JVASP-676", "JVASP-14014", "JVASP-98224")
 

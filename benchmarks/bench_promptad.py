@@ -28,9 +28,9 @@ from anomaly_lib.data.transforms import ImageTransform
 from anomaly_lib.engine.checkpoint import load_checkpoint
 from anomaly_lib.models.promptad.prompts import PromptLearner
 from anomaly_lib.models.promptad.states import class_text, state_templates
-from anomaly_lib.recipes.promptad.data import open_task
-from anomaly_lib.recipes.promptad.options import Args, SegArgs, resolve
-from anomaly_lib.recipes.promptad.recipe import train
+from anomaly_lib.systems.promptad.data import open_task
+from anomaly_lib.systems.promptad.options import Args, SegArgs, resolve
+from anomaly_lib.systems.promptad.train import train
 
 
 def seconds(work: Callable[[], Any]) -> float:

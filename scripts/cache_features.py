@@ -106,9 +106,9 @@ def plain_parts(args: Args, items: Sequence[Item], device: torch.device) -> Iter
 
 def promptad_parts(args: Args, items: Sequence[Item], device: torch.device) -> Iterator[Part]:
     """CLIP and perhaps --visual-backbone; test images may enter in another colour order."""
-    from anomaly_lib.recipes.promptad.features import Towers
-    from anomaly_lib.recipes.promptad.options import Args as PromptADArgs
-    from anomaly_lib.recipes.promptad.options import resolve
+    from anomaly_lib.systems.promptad.features import Towers
+    from anomaly_lib.systems.promptad.options import Args as PromptADArgs
+    from anomaly_lib.systems.promptad.options import resolve
 
     towers = Towers(resolve(options_of(PromptADArgs, args)), device)
     for net in [towers.clip] if towers.visual is None else [towers.clip, towers.visual]:
@@ -119,10 +119,10 @@ def promptad_parts(args: Args, items: Sequence[Item], device: torch.device) -> I
 
 def sowa_parts(args: Args, items: Sequence[Item], device: torch.device) -> Iterator[Part]:
     """CLIP's taps."""
-    from anomaly_lib.recipes.sowa.data import Taps
-    from anomaly_lib.recipes.sowa.eval import make_clip
-    from anomaly_lib.recipes.sowa.options import Args as SowaArgs
-    from anomaly_lib.recipes.sowa.options import resolve
+    from anomaly_lib.systems.sowa.data import Taps
+    from anomaly_lib.systems.sowa.eval import make_clip
+    from anomaly_lib.systems.sowa.options import Args as SowaArgs
+    from anomaly_lib.systems.sowa.options import resolve
 
     own = resolve(replace(options_of(SowaArgs, args), cache="ram"))
     clip = make_clip(own)

@@ -29,12 +29,15 @@ from anomaly_lib.files import read_json, write_between, write_json
 from anomaly_lib.metrics import aupro, auroc, pixel_auroc
 from anomaly_lib.models.detectors.anomalib_keys import load_anomalib
 from anomaly_lib.ops import greedy_coreset
-from anomaly_lib.recipes.detectors.build import build, make_extractor
-from anomaly_lib.recipes.detectors.options import resolve
-from anomaly_lib.recipes.detectors.recipe import Args as DetectorArgs
-from anomaly_lib.recipes.detectors.recipe import open_class, score_batches, stack_images
-from anomaly_lib.recipes.evaluation.beside_peer import key, table
+from anomaly_lib.systems.detectors.build import build, make_extractor
+from anomaly_lib.systems.detectors.options import resolve
+from anomaly_lib.systems.detectors.train import Args as DetectorArgs
+from anomaly_lib.systems.detectors.train import open_class, score_batches, stack_images
 from anomaly_lib.types import Prediction
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts import each other from the repository root
+
+from scripts.pages.beside_peer import key, table
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = ("<!-- real-data:begin -->", "<!-- real-data:end -->")

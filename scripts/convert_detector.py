@@ -18,15 +18,15 @@ from safetensors.torch import save
 from torch import nn
 
 from anomaly_lib.config import arg, command, to_plain
+from anomaly_lib.detect.frozen import weights_of
 from anomaly_lib.engine.checkpoint import save_checkpoint
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import atomic_file, write_atomic
 from anomaly_lib.models.detectors.anomalib_keys import backbone_state, load_anomalib, to_anomalib
-from anomaly_lib.recipes.detectors.build import TrainedPart, build
-from anomaly_lib.recipes.detectors.options import resolve
-from anomaly_lib.recipes.detectors.recipe import SYSTEM, load_detector
-from anomaly_lib.recipes.detectors.recipe import Args as DetectorOptions
-from anomaly_lib.recipes.frozen import weights_of
+from anomaly_lib.systems.detectors.build import TrainedPart, build
+from anomaly_lib.systems.detectors.options import resolve
+from anomaly_lib.systems.detectors.train import SYSTEM, load_detector
+from anomaly_lib.systems.detectors.train import Args as DetectorOptions
 
 
 @dataclass

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from anomaly_lib.config import command
-from anomaly_lib.recipes.evaluation.export import ExportArgs, export
+from anomaly_lib.evaluation.export import ExportArgs, export
 
 
 def main(argv: Sequence[str] | None = None) -> int:

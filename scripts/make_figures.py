@@ -21,12 +21,15 @@ from PIL import Image
 from anomaly_lib import viz
 from anomaly_lib.config import arg, command
 from anomaly_lib.data.demo.items import CATEGORIES, render
+from anomaly_lib.detect.contract import EvaluateArgs, Evaluation
+from anomaly_lib.evaluation.evaluate import find_checkpoints
 from anomaly_lib.files import write_text
 from anomaly_lib.metrics.inputs import to_numpy
-from anomaly_lib.recipes import recipe_of
-from anomaly_lib.recipes.evaluation.contract import EvaluateArgs, Evaluation
-from anomaly_lib.recipes.evaluation.evaluate import find_checkpoints
-from anomaly_lib.recipes.evaluation.results_page import SHOWN, FinishedRun, finished_runs, renew_readme, results_page
+from anomaly_lib.systems.registry import recipe_of
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts import each other from the repository root
+
+from scripts.pages.results_page import SHOWN, FinishedRun, finished_runs, renew_readme, results_page
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("demo_contact_sheet", "results")

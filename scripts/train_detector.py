@@ -3,7 +3,7 @@
 import sys
 
 from anomaly_lib.config import command
-from anomaly_lib.recipes.detectors.recipe import Args, train
+from anomaly_lib.systems.detectors.train import Args, train
 
 
 def body(args: Args) -> None:

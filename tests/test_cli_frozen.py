@@ -16,9 +16,12 @@ GOLDEN = ROOT / "tests" / "golden" / "cli.json"
 
 
 def args_classes() -> dict[str, type]:
-    """Every dataclass of options in recipes/ and __main__, by module and name."""
+    """Every dataclass of options of the systems, the programs over detectors and __main__, by module and name."""
     found = {}
-    for path in [*sorted((PACKAGE / "recipes").rglob("*.py")), PACKAGE / "__main__.py"]:
+    for path in [
+        *(path for room in ("systems", "detect", "evaluation") for path in sorted((PACKAGE / room).rglob("*.py"))),
+        PACKAGE / "__main__.py",
+    ]:
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         module = importlib.import_module(name.removesuffix(".__init__"))
         for key, value in vars(module).items():

@@ -29,7 +29,7 @@ WORK = {"from_pretrained", "open", "parse_args", "download", "load_state_dict", 
     [
         ("import anomaly_lib", HEAVY | {"torch"}),
         ("import anomaly_lib.metrics, anomaly_lib.fusion, anomaly_lib.losses, anomaly_lib.ops", HEAVY),
-        ("import anomaly_lib.features, anomaly_lib.backbones, anomaly_lib.recipes", HEAVY),
+        ("import anomaly_lib.features, anomaly_lib.backbones, anomaly_lib.systems.registry", HEAVY),
         ("import anomaly_lib.viz", HEAVY),
     ],
 )

@@ -14,8 +14,10 @@ RANK = {
     "ops": 1,
     "backbones": 2, "features": 2, "data": 2, "fusion": 2, "losses": 2, "metrics": 2,
     "models": 3, "engine": 3, "viz": 3,
-    "recipes": 4,
-    "__init__": 5, "__main__": 5,
+    "detect": 4,
+    "systems": 5,
+    "evaluation": 6,
+    "__init__": 7, "__main__": 7,
 }  # fmt: skip
 PURE = {"ops", "fusion", "losses", "metrics", "models"}
 NOT_IN_PURE = {"argparse", "argparse_dataclass", "logging", "matplotlib", "wandb", "tensorboard"}

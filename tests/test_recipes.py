@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import anomaly_lib
+from anomaly_lib.detect.contract import EvaluateArgs
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json
-from anomaly_lib.recipes import RECIPES, recipe_of
-from anomaly_lib.recipes.evaluation.contract import EvaluateArgs
-from anomaly_lib.recipes.evaluation.results_page import FinishedRun, result_table
+from anomaly_lib.systems.registry import RECIPES, recipe_of
 from anomaly_lib.types import RunResult
+from scripts.pages.results_page import FinishedRun, result_table
 
 UNTRAINED = set(RECIPES) - {"crystal"}  # systems whose tiny() has a frozen network with random weights
 PARTS = ("Args", "build", "train", "predict", "tiny", "load_detector", "evaluate")

@@ -10,8 +10,8 @@ import numpy as np
 from anomaly_lib.config import arg, command
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import write_atomic
-from anomaly_lib.recipes.crystal.diagnosis import extract_alphas, sample_positions
-from anomaly_lib.recipes.crystal.recipe import load_detector
+from anomaly_lib.systems.crystal.diagnosis import extract_alphas, sample_positions
+from anomaly_lib.systems.crystal.train import load_detector
 
 
 @dataclass

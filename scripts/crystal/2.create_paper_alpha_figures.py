@@ -11,7 +11,7 @@ import numpy as np
 from anomaly_lib.config import arg, command
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import write_atomic
-from anomaly_lib.recipes.crystal.diagnosis import Alphas
+from anomaly_lib.systems.crystal.diagnosis import Alphas
 from anomaly_lib.viz.crystal import alpha_by_element_figure, alpha_heatmap_figure, gate_analysis_figure
 from anomaly_lib.viz.style import save_figure
 

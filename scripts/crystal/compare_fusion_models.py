@@ -7,8 +7,8 @@ from typing import Optional
 
 from anomaly_lib.config import arg, command
 from anomaly_lib.errors import UserError
-from anomaly_lib.recipes.crystal.diagnosis import Summary, comparison_lines, measure, sample_positions, text_scales
-from anomaly_lib.recipes.crystal.recipe import load_detector
+from anomaly_lib.systems.crystal.diagnosis import Summary, comparison_lines, measure, sample_positions, text_scales
+from anomaly_lib.systems.crystal.train import load_detector
 
 
 @dataclass

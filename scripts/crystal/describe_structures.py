@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anomaly_lib.config import arg, command
-from anomaly_lib.data.crystal.structure import read_crystal, write_cif
-from anomaly_lib.data.crystal.text import describe, describe_with_robocrystallographer, reduced_formula
 from anomaly_lib.errors import UserError
+from anomaly_lib.systems.crystal.data.structure import read_crystal, write_cif
+from anomaly_lib.systems.crystal.data.text import describe, describe_with_robocrystallographer, reduced_formula
 
 HEADER = ["Id", "Composition", "prop", "Description", "File_Name"]
 DESCRIBERS = {"template": describe, "robocrystallographer": describe_with_robocrystallographer}

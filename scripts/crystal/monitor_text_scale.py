@@ -9,7 +9,7 @@ from typing import Optional
 import numpy as np
 
 from anomaly_lib.config import arg, command
-from anomaly_lib.recipes.crystal.scales import initial_scale, scale_history
+from anomaly_lib.systems.crystal.scales import initial_scale, scale_history
 from anomaly_lib.viz.crystal import text_scale_figure
 from anomaly_lib.viz.style import save_figure
 

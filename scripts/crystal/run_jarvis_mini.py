@@ -13,8 +13,8 @@ from pathlib import Path
 
 from anomaly_lib.config import arg, command
 from anomaly_lib.files import write_text
-from anomaly_lib.recipes.crystal.options import Args
-from anomaly_lib.recipes.crystal.recipe import train
+from anomaly_lib.systems.crystal.options import Args
+from anomaly_lib.systems.crystal.train import train
 
 MIDDLE = {
     "use_middle_fusion": True, "middle_fusion_use_gate_norm": True, "middle_fusion_use_learnable_scale": True,

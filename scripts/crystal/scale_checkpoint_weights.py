@@ -7,7 +7,7 @@ from pathlib import Path
 
 from anomaly_lib.config import arg, command
 from anomaly_lib.errors import UserError
-from anomaly_lib.recipes.crystal.scales import scale_checkpoint
+from anomaly_lib.systems.crystal.scales import scale_checkpoint
 
 
 @dataclass

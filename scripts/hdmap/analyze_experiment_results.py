@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from anomaly_lib.config import arg, command
-from anomaly_lib.recipes.hdmap.analysis import analyze, collect, summary_rows
+from anomaly_lib.systems.detectors.hdmap.analysis import analyze, collect, summary_rows
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from anomaly_lib.config import arg, command
-from anomaly_lib.data.hdmap.convert import CLASS_SENSOR_NEW, CLASS_SENSOR_OLD, convert
+from anomaly_lib.systems.detectors.hdmap.convert import CLASS_SENSOR_NEW, CLASS_SENSOR_OLD, convert
 
 
 @dataclass

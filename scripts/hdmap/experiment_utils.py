@@ -1,3 +1,3 @@
 """The template's import block: ``from experiment_utils import evaluate_source_domain, ...``."""
 
-from anomaly_lib.recipes.hdmap.experiment_utils import *  # noqa: F403
+from anomaly_lib.systems.detectors.hdmap.experiment_utils import *  # noqa: F403

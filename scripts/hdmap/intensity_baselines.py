@@ -12,8 +12,8 @@ from typing import Optional
 from torch import Tensor
 
 from anomaly_lib.config import arg, command
-from anomaly_lib.data.hdmap.reader import DOMAINS, load_split
 from anomaly_lib.metrics import auroc
+from anomaly_lib.systems.detectors.hdmap.reader import DOMAINS, load_split
 
 STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda maps: maps.mean((1, 2)),
@@ -39,7 +39,7 @@ def load(args: Args, domain: str) -> tuple[Tensor, Tensor, Tensor]:
     if args.data_path is not None:
         train, test = (load_split(args.data_path, domain, split) for split in ("train", "test"))
     else:
-        from anomaly_lib.data.hdmap.demo import demo_split
+        from anomaly_lib.systems.detectors.hdmap.demo_maps import demo_split
 
         train, test = (demo_split(domain, split, train=args.maps, test=args.maps) for split in ("train", "test"))
     return train.images.squeeze(1), test.images.squeeze(1), test.labels

@@ -13,9 +13,9 @@ from anomaly_lib.engine.launchers import LocalLauncher
 from anomaly_lib.engine.log import Log
 from anomaly_lib.engine.sweep import Job, Sweep
 from anomaly_lib.files import read_json
-from anomaly_lib.recipes.detectors.options import MODELS
-from anomaly_lib.recipes.hdmap.experiment import finished_result
-from anomaly_lib.recipes.hdmap.options import get_experiment_by_name, load_experiment_conditions
+from anomaly_lib.systems.detectors.hdmap.experiment import finished_result
+from anomaly_lib.systems.detectors.hdmap.options import get_experiment_by_name, load_experiment_conditions
+from anomaly_lib.systems.detectors.options import MODELS
 
 HERE = Path(__file__).resolve().parent
 

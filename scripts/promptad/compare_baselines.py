@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anomaly_lib.errors import UserError
-from anomaly_lib.recipes.promptad.analysis import compare, read_results
+from anomaly_lib.systems.promptad.analysis import compare, read_results
 
 
 def main(argv: Sequence[str] | None = None) -> int:

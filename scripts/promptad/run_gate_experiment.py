@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anomaly_lib.config import command
-from anomaly_lib.recipes.promptad.analysis import analyse, averages, collect
-from anomaly_lib.recipes.promptad.gate import GateArgs, run_gate
+from anomaly_lib.systems.promptad.analysis import analyse, averages, collect
+from anomaly_lib.systems.promptad.gate import GateArgs, run_gate
 
 
 def run(args: GateArgs) -> None:

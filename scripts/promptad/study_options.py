@@ -20,18 +20,18 @@ from anomaly_lib.backbones.clip import DEMO, DEMO_FILE
 from anomaly_lib.backbones.weights import file_sha256
 from anomaly_lib.config import Switch, arg, command
 from anomaly_lib.data.demo.items import CATEGORIES, write_demo
+from anomaly_lib.detect.contract import EvaluateArgs
+from anomaly_lib.detect.tables import Cell, Table
 from anomaly_lib.engine.log import Log
 from anomaly_lib.engine.run import machine_facts
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json, write_between, write_json
 from anomaly_lib.models.promptad.scores import branch_scores
-from anomaly_lib.recipes.evaluation.contract import EvaluateArgs
-from anomaly_lib.recipes.evaluation.tables import Cell, Table
-from anomaly_lib.recipes.promptad.data import truth_of
-from anomaly_lib.recipes.promptad.eval import image_scores, test_metrics
-from anomaly_lib.recipes.promptad.options import ALL
-from anomaly_lib.recipes.promptad.options import Args as PromptADArgs
-from anomaly_lib.recipes.promptad.recipe import Experiment, build, evaluate, fitted_settings, train
+from anomaly_lib.systems.promptad.data import truth_of
+from anomaly_lib.systems.promptad.eval import image_scores, test_metrics
+from anomaly_lib.systems.promptad.options import ALL
+from anomaly_lib.systems.promptad.options import Args as PromptADArgs
+from anomaly_lib.systems.promptad.train import Experiment, build, evaluate, fitted_settings, train
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKS = ("<!-- options:begin -->", "<!-- options:end -->")

@@ -8,7 +8,7 @@ from anomaly_lib.config import command
 from anomaly_lib.engine.launchers import LocalLauncher, RayLauncher
 from anomaly_lib.engine.log import Log
 from anomaly_lib.engine.sweep import Launcher, Sweep
-from anomaly_lib.recipes.promptad.sweep import SweepArgs, sweep_jobs
+from anomaly_lib.systems.promptad.sweep import SweepArgs, sweep_jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 

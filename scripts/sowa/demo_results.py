@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from anomaly_lib.detect.contract import EvaluateArgs
+from anomaly_lib.detect.tables import Cell, Table
 from anomaly_lib.files import read_json, write_between
-from anomaly_lib.recipes.evaluation.contract import EvaluateArgs
-from anomaly_lib.recipes.evaluation.tables import Cell, Table
-from anomaly_lib.recipes.sowa.fit import best_epochs
-from anomaly_lib.recipes.sowa.recipe import Args, evaluate, train
+from anomaly_lib.systems.sowa.fit import best_epochs
+from anomaly_lib.systems.sowa.train import Args, evaluate, train
 
 SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_aupro")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "sowa.md"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from anomaly_lib.config import command
-from anomaly_lib.recipes.sowa.recipe import Args, train
+from anomaly_lib.systems.sowa.train import Args, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,9 +5,9 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from anomaly_lib.data.weld.demo import weld_demo_runs
-from anomaly_lib.data.weld.manifest import CLASSES, SPLITS, read_manifest
 from anomaly_lib.errors import UserError
+from anomaly_lib.systems.weld.data.demo import weld_demo_runs
+from anomaly_lib.systems.weld.data.manifest import CLASSES, SPLITS, read_manifest
 
 MAX_IMBALANCE = 10
 

@@ -16,21 +16,21 @@ from pathlib import Path
 
 import torch
 
-from anomaly_lib.data.weld.manifest import WeldRun, select_runs
 from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.files import write_json
-from anomaly_lib.recipes.weld.baselines import one_class
-from anomaly_lib.recipes.weld.causal_film import Args, load_detector, train
-from anomaly_lib.recipes.weld.causal_film_options import resolve
-from anomaly_lib.recipes.weld.causal_film_report import (
+from anomaly_lib.systems.weld.causal_film.options import resolve
+from anomaly_lib.systems.weld.causal_film.report import (
     modality_vectors,
     per_class,
     single_modality_scores,
     split_metrics,
 )
-from anomaly_lib.recipes.weld.features import WeldFeatures
-from anomaly_lib.recipes.weld.inputs import build_features, open_runs, weld_settings
+from anomaly_lib.systems.weld.causal_film.train import Args, load_detector, train
+from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
+from anomaly_lib.systems.weld.features import WeldFeatures
+from anomaly_lib.systems.weld.inputs import build_features, open_runs, weld_settings
+from scripts.weld.studies.baselines import one_class
 
 VARIANTS: dict[str, dict[str, object]] = {
     "default": {},

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from anomaly_lib.config import command
 from anomaly_lib.files import write_json
-from anomaly_lib.recipes.weld.late_fusion import FusionArgs, evaluate_fusion
+from anomaly_lib.systems.weld.video_ae.late_fusion import FusionArgs, evaluate_fusion
 
 
 def run(args: FusionArgs) -> None:

@@ -12,13 +12,13 @@ from typing import Optional
 import torch
 
 from anomaly_lib.config import arg, command
-from anomaly_lib.data.weld.manifest import select_runs
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import write_json
 from anomaly_lib.metrics.knn import METRICS
-from anomaly_lib.recipes.weld.knn import knn_metrics, knn_report
-from anomaly_lib.recipes.weld.supcon_detector import load_detector
-from anomaly_lib.recipes.weld.supcon_task import open_runs
+from anomaly_lib.systems.weld.data.manifest import select_runs
+from anomaly_lib.systems.weld.supcon.detector import load_detector
+from anomaly_lib.systems.weld.supcon.knn import knn_metrics, knn_report
+from anomaly_lib.systems.weld.supcon.task import open_runs
 
 
 @dataclass

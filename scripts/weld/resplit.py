@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomaly_lib.data.weld.manifest import assign_splits, read_manifest
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import atomic_file
+from anomaly_lib.systems.weld.data.manifest import assign_splits, read_manifest
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,10 +5,14 @@ Interrupted or repeated, it goes on with the rows that are not there yet (``--fr
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from anomaly_lib.config import command
-from anomaly_lib.recipes.weld.ladder import run_ladder
-from anomaly_lib.recipes.weld.ladder_options import Args
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the scripts import each other from the repository root
+
+from scripts.weld.studies.ladder import run_ladder
+from scripts.weld.studies.ladder_options import Args
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,9 +5,13 @@ Interrupted or repeated, it goes on with the rows that are not there yet (``--fr
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from anomaly_lib.config import command
-from anomaly_lib.recipes.weld.extensions import Args, run_extensions
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the scripts import each other from the repository root
+
+from scripts.weld.studies.extensions import Args, run_extensions
 
 
 def main(argv: Sequence[str] | None = None) -> int:

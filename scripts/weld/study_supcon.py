@@ -5,9 +5,13 @@ python scripts/weld/study_supcon.py --checkpoint runs/weld_supcon/.../best_model
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from anomaly_lib.config import command
-from anomaly_lib.recipes.weld.study import Args, run_study
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the scripts import each other from the repository root
+
+from scripts.weld.studies.study import Args, run_study
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,8 +4,8 @@ import sys
 from collections.abc import Sequence
 
 from anomaly_lib.config import command
-from anomaly_lib.recipes.weld.supcon import train
-from anomaly_lib.recipes.weld.supcon_options import Args
+from anomaly_lib.systems.weld.supcon.options import Args
+from anomaly_lib.systems.weld.supcon.train import train
 
 
 def main(argv: Sequence[str] | None = None) -> int:

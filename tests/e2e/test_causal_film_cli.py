@@ -13,9 +13,9 @@ import torch
 import train_causal_film
 from anomaly_lib.engine.run import Run
 from anomaly_lib.errors import UserError
-from anomaly_lib.recipes.weld import causal_film
-from anomaly_lib.recipes.weld.causal_film import Args, load_detector, train
-from anomaly_lib.recipes.weld.causal_film_options import resolve
+from anomaly_lib.systems.weld.causal_film import train as causal_film
+from anomaly_lib.systems.weld.causal_film.options import resolve
+from anomaly_lib.systems.weld.causal_film.train import Args, load_detector, train
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--demo-train", "8", "--demo-good", "2", "--demo-defects", "1", "--d-model", "16", "--sensor-hidden", "16"]
@@ -185,7 +185,7 @@ def test_other_paths_train(words: list[str], tmp_path: Path) -> None:
 
 
 def test_files_give_a_run_too_and_mistakes_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from anomaly_lib.data.weld.demo import write_weld_demo
+    from anomaly_lib.systems.weld.data.demo import write_weld_demo
 
     data = write_weld_demo(tmp_path / "data", train=8, good=2, per_defect=1)
     flags = ["--data-path", str(data), "--dummy", "--epochs", "1", "--output-dir", str(tmp_path / "run")]
@@ -206,8 +206,8 @@ def test_files_give_a_run_too_and_mistakes_one_line(tmp_path: Path, capsys: pyte
 
 
 def test_video_ae_and_late_fusion(reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from anomaly_lib.recipes.weld import video_ae
-    from anomaly_lib.recipes.weld.late_fusion import FusionArgs, evaluate_fusion
+    from anomaly_lib.systems.weld.video_ae import train as video_ae
+    from anomaly_lib.systems.weld.video_ae.late_fusion import FusionArgs, evaluate_fusion
 
     small = {"demo_train": 16, "demo_good": 4, "demo_defects": 1}
     result = video_ae.train(video_ae.Args(epochs=3, output_dir=str(tmp_path / "ae"), **small))
@@ -228,7 +228,7 @@ def test_video_ae_and_late_fusion(reference: Path, tmp_path: Path, capsys: pytes
 
 def test_video_ae_is_a_system_like_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import evaluate as evaluate_script
-    from anomaly_lib.recipes.weld import video_ae
+    from anomaly_lib.systems.weld.video_ae import train as video_ae
 
     result = video_ae.train(dataclasses.replace(video_ae.tiny(), output_dir=str(tmp_path / "ae")))
     words = ["--checkpoint", str(result.checkpoint), "--output", str(tmp_path / "out"), "--no-figures"]
@@ -251,7 +251,7 @@ def test_video_ae_has_the_published_size() -> None:
 
 
 def test_label_check_and_new_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from anomaly_lib.data.weld.manifest import read_manifest
+    from anomaly_lib.systems.weld.data.manifest import read_manifest
     from scripts.weld import check_labels, resplit
 
     manifest = ["CATEGORY,DIRECTORY,SUBDIRS,SPLIT"]

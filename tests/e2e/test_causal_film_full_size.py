@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from anomaly_lib.backbones import create_backbone
-from anomaly_lib.data.weld.demo import weld_demo_runs
-from anomaly_lib.data.weld.runs import WeldSettings
 from anomaly_lib.models.weld.causal_film import CausalFiLM, model_config, parse_branches
 from anomaly_lib.models.weld.causal_film_loss import CausalFiLMLoss, anomaly_score, loss_config
-from anomaly_lib.recipes.weld.encoders import TokenSettings, WeldEncoders
-from anomaly_lib.recipes.weld.features import WeldFeatures
+from anomaly_lib.systems.weld.data.demo import weld_demo_runs
+from anomaly_lib.systems.weld.data.runs import WeldSettings
+from anomaly_lib.systems.weld.encoders import TokenSettings, WeldEncoders
+from anomaly_lib.systems.weld.features import WeldFeatures
 
 pytestmark = pytest.mark.slow
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from anomaly_lib.data.crystal.dataset import read_table, split_from_file
-from anomaly_lib.data.crystal.text import keep_levels, normalize_text
-from anomaly_lib.recipes.crystal.options import Args
-from anomaly_lib.recipes.crystal.recipe import train
+from anomaly_lib.systems.crystal.data.dataset import read_table, split_from_file
+from anomaly_lib.systems.crystal.data.text import keep_levels, normalize_text
+from anomaly_lib.systems.crystal.options import Args
+from anomaly_lib.systems.crystal.train import train
 
 pytestmark = pytest.mark.data
 
@@ -60,7 +60,7 @@ def test_real_descriptions_normalise_to_ascii_mostly_and_split_into_levels(real_
 
 
 def test_character_table_equals_the_published_file(real_data: Path) -> None:
-    from anomaly_lib.data.crystal.text import _character_table
+    from anomaly_lib.systems.crystal.data.text import _character_table
 
     path = real_data / "crystal" / "matscibert_vocab_mappings.txt"
     published = {line[0]: line[2:] for line in path.read_text(encoding="utf-8").strip().split("\n")}

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly_lib.data.crystal.dataset import read_table
-from anomaly_lib.data.crystal.demo import write_crystal_demo
-from anomaly_lib.data.crystal.structure import read_crystal
-from anomaly_lib.data.crystal.text import reduced_formula
-from anomaly_lib.recipes.crystal.scales import initial_scale
+from anomaly_lib.systems.crystal.data.dataset import read_table
+from anomaly_lib.systems.crystal.data.demo import write_crystal_demo
+from anomaly_lib.systems.crystal.data.structure import read_crystal
+from anomaly_lib.systems.crystal.data.text import reduced_formula
+from anomaly_lib.systems.crystal.scales import initial_scale
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--epochs", "2", "--hidden_features", "16", "--alignn_layers", "4", "--gcn_layers", "1"]
@@ -209,7 +209,7 @@ def test_examples_of_the_document(name: str, dataset: Path, tmp_path: Path) -> N
 def test_killed_and_resumed_equals_uninterrupted(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anomaly_lib.recipes.crystal import recipe as crystal
+    from anomaly_lib.systems.crystal import train as crystal
 
     words = ["--property", PROPERTY, "--root_dir", str(dataset), *MIDDLE, "--middle_fusion_dropout", "0.3",
              "--graph_dropout", "0.1", "--ema_decay", "0.9"]  # fmt: skip
@@ -318,7 +318,7 @@ def tiny_bert(folder: Path) -> Path:
 @pytest.mark.parametrize("words", [["--modality", "text"], ["--use_fine_grained_attention", "True"]])
 def test_local_bert_is_read_once_and_cached(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from anomaly_lib.backbones.huggingface import HuggingFaceBackbone
-    from anomaly_lib.recipes.crystal.recipe import load_detector
+    from anomaly_lib.systems.crystal.train import load_detector
 
     calls: list[int] = []
     original = HuggingFaceBackbone.encode_texts

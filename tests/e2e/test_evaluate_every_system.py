@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from anomaly_lib.recipes import RECIPES, recipe_of
+from anomaly_lib.systems.registry import RECIPES, recipe_of
 from anomaly_lib.types import RunResult
 
 pytestmark = pytest.mark.slow

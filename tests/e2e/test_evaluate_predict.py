@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from anomaly_lib.data.demo.items import render
+from anomaly_lib.evaluation.predict import main as predict
+from anomaly_lib.evaluation.predict import split_inputs
 from anomaly_lib.files import read_json
-from anomaly_lib.recipes.evaluation.predict import main as predict
-from anomaly_lib.recipes.evaluation.predict import split_inputs
-from anomaly_lib.recipes.promptad import recipe as promptad
+from anomaly_lib.systems.promptad import train as promptad
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SPEC = importlib.util.spec_from_file_location("evaluate_script", ROOT / "evaluate.py")

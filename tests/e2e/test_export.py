@@ -11,10 +11,10 @@ import torch
 
 from anomaly_lib import load
 from anomaly_lib.data.demo.items import render
-from anomaly_lib.recipes.detectors import recipe as detectors
-from anomaly_lib.recipes.evaluation.export import load_exported
-from anomaly_lib.recipes.promptad import recipe as promptad
-from anomaly_lib.recipes.sowa import recipe as sowa
+from anomaly_lib.evaluation.export import load_exported
+from anomaly_lib.systems.detectors import train as detectors
+from anomaly_lib.systems.promptad import train as promptad
+from anomaly_lib.systems.sowa import train as sowa
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SPEC = importlib.util.spec_from_file_location("export_script", ROOT / "scripts" / "export.py")

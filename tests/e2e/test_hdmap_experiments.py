@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 from anomaly_lib.errors import UserError
-from anomaly_lib.recipes.hdmap import experiment_utils
-from anomaly_lib.recipes.hdmap import recipe as hdmap_recipe
-from anomaly_lib.recipes.hdmap.analysis import analyze, collect, paired_tests, summary_rows
-from anomaly_lib.recipes.hdmap.experiment_utils import (
+from anomaly_lib.systems.detectors.hdmap import experiment_utils
+from anomaly_lib.systems.detectors.hdmap import recipe as hdmap_recipe
+from anomaly_lib.systems.detectors.hdmap.analysis import analyze, collect, paired_tests, summary_rows
+from anomaly_lib.systems.detectors.hdmap.experiment_utils import (
     create_multi_domain_datamodule,
     evaluate_source_domain,
     evaluate_target_domains,
     transfer_grade,
 )
-from anomaly_lib.recipes.hdmap.options import (
+from anomaly_lib.systems.detectors.hdmap.options import (
     args_of,
     extract_target_domains_from_config,
     image_size_of,

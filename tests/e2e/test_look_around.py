@@ -35,7 +35,7 @@ def test_mistakes_leave_with_two(argv: list[str], capsys: pytest.CaptureFixture[
 
 
 def test_check_counts_failures(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from anomaly_lib import recipes
+    from anomaly_lib.systems import registry as recipes
 
     monkeypatch.setattr(recipes, "RECIPES", {"broken": "no_such_module"})
     with pytest.raises(ModuleNotFoundError):

@@ -16,12 +16,12 @@ from PIL import Image
 
 import anomaly_lib
 from anomaly_lib.data.demo.items import write_demo
+from anomaly_lib.detect.contract import EvaluateArgs
 from anomaly_lib.engine.run import Run
 from anomaly_lib.fusion import FUSIONS
-from anomaly_lib.recipes.evaluation.contract import EvaluateArgs
-from anomaly_lib.recipes.promptad.detector import load_detector
-from anomaly_lib.recipes.promptad.options import Args, resolve
-from anomaly_lib.recipes.promptad.recipe import evaluate
+from anomaly_lib.systems.promptad.detector import load_detector
+from anomaly_lib.systems.promptad.options import Args, resolve
+from anomaly_lib.systems.promptad.train import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
 Main = Callable[[list[str]], int]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from anomaly_lib.recipes.promptad.recipe import train
+from anomaly_lib.systems.promptad.train import train
 from scripts.promptad import study_options
 
 

@@ -11,7 +11,7 @@ import torch
 
 from anomaly_lib.data.demo.items import write_demo
 from anomaly_lib.errors import UserError
-from anomaly_lib.recipes.promptad.sweep import CLASSES, SweepArgs, sweep_jobs
+from anomaly_lib.systems.promptad.sweep import CLASSES, SweepArgs, sweep_jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,9 +15,9 @@ from PIL import Image
 import anomaly_lib
 import evaluate
 from anomaly_lib.data import open_dataset
-from anomaly_lib.recipes.sowa.eval import args_of
-from anomaly_lib.recipes.sowa.fit import best_epochs
-from anomaly_lib.recipes.sowa.recipe import Detector
+from anomaly_lib.systems.sowa.eval import args_of
+from anomaly_lib.systems.sowa.fit import best_epochs
+from anomaly_lib.systems.sowa.train import Detector
 from scripts.sowa import make_meta, train_sowa
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from anomaly_lib.data.weld.demo import write_weld_demo
 from anomaly_lib.engine.checkpoint import load_checkpoint
 from anomaly_lib.engine.run import Run
-from anomaly_lib.recipes.weld import supcon as weld_supcon
-from anomaly_lib.recipes.weld.inputs import build_features, weld_settings
-from anomaly_lib.recipes.weld.study import missing_study
-from anomaly_lib.recipes.weld.supcon_task import open_runs
+from anomaly_lib.systems.weld.data.demo import write_weld_demo
+from anomaly_lib.systems.weld.inputs import build_features, weld_settings
+from anomaly_lib.systems.weld.supcon import train as weld_supcon
+from anomaly_lib.systems.weld.supcon.task import open_runs
+from scripts.weld.studies.study import missing_study
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--demo-train", "3", "--demo-good", "2", "--demo-defects", "2", "--video-frames", "4", "--video-size", "32"]

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly_lib.data.crystal.batch import GraphBatch, batch_graphs
-from anomaly_lib.data.crystal.graph import GraphBuilder, GraphSettings
-from anomaly_lib.data.crystal.structure import Crystal, crystal_from_record
 from anomaly_lib.models.crystal.fusion import CrystalFusionConfig, CrystalFusionModel
+from anomaly_lib.models.crystal.graph_batch import GraphBatch, batch_graphs
 from anomaly_lib.ops.graph import bond_cosine, line_graph
+from anomaly_lib.systems.crystal.data.graph import GraphBuilder, GraphSettings
+from anomaly_lib.systems.crystal.data.structure import Crystal, crystal_from_record
 
 pytestmark = [pytest.mark.data, pytest.mark.parity]
 PLAIN = CrystalFusionConfig(cross_modal=False)

@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomaly_lib.data.crystal.batch import batch_graphs
-from anomaly_lib.data.crystal.demo import demo_table
-from anomaly_lib.data.crystal.graph import CrystalGraph, GraphBuilder, GraphSettings
-from anomaly_lib.data.crystal.structure import Crystal
 from anomaly_lib.models.crystal.alignn import ALIGNN
 from anomaly_lib.models.crystal.fusion import CrystalFusionConfig, CrystalFusionModel
+from anomaly_lib.models.crystal.graph_batch import batch_graphs
+from anomaly_lib.systems.crystal.data.demo import demo_table
+from anomaly_lib.systems.crystal.data.graph import CrystalGraph, GraphBuilder, GraphSettings
+from anomaly_lib.systems.crystal.data.structure import Crystal
 
 CRYSTALS = [row.source for row in demo_table(count=12, seed=8).rows]
 BUILD = GraphBuilder()

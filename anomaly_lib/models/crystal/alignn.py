@@ -11,8 +11,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from anomaly_lib.data.crystal.batch import GraphBatch
-from anomaly_lib.data.crystal.elements import NUM_ATOM_FEATURES, atom_feature_table
+from anomaly_lib.models.crystal.elements import NUM_ATOM_FEATURES, atom_feature_table
+from anomaly_lib.models.crystal.graph_batch import GraphBatch
 from anomaly_lib.ops.gated_message import batch_norm_silu, gated_messages
 from anomaly_lib.ops.graph import bond_cosine, radial_basis, segment_mean
 

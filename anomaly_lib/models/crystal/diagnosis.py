@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from anomaly_lib.data.crystal.batch import GraphBatch
 from anomaly_lib.errors import UserError
 from anomaly_lib.fusion import GatedMiddleFusion
 from anomaly_lib.models.crystal.fusion import CrystalFusionModel
+from anomaly_lib.models.crystal.graph_batch import GraphBatch
 
 # N atoms, B crystals, C hidden channels
 

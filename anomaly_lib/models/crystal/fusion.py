@@ -10,7 +10,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from anomaly_lib.data.crystal.batch import GraphBatch
 from anomaly_lib.errors import UserError
 from anomaly_lib.fusion import (
     CrossModalAttention,
@@ -20,6 +19,7 @@ from anomaly_lib.fusion import (
     late_fusion_by_name,
 )
 from anomaly_lib.models.crystal.alignn import ALIGNNEncoder
+from anomaly_lib.models.crystal.graph_batch import GraphBatch
 from anomaly_lib.ops.graph import pad_segments, segment_mean
 
 # B crystals, N atoms, L word pieces, C hidden channels, P projected width (64)

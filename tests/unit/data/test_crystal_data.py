@@ -7,20 +7,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomaly_lib.data.crystal.dataset import random_split, read_table, split_from_file
-from anomaly_lib.data.crystal.demo import demo_table, write_crystal_demo
-from anomaly_lib.data.crystal.elements import NUM_ATOM_FEATURES, atom_feature_table, atomic_number
-from anomaly_lib.data.crystal.graph import GraphBuilder, GraphSettings
-from anomaly_lib.data.crystal.store import GraphStore, build_graphs, cached_graphs
-from anomaly_lib.data.crystal.structure import Crystal, crystal_from_record, make_crystal, read_crystal, write_cif
-from anomaly_lib.data.crystal.text import (
+from anomaly_lib.errors import UserError
+from anomaly_lib.models.crystal.elements import NUM_ATOM_FEATURES, atom_feature_table, atomic_number
+from anomaly_lib.systems.crystal.data.dataset import random_split, read_table, split_from_file
+from anomaly_lib.systems.crystal.data.demo import demo_table, write_crystal_demo
+from anomaly_lib.systems.crystal.data.graph import GraphBuilder, GraphSettings
+from anomaly_lib.systems.crystal.data.store import GraphStore, build_graphs, cached_graphs
+from anomaly_lib.systems.crystal.data.structure import (
+    Crystal,
+    crystal_from_record,
+    make_crystal,
+    read_crystal,
+    write_cif,
+)
+from anomaly_lib.systems.crystal.data.text import (
     describe,
     describe_with_robocrystallographer,
     keep_levels,
     normalize_text,
     reduced_formula,
 )
-from anomaly_lib.errors import UserError
 
 SALT = make_crystal(
     np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]) * 5.64, [[0, 0, 0], [0.5, 0.5, 0.5]], ["Na", "Cl"], "salt"

@@ -4,9 +4,11 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from anomaly_lib.data.hdmap.convert import CLASS_SENSOR_OLD, DOMAIN_MAX, Version, convert, mat_paths
-from anomaly_lib.data.hdmap.demo import LOOKS, synthetic_maps, write_hdmap_demo
-from anomaly_lib.data.hdmap.reader import (
+from anomaly_lib.errors import UserError
+from anomaly_lib.metrics import auroc
+from anomaly_lib.systems.detectors.hdmap.convert import CLASS_SENSOR_OLD, DOMAIN_MAX, Version, convert, mat_paths
+from anomaly_lib.systems.detectors.hdmap.demo_maps import LOOKS, synthetic_maps, write_hdmap_demo
+from anomaly_lib.systems.detectors.hdmap.reader import (
     DOMAINS,
     MultiDomainHDMAPDataModule,
     decode,
@@ -16,8 +18,6 @@ from anomaly_lib.data.hdmap.reader import (
     save_map,
     stratified_halves,
 )
-from anomaly_lib.errors import UserError
-from anomaly_lib.metrics import auroc
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly_lib.data.weld.demo import MISMATCH, draw_weld, render_weld, weld_demo_runs, write_weld_demo
-from anomaly_lib.data.weld.manifest import CLASSES, RawRun, assign_splits, class_of, read_manifest, select_runs
-from anomaly_lib.data.weld.media import frame_indices, photo_tensor, read_video, video_tensor
-from anomaly_lib.data.weld.runs import WeldDataset, WeldSettings, load_raw, preprocess
-from anomaly_lib.data.weld.signal import (
+from anomaly_lib.errors import UserError
+from anomaly_lib.systems.weld.data.demo import MISMATCH, draw_weld, render_weld, weld_demo_runs, write_weld_demo
+from anomaly_lib.systems.weld.data.manifest import CLASSES, RawRun, assign_splits, class_of, read_manifest, select_runs
+from anomaly_lib.systems.weld.data.media import frame_indices, photo_tensor, read_video, video_tensor
+from anomaly_lib.systems.weld.data.runs import WeldDataset, WeldSettings, load_raw, preprocess
+from anomaly_lib.systems.weld.data.signal import (
     fit_frames,
     kaldi_log_mel,
     magnitude_frames,
@@ -20,7 +21,6 @@ from anomaly_lib.data.weld.signal import (
     resample_series,
     standardise,
 )
-from anomaly_lib.errors import UserError
 
 SMALL = WeldSettings(video_frames=4, video_size=32, image_size=32, audio_frames=64, sensor_steps=32)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anomaly_lib.data.weld.augment import augment_audio, augment_images, augment_video, augment_weld
+from anomaly_lib.systems.weld.data.augment import augment_audio, augment_images, augment_video, augment_weld
 
 
 @pytest.mark.parametrize("change", [augment_images, augment_video])

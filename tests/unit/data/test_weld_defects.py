@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from anomaly_lib.data.procedural.captions import TEMPLATES, grammar_words, noun
-from anomaly_lib.data.procedural.objects import OBJECTS, silhouette
-from anomaly_lib.data.procedural.pictures import MATERIALS, SURFACE, draw
-from anomaly_lib.data.procedural.textures import TEXTURES
-from anomaly_lib.data.weld.defects import PHOTO_DEFECTS, SERIES_DISTURBANCES, damage_photo, disturb_series
 from anomaly_lib.errors import UserError
+from anomaly_lib.systems.weld.data.defects import PHOTO_DEFECTS, SERIES_DISTURBANCES, damage_photo, disturb_series
+from scripts.demo_backbone.pictures.captions import TEMPLATES, grammar_words, noun
+from scripts.demo_backbone.pictures.objects import OBJECTS, silhouette
+from scripts.demo_backbone.pictures.pictures import MATERIALS, SURFACE, draw
+from scripts.demo_backbone.pictures.textures import TEXTURES
 
 
 def photo():

@@ -10,9 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anomaly_lib.data.weld import demo
-from anomaly_lib.data.weld.demo import weld_demo_runs
-from anomaly_lib.data.weld.manifest import WeldRun
 from anomaly_lib.errors import UserError
 from anomaly_lib.features import (
     FeatureSpec,
@@ -25,7 +22,10 @@ from anomaly_lib.features import (
     item_key,
     store_info,
 )
-from anomaly_lib.recipes.weld.features import run_key
+from anomaly_lib.systems.weld.data import demo
+from anomaly_lib.systems.weld.data.demo import weld_demo_runs
+from anomaly_lib.systems.weld.data.manifest import WeldRun
+from anomaly_lib.systems.weld.features import run_key
 
 SPEC = FeatureSpec(
     backbone="tiny/net", weights="ab" * 32, outputs=("layer.1", "pooled"), transform="none", image_size=(4, 4)

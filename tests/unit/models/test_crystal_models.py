@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from anomaly_lib.data.crystal.batch import GraphBatch, batch_graphs
-from anomaly_lib.data.crystal.demo import demo_table
-from anomaly_lib.data.crystal.graph import GraphBuilder
 from anomaly_lib.errors import UserError
 from anomaly_lib.fusion import GatedMiddleFusion
 from anomaly_lib.models.crystal.alignn import ALIGNN, EdgeGatedGraphConv
 from anomaly_lib.models.crystal.fusion import CrystalFusionConfig, CrystalFusionModel, TextRegressor
+from anomaly_lib.models.crystal.graph_batch import GraphBatch, batch_graphs
+from anomaly_lib.systems.crystal.data.demo import demo_table
+from anomaly_lib.systems.crystal.data.graph import GraphBuilder
 
 SMALL = CrystalFusionConfig(
     alignn_layers=2, gcn_layers=2, hidden_features=16, text_features=10, middle_layers=(1,), fine_grained_hidden_dim=16,

@@ -1,1 +1,0 @@
-"""HDMAP files of both generations, the .mat converter and synthetic maps."""

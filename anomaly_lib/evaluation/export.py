@@ -1,0 +1,186 @@
+"""scripts/export.py's body: a trained image detector as one file that needs none of this library to run."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from anomaly_lib.config import arg
+from anomaly_lib.detect.tables import Table
+from anomaly_lib.errors import UserError
+from anomaly_lib.files import atomic_file, write_json
+from anomaly_lib.models.detectors.memory_bank import MemoryBank
+from anomaly_lib.models.sowa.model import AnomalyCLIP
+from anomaly_lib.systems.registry import load_detector
+
+FORMATS = ("onnx", "torch")
+
+
+@dataclass
+class ExportArgs:
+    """Export of a trained image detector."""
+
+    checkpoint: Optional[str] = arg(None, "checkpoint file", type=str)
+    format: str = arg("onnx", "onnx = for onnxruntime; torch = a torch.export program", choices=list(FORMATS))
+    output_dir: Optional[str] = arg(None, "folder; None = export/ beside the checkpoint", type=str, aliases=["output"])
+    repeats: int = arg(10, "calls behind the median latency", at_least=1)
+    tolerance: float = arg(1e-3, "largest allowed difference to the detector, relative to its range", at_least=0)
+
+
+class ExportedDetector(nn.Module):
+    """transformed images [B, 3, H, W] -> scores [B], maps [B, h, w]: preprocessing stays outside (see the .json)."""
+
+    def __init__(self, detector: Any) -> None:
+        super().__init__()
+        # The networks are held by plain objects; an exporter must see them as parts of the module.
+        self.networks = nn.ModuleList(_networks(detector, set()))
+        self._predict: Callable[[Tensor], Any] = detector.predict
+        self.eval()
+
+    def complete(self, images: Tensor) -> None:
+        """Let everything that is computed on first use be computed now."""
+        with torch.no_grad():
+            self(images)
+        for module in self.modules():
+            if isinstance(module, MemoryBank):
+                module.complete_table()
+            if isinstance(module, AnomalyCLIP):  # the prompts are learned: their features are constants of the file
+                with torch.no_grad():
+                    features = module.text_features()
+                module.text_features = partial(torch.clone, features)  # type: ignore[method-assign]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        prediction = self._predict(images)
+        return (prediction.score,) if prediction.map is None else (prediction.score, prediction.map)
+
+
+def _networks(owner: Any, seen: set[int]) -> Iterator[nn.Module]:
+    """Every network that `owner` reaches, through plain objects and containers of this library."""
+    if id(owner) in seen:
+        return
+    seen.add(id(owner))
+    inner: Iterable[Any] = ()
+    if isinstance(owner, (list, tuple)):
+        inner = owner
+    elif isinstance(owner, dict):
+        inner = owner.values()
+    elif type(owner).__module__.startswith("anomaly_lib.") and hasattr(owner, "__dict__"):
+        inner = [value for name, value in vars(owner).items() if name not in ("_modules", "_parameters", "_buffers")]
+    if isinstance(owner, nn.Module):
+        yield owner
+    for value in inner:
+        yield from _networks(value, seen)
+
+
+def export(args: ExportArgs, say: Callable[[str], object]) -> int:
+    """Write the file and its description, compare it with the detector on fresh input, time both."""
+    if not args.checkpoint:
+        raise UserError("--checkpoint is needed: the checkpoint file of an image detector")
+    checkpoint = Path(args.checkpoint)
+    detector = load_detector(checkpoint)
+    if not hasattr(detector, "transform"):
+        raise UserError(f"{checkpoint}: not an image detector; only these can be exported")
+    module = ExportedDetector(detector)
+    height, width = detector.transform.output_size(1000, 1000)
+    images = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    module.complete(images)
+    folder = Path(args.output_dir) if args.output_dir else checkpoint.parent / "export"
+    folder.mkdir(parents=True, exist_ok=True)
+    write = export_onnx if args.format == "onnx" else export_torch
+    path = write(module, images, folder / f"{checkpoint.stem}.{'onnx' if args.format == 'onnx' else 'pt2'}")
+    description = {
+        "input": {"name": "images", "shape": list(images.shape), "preprocessing": detector.transform.describe()},
+        "outputs": ["score", "map"][: len(module(images))],
+        "threshold": getattr(detector, "threshold", None),
+    }
+    write_json(path.with_suffix(".json"), description)
+    run = load_exported(path)
+    difference = largest_difference(module, run, images.shape)
+    say(f"{path}: {path.stat().st_size / 2**20:.1f} MiB, largest relative difference to the detector {difference:.2e}")
+    if difference > args.tolerance:
+        raise UserError(f"{path}: differs by {difference:.2e}, more than --tolerance {args.tolerance}")
+    table = Table(["run by", "milliseconds an image"])
+    for name, call in (
+        ("this library (PyTorch)", lambda: module(images)),
+        (f"{args.format} file", lambda: run(images)),
+    ):
+        table.rows.append({"run by": name, "milliseconds an image": latency(call, args.repeats)})
+    table.notes.append(f"median of {args.repeats} calls, batch 1, {torch.get_num_threads()} CPU threads")
+    table.write(path.with_name(f"{path.stem}_{args.format}_latency"))
+    say(table.text(1))
+    return 0
+
+
+def export_onnx(module: nn.Module, images: Tensor, path: Path) -> Path:
+    """An ONNX file with fixed input shape; weights inside."""
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise UserError("--format onnx needs: pip install 'anomaly_lib[export]'") from None
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module, (images,), input_names=["images"], dynamo=True, verbose=False, external_data=False
+        )
+    assert program is not None
+    program.save(str(path))
+    return path
+
+
+def export_torch(module: nn.Module, images: Tensor, path: Path) -> Path:
+    """A torch.export program."""
+    with torch.no_grad():
+        program = torch.export.export(module, (images,), strict=False)
+    with atomic_file(path) as stream:
+        torch.export.save(program, stream)
+    return path
+
+
+def load_exported(path: Path) -> Callable[[Tensor], list[np.ndarray]]:
+    """A function from input to outputs that runs the file itself."""
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return lambda images: session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    program = torch.export.load(path).module()
+
+    def run(images: Tensor) -> list[np.ndarray]:
+        with torch.no_grad():
+            return [output.numpy() for output in program(images)]
+
+    return run
+
+
+def largest_difference(module: nn.Module, run: Callable[[Tensor], list[np.ndarray]], shape: tuple[int, ...]) -> float:
+    """Largest |difference| over outputs and three inputs, relative to the range of the output."""
+    worst = 0.0
+    for seed in (1, 2, 3):
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            wanted = [output.detach().cpu().numpy() for output in module(images)]
+        for want, found in zip(wanted, run(images), strict=True):
+            scale = max(float(np.abs(want).max()), 1e-6)
+            worst = max(worst, float(np.abs(want - found).max()) / scale)
+    return worst
+
+
+def latency(call: Callable[[], object], repeats: int) -> float:
+    """Median milliseconds of one call, after two warm-up calls."""
+    times = []
+    for index in range(repeats + 2):
+        started = time.perf_counter()
+        with torch.no_grad():
+            call()
+        if index >= 2:
+            times.append(1000 * (time.perf_counter() - started))
+    return float(np.median(times))

@@ -1,0 +1,86 @@
+"""Which figures an evaluation gets."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from anomaly_lib import viz
+from anomaly_lib.detect.contract import EvaluateArgs, Evaluation
+from anomaly_lib.detect.thresholds import Threshold
+from anomaly_lib.metrics import auroc, pixel_curve
+from anomaly_lib.metrics.inputs import to_numpy
+
+if TYPE_CHECKING:
+    from anomaly_lib.evaluation.evaluate import Evaluated
+
+SHOWN = 6  # images in the overlay figure
+
+
+def draw_figures(folder: Path, done: list["Evaluated"], args: EvaluateArgs) -> list[Path]:
+    """PNG and SVG files; one set a run, and bars over the classes of all runs."""
+    written: list[Path] = []
+    for index, one in enumerate(done):
+        stem = "" if len(done) == 1 else f"{index:02d}_{file_name(one.evaluation.name)}_"
+        for name, figure in _figures(one.evaluation, one.threshold, args).items():
+            written += viz.save_figure(figure, folder / f"{stem}{name}")
+    bars = {one.evaluation.name: _class_aurocs(one.evaluation) for one in done if one.evaluation.kind == "detection"}
+    if sum(map(len, bars.values())) > 1:
+        written += viz.save_figure(viz.class_bars(bars, metric="image AUROC"), folder / "classes")
+    return written
+
+
+def file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("_")[:80]
+
+
+def _class_aurocs(evaluation: Evaluation) -> dict[str, float]:
+    groups = np.array(evaluation.groups)
+    scores, labels = to_numpy(evaluation.scores), to_numpy(evaluation.labels)
+    return {name: auroc(scores[groups == name], labels[groups == name]) for name in sorted(set(evaluation.groups))}
+
+
+def _figures(evaluation: Evaluation, threshold: Threshold | None, args: EvaluateArgs) -> dict[str, Any]:
+    scores, labels = to_numpy(evaluation.scores), to_numpy(evaluation.labels)
+    if evaluation.kind == "regression":
+        return {"parity": viz.parity_plot(scores, labels, title=evaluation.name)}
+    name = "threshold" if threshold is None or not threshold.oracle else "oracle threshold"
+    value = None if threshold is None else threshold.value
+    figures = {
+        "histogram": viz.score_histogram(scores, labels, threshold=value, threshold_name=name, title=evaluation.name)
+    }
+    if 0 < (labels > 0).sum() < labels.size:
+        figures["roc_pr"] = viz.roc_and_pr(scores, labels, title=evaluation.name)
+    if evaluation.maps is not None and evaluation.masks is not None:
+        curves = {}
+        for group in sorted(set(evaluation.groups)):
+            rows = np.flatnonzero(np.array(evaluation.groups) == group)
+            curves[group] = pixel_curve(to_numpy(evaluation.maps)[rows], to_numpy(evaluation.masks)[rows])
+        figures["aupro"] = viz.aupro_curves(curves, fpr_limit=args.fpr_limits[0], title=evaluation.name)
+    if evaluation.image is not None:
+        figures |= _picture_figures(evaluation, value)
+    return figures
+
+
+def _picture_figures(evaluation: Evaluation, threshold: float | None) -> dict[str, Any]:
+    assert evaluation.image is not None
+    maps, masks = evaluation.maps, evaluation.masks
+    names = [f"{Path(path).parent.name}/{Path(path).stem}" for path in evaluation.paths]
+    labels, scores = to_numpy(evaluation.labels), to_numpy(evaluation.scores)
+    figures = {
+        "failures": viz.failure_gallery(
+            evaluation.image, scores, labels, maps=maps, masks=masks, names=names, threshold=threshold
+        )
+    }
+    if maps is not None and (labels > 0).any():
+        shown = np.flatnonzero(labels > 0)
+        shown = shown[np.linspace(0, len(shown) - 1, min(SHOWN, len(shown))).round().astype(int)]
+        figures["overlays"] = viz.overlay_grid(
+            [evaluation.image(i) for i in shown],
+            [to_numpy(maps[i]) for i in shown],
+            masks=None if masks is None else [to_numpy(masks[i]) for i in shown],
+            titles=[f"{names[i]}  {scores[i]:.3f}" for i in shown],
+            value_range=viz.map_range([to_numpy(one) for one in maps]),
+        )
+    return figures

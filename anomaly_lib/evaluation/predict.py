@@ -1,0 +1,263 @@
+"""python -m anomaly_lib predict: scores and overlays for unlabelled images, as a stream that never grows in memory."""
+
+import csv
+import glob
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import IO, Any, Optional
+
+import numpy as np
+
+from anomaly_lib.config import Switch, arg, command, normalise
+from anomaly_lib.data.images import IMAGE_SUFFIXES, read_image
+from anomaly_lib.detect.contract import Detector
+from anomaly_lib.engine.log import Log
+from anomaly_lib.errors import UserError
+from anomaly_lib.files import read_json, write_json
+from anomaly_lib.systems.registry import load_detector
+from anomaly_lib.viz.overlays import map_range, overlay, save_image
+
+COLUMNS = ("path", "score", "threshold", "anomalous", "error")
+
+
+@dataclass
+class PredictArgs:
+    """Score images that have no labels."""
+
+    checkpoint: Optional[str] = arg(None, "checkpoint file of an image system", type=str)
+    input: list[str] = arg([], "images, folders (searched below) or glob patterns; may stand without the flag")
+    output_dir: str = arg("predictions", "folder for predictions.csv and overlays/", aliases=["out", "output"])
+    batch_size: int = arg(8, "images scored together", at_least=1)
+    threshold: Optional[float] = arg(None, "decide by this score instead of the stored threshold", type=float)
+    overlays: Switch = arg(True, "write an overlay of each image")
+    on_error: str = arg("fail", "a damaged image stops the run, or is listed and skipped", choices=["fail", "skip"])
+    watch: Switch = arg(False, "keep looking for new images until interrupted")
+    poll_seconds: float = arg(1.0, "pause between two looks of --watch", at_least=0)
+    idle_seconds: float = arg(0.0, "end --watch when nothing new came for this long; 0 = never", at_least=0)
+    device: str = arg("auto", "auto, cpu, cuda or cuda:N")
+
+
+@dataclass
+class Stream:
+    """Where results go, and what has been done: an interrupted run goes on where it stopped."""
+
+    folder: Path
+    threshold: float | None
+    done: set[str] = field(default_factory=set)
+    value_range: tuple[float, float] | None = None
+    scored: int = 0
+    anomalous: int = 0
+    skipped: int = 0
+
+    @property
+    def table(self) -> Path:
+        return self.folder / "predictions.csv"
+
+    def open(self, checkpoint: Path) -> IO[str]:
+        """The table, opened to append. Results of another checkpoint are never mixed with ours."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        note = self.folder / "predictions.json"
+        if self.table.is_file() and note.is_file():
+            earlier = read_json(note)
+            if earlier["checkpoint"] != _identity(checkpoint) or earlier["threshold"] != self.threshold:
+                raise UserError(
+                    f"{self.folder}: holds results of another checkpoint or threshold; choose another --out"
+                )
+            self.value_range = tuple(earlier["value_range"]) if earlier["value_range"] else None
+            self._forget_torn_line()
+            with self.table.open(newline="", encoding="utf-8") as stream:
+                self.done = {row["path"] for row in csv.DictReader(stream)}
+            return self.table.open("a", newline="", encoding="utf-8")
+        self.note(checkpoint)
+        table = self.table.open("w", newline="", encoding="utf-8")
+        csv.writer(table, lineterminator="\n").writerow(COLUMNS)
+        return table
+
+    def _forget_torn_line(self) -> None:
+        """A run killed while writing may leave half a row at the end: that image is scored again."""
+        content = self.table.read_bytes()
+        if not content.endswith(b"\n"):
+            with self.table.open("r+b") as stream:
+                stream.truncate(content.rfind(b"\n") + 1)
+
+    def note(self, checkpoint: Path) -> None:
+        record = {"checkpoint": _identity(checkpoint), "threshold": self.threshold, "value_range": self.value_range}
+        write_json(self.folder / "predictions.json", record)
+
+
+def _identity(checkpoint: Path) -> dict[str, Any]:
+    return {"path": str(checkpoint), "bytes": checkpoint.stat().st_size}
+
+
+def predict_stream(args: PredictArgs, say: Callable[[str], object]) -> int:
+    """Score every image of the inputs in batches; with --watch also those that arrive later."""
+    if not args.checkpoint or not args.input:
+        raise UserError("usage: python -m anomaly_lib predict --checkpoint FILE IMAGE|DIR|GLOB ... --out DIR")
+    if not args.watch:
+        check_inputs(args.input)
+    checkpoint = Path(args.checkpoint)
+    detector: Detector = load_detector(checkpoint, device=args.device)
+    if not hasattr(detector, "transform"):
+        raise UserError(f"{checkpoint}: not an image system; predict scores images only")
+    threshold = args.threshold if args.threshold is not None else getattr(detector, "threshold", None)
+    stream = Stream(Path(args.output_dir), None if threshold is None else float(threshold))
+    with stream.open(checkpoint) as table, ThreadPoolExecutor(2) as pool:
+        writer = csv.writer(table, lineterminator="\n")
+        for batch in _batches(args, stream):
+            range_was_open = stream.value_range is None
+            _score(batch, detector, stream, writer, args, pool)
+            table.flush()
+            if range_was_open and stream.value_range is not None:
+                stream.note(checkpoint)
+    found = f", {stream.anomalous} anomalous at threshold {threshold:.4g}" if threshold is not None else ""
+    say(f"{stream.scored} images scored{found}, {stream.skipped} skipped; results in {stream.folder}")
+    return 0
+
+
+def _score(
+    batch: list[tuple[Path, Path]], detector: Detector, stream: Stream, writer: Any, args: PredictArgs, pool: Any
+) -> None:
+    """Decode, score, write one batch."""
+    decoded: list[tuple[Path, Path, np.ndarray]] = []
+    for (path, name), outcome in zip(batch, pool.map(_decode, [path for path, _ in batch]), strict=True):
+        if isinstance(outcome, UserError):
+            if args.on_error == "fail":
+                raise outcome
+            writer.writerow([str(path), "", "", "", str(outcome)])
+            stream.skipped += 1
+        else:
+            decoded.append((path, name, outcome))
+    if not decoded:
+        return
+    prediction = detector.predict([pixels for *_, pixels in decoded])
+    scores = prediction.score.detach().cpu().tolist()
+    maps = None if prediction.map is None else prediction.map.detach().float().cpu().numpy()
+    if maps is not None and stream.value_range is None:
+        stream.value_range = map_range(maps)  # fixed by the first batch: one colour scale for the whole stream
+    for index, ((path, name, pixels), score) in enumerate(zip(decoded, scores, strict=True)):
+        flagged = None if stream.threshold is None else score >= stream.threshold
+        writer.writerow([str(path), repr(score), stream.threshold, "" if flagged is None else int(flagged), ""])
+        stream.scored += 1
+        stream.anomalous += bool(flagged)
+        if args.overlays and maps is not None and stream.value_range is not None:
+            seen = detector.transform.denormalise(detector.transform(pixels))
+            picture = overlay(seen, maps[index], stream.value_range)
+            save_image(stream.folder / "overlays" / name, picture)
+
+
+def _decode(path: Path) -> np.ndarray | UserError:
+    try:
+        return read_image(path)
+    except UserError as error:
+        return error
+
+
+# -- which images ---------------------------------------------------------------------------------------------------
+
+
+def check_inputs(inputs: Sequence[str]) -> None:
+    """Every input must exist and hold an image, before the model is loaded."""
+    for text in inputs:
+        if next(_expand(text), None) is None:
+            kind = "no image below it" if Path(text).is_dir() else "no such image, folder or match"
+            raise UserError(f"{text}: {kind} (known suffixes: {' '.join(sorted(IMAGE_SUFFIXES))})")
+
+
+def _expand(text: str) -> Iterator[tuple[Path, Path]]:
+    """(image, name of its overlay) of a file, a folder with everything below it, or a glob pattern."""
+    path = Path(text)
+    if path.is_file():
+        yield path, Path(f"{path.name}.png")
+    elif path.is_dir():
+        for folder, inner, names in os.walk(path):
+            inner[:] = sorted(name for name in inner if not name.startswith("."))
+            for name in sorted(names):
+                image = Path(folder) / name
+                if image.suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                    yield image, image.relative_to(path).with_name(f"{name}.png")
+    else:
+        fixed = Path(re.split(r"[*?\[]", text)[0] + "x").parent
+        for match in sorted(glob.iglob(text, recursive=True)):
+            image = Path(match)
+            if image.suffix.lower() in IMAGE_SUFFIXES and image.is_file():
+                yield image, image.relative_to(fixed).with_name(f"{image.name}.png")
+
+
+def _batches(args: PredictArgs, stream: Stream) -> Iterator[list[tuple[Path, Path]]]:
+    """Batches of new images; a watched file is taken once its size stands still between two looks."""
+    sizes: dict[str, int] = {}
+    last_new, own = time.monotonic(), stream.folder.resolve()
+    while True:
+        batch: list[tuple[Path, Path]] = []
+        for number, text in enumerate(args.input):
+            for path, name in _expand(text):
+                key = str(path)
+                if path.resolve().is_relative_to(own):  # results written below the input are no input
+                    continue
+                if key in stream.done or not (_settled(path, sizes) if args.watch else True):
+                    continue
+                stream.done.add(key)
+                last_new = time.monotonic()
+                batch.append((path, name if len(args.input) == 1 else Path(str(number)) / name))
+                if len(batch) == args.batch_size:
+                    yield batch
+                    batch = []
+        if batch:
+            yield batch
+        if not args.watch or (args.idle_seconds and time.monotonic() - last_new > args.idle_seconds):
+            return
+        time.sleep(args.poll_seconds)
+
+
+def _settled(path: Path, sizes: dict[str, int]) -> bool:
+    try:
+        size = path.stat().st_size
+    except OSError:  # taken away between listing and looking
+        return False
+    if size > 0 and sizes.get(str(path)) == size:
+        del sizes[str(path)]
+        return True
+    sizes[str(path)] = size
+    return False
+
+
+# -- command line ---------------------------------------------------------------------------------------------------
+
+
+def split_inputs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(options, inputs): words of no option are inputs, taken as they are (blanks and commas included)."""
+    switches = {f"--{f.name.replace('_', '-')}" for f in fields(PredictArgs) if f.type == Switch}
+    takes_value = {f"--{f.name.replace('_', '-')}" for f in fields(PredictArgs)} - switches | {"--config"}
+    options: list[str] = []
+    inputs: list[str] = []
+    expects_value = False
+    for token in argv:
+        name, equals, value = token.partition("=")
+        flag = normalise([name], PredictArgs)[0] if token.startswith("--") else token
+        if expects_value:
+            options.append(token)
+            expects_value = False
+        elif flag == "--input" and equals:
+            inputs.append(value)
+        elif token.startswith("-") and flag != "--input":
+            options.append(token)
+            expects_value = flag in takes_value and not equals
+        elif options and options[-1] in switches and token.lower() in ("true", "false"):
+            options[-1] += f"={token}"
+        elif flag != "--input":
+            inputs.append(token)
+    return options, inputs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    log = Log()
+    options, inputs = split_inputs(argv or [])
+    return command(
+        PredictArgs, lambda args: predict_stream(replace(args, input=inputs or args.input), log.line), options,
+        prog="python -m anomaly_lib predict", description=__doc__ or "",
+    )  # fmt: skip

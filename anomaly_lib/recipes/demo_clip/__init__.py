@@ -1,1 +1,0 @@
-"""The built-in demo CLIP: how it is built and what it is trained for."""

@@ -1,0 +1,169 @@
+"""All graphs of a data set in one memory-mapped file, made once, checked when opened, rebuilt when anything changed."""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from anomaly_lib.errors import UserError
+from anomaly_lib.files import write_atomic
+from anomaly_lib.systems.crystal.data.graph import CrystalGraph, GraphBuilder, GraphSettings
+from anomaly_lib.systems.crystal.data.structure import Crystal, read_crystal
+
+_MAGIC = b"anomaly_lib crystal graphs 1\n"
+_ARRAYS = ("atom_offsets", "edge_offsets", "numbers", "source", "target", "vectors")
+_CHUNK = 64  # structures per task of a worker process
+Source = Path | Crystal
+
+
+def fingerprint(sources: Sequence[Source], settings: GraphSettings) -> str:
+    """Changes when a setting changes, or a file is touched, added, removed or re-ordered."""
+    digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode())
+    for source in sources:
+        if isinstance(source, Crystal):
+            digest.update(source.lattice.tobytes() + source.frac_coords.tobytes() + source.numbers.tobytes())
+        else:
+            stat = source.stat() if source.is_file() else None
+            digest.update(f"{source.name}:{stat and (stat.st_size, stat.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()[:24]
+
+
+class GraphStore(Sequence[CrystalGraph]):
+    """Graphs as views into one file (or one set of arrays): about 1.4 kB a crystal, shared between processes."""
+
+    def __init__(self, arrays: dict[str, np.ndarray], errors: dict[int, str]) -> None:
+        self._arrays = arrays
+        self.errors = errors  # position -> why there is no graph
+
+    def __len__(self) -> int:
+        return len(self._arrays["atom_offsets"]) - 1
+
+    def __getitem__(self, index: int) -> CrystalGraph:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        if index in self.errors:
+            raise UserError(self.errors[index])
+        part = self._arrays
+        atoms = slice(*part["atom_offsets"][index : index + 2])
+        edges = slice(*part["edge_offsets"][index : index + 2])
+        return CrystalGraph(
+            part["numbers"][atoms], part["source"][edges], part["target"][edges], part["vectors"][edges]
+        )
+
+    @property
+    def edge_counts(self) -> np.ndarray:
+        """Edges of each graph, without touching the graphs."""
+        return np.diff(self._arrays["edge_offsets"])
+
+    @classmethod
+    def from_graphs(cls, graphs: Sequence[CrystalGraph | str]) -> "GraphStore":
+        """Concatenate graphs; a string in place of a graph is the reason why it is missing."""
+        errors = {i: graph for i, graph in enumerate(graphs) if isinstance(graph, str)}
+        empty = CrystalGraph(
+            np.empty(0, np.uint8), np.empty(0, np.int32), np.empty(0, np.int32), np.empty((0, 3), np.float32)
+        )
+        whole = [empty if isinstance(graph, str) else graph for graph in graphs]
+
+        def offsets(sizes: list[int]) -> np.ndarray:
+            return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+        arrays = {name: np.concatenate([getattr(g, name) for g in [empty, *whole]]) for name in _ARRAYS[2:]}
+        arrays["atom_offsets"] = offsets([len(g.numbers) for g in whole])
+        arrays["edge_offsets"] = offsets([len(g.source) for g in whole])
+        return cls(arrays, errors)
+
+    def write(self, path: Path) -> None:
+        """One file: a JSON header line, then the raw arrays, each on a 64-byte border."""
+        layout, position, checksum = {}, 0, 0
+        for name in _ARRAYS:
+            array = np.ascontiguousarray(self._arrays[name])
+            layout[name] = {"dtype": array.dtype.str, "shape": list(array.shape), "offset": position}
+            position += -(-array.nbytes // 64) * 64
+        for block in self._blocks():
+            checksum = zlib.crc32(block, checksum)
+        header = json.dumps({"arrays": layout, "bytes": position, "crc32": checksum, "errors": self.errors}).encode()
+
+        def fill(stream: IO[bytes]) -> None:
+            start = -(-(len(_MAGIC) + 8 + len(header)) // 64) * 64
+            stream.write(_MAGIC + len(header).to_bytes(8, "little") + header)
+            stream.write(b"\0" * (start - stream.tell()))
+            for block in self._blocks():
+                stream.write(block)
+
+        write_atomic(path, fill)
+
+    def _blocks(self) -> Iterator[bytes]:
+        for name in _ARRAYS:
+            raw = np.ascontiguousarray(self._arrays[name]).tobytes()
+            yield raw + b"\0" * (-len(raw) % 64)
+
+    @classmethod
+    def open(cls, path: Path) -> "GraphStore | None":
+        """The graphs in `path`, memory-mapped; None when the file is missing, cut short or damaged."""
+        try:
+            with open(path, "rb") as stream:
+                if stream.read(len(_MAGIC)) != _MAGIC:
+                    return None
+                header_size = int.from_bytes(stream.read(8), "little")
+                header = json.loads(stream.read(header_size))
+            start = -(-(len(_MAGIC) + 8 + header_size) // 64) * 64
+            body = np.memmap(path, dtype=np.uint8, mode="r", offset=start)
+            if len(body) != header["bytes"] or zlib.crc32(body.data) != header["crc32"]:
+                return None
+        except (OSError, ValueError, KeyError):
+            return None
+        arrays = {}
+        for name, entry in header["arrays"].items():
+            size = int(np.prod(entry["shape"])) * np.dtype(entry["dtype"]).itemsize
+            raw = body[entry["offset"] : entry["offset"] + size]
+            arrays[name] = raw.view(entry["dtype"]).reshape(entry["shape"])
+        return cls(arrays, {int(index): reason for index, reason in header["errors"].items()})
+
+
+def _build_chunk(sources: list[Source], settings: GraphSettings) -> list[CrystalGraph | str]:
+    build = GraphBuilder(settings)
+    results: list[CrystalGraph | str] = []
+    for source in sources:
+        try:
+            results.append(build(source if isinstance(source, Crystal) else read_crystal(source)))
+        except UserError as error:
+            results.append(str(error))
+    return results
+
+
+def _chunks(sources: Sequence[Source]) -> Iterator[list[Source]]:
+    remaining = iter(sources)
+    while chunk := list(islice(remaining, _CHUNK)):
+        yield chunk
+
+
+def build_graphs(sources: Sequence[Source], settings: GraphSettings, *, workers: int = 0) -> GraphStore:
+    """Read and build everything; a structure that cannot be read is kept as its reason in ``errors``."""
+    if workers > 0 and len(sources) > _CHUNK:
+        with ProcessPoolExecutor(workers) as pool:
+            parts = list(pool.map(_build_chunk, _chunks(sources), [settings] * (len(sources) // _CHUNK + 1)))
+    else:
+        parts = [_build_chunk(chunk, settings) for chunk in _chunks(sources)]
+    return GraphStore.from_graphs([graph for part in parts for graph in part])
+
+
+def cached_graphs(
+    sources: Sequence[Source], settings: GraphSettings, *, cache_dir: Path | None, workers: int = 0
+) -> tuple[GraphStore, bool]:
+    """The graphs of `sources` and whether they came from the cache; `cache_dir` None builds in memory."""
+    if cache_dir is None:
+        return build_graphs(sources, settings, workers=workers), False
+    path = cache_dir / f"crystal-graphs-{fingerprint(sources, settings)}.bin"
+    stored = GraphStore.open(path)
+    if stored is not None and len(stored) == len(sources):
+        return stored, True
+    built = build_graphs(sources, settings, workers=workers)
+    built.write(path)
+    return built, False

@@ -1,0 +1,53 @@
+"""What a run leaves behind for each domain: scores as CSV, figures, sample maps."""
+
+from pathlib import Path
+
+import torch
+
+from anomaly_lib.files import write_text
+from anomaly_lib.systems.detectors.hdmap.options import Args
+from anomaly_lib.systems.detectors.hdmap.reader import DomainSplit
+from anomaly_lib.types import Prediction
+
+
+def write_domain(
+    folder: Path, role: str, data: DomainSplit, prediction: Prediction, threshold: float, args: Args
+) -> None:
+    """``analysis/{role}_{domain}/test_results.csv`` and figures, sample maps under ``visualize/``."""
+    analysis = folder / "analysis" / f"{role}_{data.domain}"
+    analysis.mkdir(parents=True, exist_ok=True)
+    rows = ["image_path,ground_truth,anomaly_score,predicted_label"]
+    scores = prediction.score.tolist()
+    rows += [
+        f"{p},{y},{s:.9g},{int(s >= threshold)}"
+        for p, y, s in zip(data.paths, data.labels.tolist(), scores, strict=True)
+    ]
+    write_text(analysis / "test_results.csv", "\n".join(rows) + "\n")
+    if not args.figures:
+        return
+    from anomaly_lib.viz import roc_and_pr, save_figure, score_histogram
+
+    title = f"{args.model}, {role} {data.domain}"
+    save_figure(roc_and_pr(prediction.score, data.labels, title=title), analysis / "roc_curve.png")
+    histogram = score_histogram(
+        prediction.score, data.labels, threshold=threshold, title=title, threshold_name="source threshold"
+    )
+    save_figure(histogram, analysis / "score_distributions.png")
+    place = folder / "visualize"
+    place = place / "source_domain" if role == "source" else place / "target_domains" / data.domain
+    _sample_maps(place, data, prediction, args.sample_images)
+
+
+def _sample_maps(place: Path, data: DomainSplit, prediction: Prediction, count: int) -> None:
+    """Evenly spaced maps of each class beside their heat maps, one colour scale a domain."""
+    from anomaly_lib.viz import heat_colours, map_range, overlay, save_image
+
+    assert prediction.map is not None
+    grey, heat = map_range(data.images), map_range(prediction.map)
+    for label, name in ((0, "good"), (1, "fault")):
+        members = (data.labels == label).nonzero().squeeze(1)
+        (place / name).mkdir(parents=True, exist_ok=True)
+        for i in members[:: max(1, len(members) // max(count, 1))][:count].tolist():
+            picture = heat_colours(data.images[i, 0], grey)
+            panel = torch.cat([torch.as_tensor(picture), torch.as_tensor(overlay(picture, prediction.map[i], heat))])
+            save_image(place / name / f"{Path(data.paths[i]).stem}.png", panel.numpy())

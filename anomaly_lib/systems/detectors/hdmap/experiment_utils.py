@@ -1,0 +1,240 @@
+"""The thirteen helpers of the template's import block, under the names that its users know."""
+
+import gc
+import json
+import logging
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anomaly_lib.files import read_json, write_json
+from anomaly_lib.systems.detectors.hdmap.options import (
+    extract_target_domains_from_config,
+    image_size_of,
+    load_experiment_conditions,
+)
+from anomaly_lib.systems.detectors.hdmap.reader import MultiDomainHDMAPDataModule
+from anomaly_lib.systems.detectors.hdmap.scoring import domain_metrics, score_domain, source_threshold
+from anomaly_lib.systems.detectors.options import TRAINED
+from anomaly_lib.systems.detectors.train import Detector
+
+GRADES = ((0.9, "우수"), (0.8, "양호"), (0.7, "보통"), (0.0, "개선필요"))  # excellent, good, fair, needs work
+
+
+def cleanup_gpu_memory() -> None:
+    """Drop what the last experiment left."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def setup_warnings_filter() -> None:
+    """Keep library warnings out of the logs."""
+    for kind in (FutureWarning, DeprecationWarning, UserWarning):
+        warnings.filterwarnings("ignore", category=kind)
+
+
+def setup_experiment_logging(log_file_path: Path | str, experiment_name: str) -> logging.Logger:
+    """A logger that writes ``time - name - level - message`` lines to a file."""
+    path = Path(log_file_path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logger = logging.getLogger(experiment_name)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for old in list(logger.handlers):
+        logger.removeHandler(old)
+        old.close()
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
+    logger.addHandler(handler)
+    return logger
+
+
+def create_multi_domain_datamodule(
+    source_domain: str,
+    target_domains: Sequence[str] | str = "auto",
+    *,
+    datamodule_class: type[MultiDomainHDMAPDataModule] = MultiDomainHDMAPDataModule,
+    batch_size: int = 16,
+    image_size: Any = "224x224",
+    dataset_root: Path | str | None = None,
+    validation_strategy: str = "source_test",
+    resize_method: str = "resize_bilinear",
+    seed: int = 42,
+) -> MultiDomainHDMAPDataModule:
+    """The data of an experiment; without `dataset_root` built-in synthetic maps."""
+    height, width = image_size_of(image_size)
+    return datamodule_class(
+        dataset_root,
+        source_domain=source_domain,
+        target_domains=target_domains,
+        validation_strategy=validation_strategy,
+        train_batch_size=batch_size,
+        eval_batch_size=batch_size,
+        target_size=(height, width),
+        resize_method=resize_method,
+        seed=seed,
+    )
+
+
+def with_template_names(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The template's ``test_image_*`` keys beside ours."""
+    return {**metrics, "test_image_AUROC": metrics["image_AUROC"], "test_image_F1Score": metrics["image_F1Score"]}
+
+
+def evaluate_source_domain(
+    detector: Detector, datamodule: MultiDomainHDMAPDataModule, *, threshold: float | None = None
+) -> dict[str, Any]:
+    """Metrics on the source's reported maps; the threshold comes from its validation maps unless given."""
+    found, normal = source_threshold(detector.model, datamodule.val_data, detector.args, detector.device)
+    score = score_domain(detector.model, datamodule.source_data, detector.args, detector.device).score
+    limit = found if threshold is None else threshold
+    return with_template_names(domain_metrics(score, datamodule.source_data.labels, limit, normal))
+
+
+def evaluate_target_domains(
+    detector: Detector, datamodule: MultiDomainHDMAPDataModule, *, threshold: float | None = None
+) -> dict[str, dict[str, Any]]:
+    """Metrics on every target, thresholds from the source."""
+    found, normal = source_threshold(detector.model, datamodule.val_data, detector.args, detector.device)
+    limit = found if threshold is None else threshold
+    results = {}
+    for data in datamodule.test_data:
+        score = score_domain(detector.model, data, detector.args, detector.device).score
+        results[data.domain] = with_template_names(domain_metrics(score, data.labels, limit, normal))
+    return results
+
+
+def extract_training_info(run_dir: Path | str) -> dict[str, Any]:
+    """How training ended, read from the run folder."""
+    record = read_json(Path(run_dir) / "run.json")
+    options = record["args"]
+    history = Path(run_dir) / "metrics.jsonl"
+    rows = [line for line in history.read_text(encoding="utf-8").splitlines() if line] if history.is_file() else []
+    if options["model"] not in TRAINED:
+        return {
+            "max_epochs_configured": None, "last_trained_epoch": 0, "early_stopped": False, "best_val_auroc": None,
+            "completion_type": "fitted", "completion_description": "memory filled in one pass, nothing to train",
+        }  # fmt: skip
+    done, wanted, patience = len(rows), options["epochs"], options["early_stopping_patience"]
+    values = [float(read["val_image_AUROC"]) for read in map(json.loads, rows) if "val_image_AUROC" in read]
+    stopped = record["status"] == "finished" and done < wanted
+    kind = "early_stopping" if stopped else "max_epochs_reached" if done >= wanted else "interrupted"
+    about = {
+        "early_stopping": f"No improvement for {patience} epochs",
+        "max_epochs_reached": f"all {wanted} epochs",
+        "interrupted": f"ended after {done} of {wanted} epochs",
+    }
+    return {
+        "max_epochs_configured": wanted,
+        "last_trained_epoch": done,
+        "early_stopped": stopped,
+        "early_stop_reason": about["early_stopping"] if stopped else None,
+        "best_val_auroc": max(values) if values else None,
+        "completion_type": kind,
+        "completion_description": about[kind],
+        "seconds": record.get("seconds"),
+        "f1_threshold_note": "F1 is taken at the source's threshold; on targets compare AUROC or the oracle values",
+    }
+
+
+def transfer_grade(ratio: float) -> str:
+    """Above 0.9 excellent, above 0.8 good, above 0.7 fair, else needs work (the template's Korean words)."""
+    return next((word for limit, word in GRADES if ratio > limit), GRADES[-1][1])
+
+
+def analyze_experiment_results(
+    source_results: dict[str, Any],
+    target_results: dict[str, dict[str, Any]],
+    training_info: dict[str, Any],
+    condition: dict[str, Any],
+) -> dict[str, Any]:
+    """How well the source's detector carries over."""
+    own = source_results["image_AUROC"]
+    found = {name: metrics["image_AUROC"] for name, metrics in target_results.items()}
+    mean = sum(found.values()) / len(found)
+    spread = (sum((value - mean) ** 2 for value in found.values()) / len(found)) ** 0.5
+    ratio = mean / own if own else 0.0
+    return {
+        "experiment_name": condition["name"],
+        "source_auroc": own,
+        "avg_target_auroc": mean,
+        "std_target_auroc": spread,
+        "transfer_ratio": ratio,
+        "transfer_grade": transfer_grade(ratio),
+        "domain_transfer_gap": own - mean,
+        "best_target": max(found, key=found.__getitem__),
+        "worst_target": min(found, key=found.__getitem__),
+        "target_domain_count": len(found),
+        "training_epochs": training_info["last_trained_epoch"],
+        "early_stopped": training_info["early_stopped"],
+        "best_val_auroc": training_info["best_val_auroc"],
+        "domain_performances": {
+            name: {"auroc": metrics["image_AUROC"], "f1_score": metrics["image_F1Score"]}
+            for name, metrics in target_results.items()
+        },
+    }
+
+
+def organize_source_domain_results(run_dir: Path | str) -> bool:
+    """True when the source's sample maps lie in ``visualize/source_domain/{good,fault}``."""
+    place = Path(run_dir) / "visualize" / "source_domain"
+    return all(any((place / name).glob("*.png")) for name in ("good", "fault"))
+
+
+def create_experiment_visualization(
+    experiment_name: str,
+    model_type: str,
+    run_dir: Path | str,
+    *,
+    source_domain: str,
+    target_domains: Sequence[str],
+    source_results: dict[str, Any] | None = None,
+    target_results: dict[str, Any] | None = None,
+) -> Path:
+    """Write ``visualize/experiment_info.json`` beside the sample maps and answer that folder."""
+    place = Path(run_dir) / "visualize"
+    content = {
+        "experiment_name": experiment_name,
+        "model_type": model_type,
+        "timestamp": time.strftime("%Y%m%d_%H%M%S"),
+        "results_path": str(run_dir),
+        "source_domain": source_domain,
+        "target_domains": list(target_domains),
+        "results_summary": {"source_results": source_results, "target_results": target_results},
+    }
+    write_json(place / "experiment_info.json", content)
+    return place
+
+
+def save_experiment_results(
+    result: dict[str, Any], result_filename: str, log_dir: Path | str, logger: logging.Logger | None = None
+) -> Path:
+    """Write a result as ``log_dir/result_filename`` (whole or not at all) and log one line."""
+    path = Path(log_dir) / result_filename
+    write_json(path, result)
+    if logger is not None:
+        mean = result.get("avg_target_auroc")
+        logger.info("%s: %s, mean target AUROC %s, %s", result["experiment_name"], result["status"], mean, path)
+    return path
+
+
+__all__ = [
+    "analyze_experiment_results",
+    "cleanup_gpu_memory",
+    "create_experiment_visualization",
+    "create_multi_domain_datamodule",
+    "evaluate_source_domain",
+    "evaluate_target_domains",
+    "extract_target_domains_from_config",
+    "extract_training_info",
+    "load_experiment_conditions",
+    "organize_source_domain_results",
+    "save_experiment_results",
+    "setup_experiment_logging",
+    "setup_warnings_filter",
+]

@@ -1,0 +1,160 @@
+"""PromptAD's data: which images support a class, through which views they are seen, and the truth of test images."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anomaly_lib.data import ImageTransform, Item, KShot, class_names, k_shot, open_dataset, select
+from anomaly_lib.data.base import load_pixels, readable_items
+from anomaly_lib.data.splits import PROMPTAD_SHOTS
+from anomaly_lib.errors import UserError
+from anomaly_lib.systems.promptad.options import ALL, Args
+
+DEMO_CLASS = "brushed_metal"
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What one (class, k) experiment sees."""
+
+    class_name: str
+    support: list[Item]
+    test: list[Item]
+    chosen: dict[str, Any]
+    skipped: list[dict[str, str]] = field(default_factory=list)
+
+
+def _open(args: Args) -> tuple[list[Item], list[dict[str, str]]]:
+    wanted = None if args.obj in (None, ALL) else [args.obj]
+    if args.dataset == "demo" and args.data_path is None and args.obj is None:
+        wanted = [DEMO_CLASS]
+    items, skipped = readable_items(open_dataset(args.dataset, args.data_path, classes=wanted), args.on_error)
+    names = class_names(items)
+    if len(names) > 1 and args.obj != ALL:
+        raise UserError(f"--obj: choose one of {', '.join(names)} (or 'all' for one model of all classes)")
+    return items, skipped
+
+
+def open_task(args: Args) -> TaskData:
+    """Read the data of --obj and choose its k support images."""
+    items, skipped = _open(args)
+    names = class_names(items)
+    chosen = [_choose(select(items, split="train", class_name=name), args) for name in names]
+    support = [item for kshot in chosen for item in kshot.items]
+    described = chosen[0].describe() | {"paths": [item.path.as_posix() for item in support]}
+    name = ALL if args.obj == ALL else names[0]
+    return TaskData(name, support, select(items, split="test"), described, skipped)
+
+
+def test_items(args: Args) -> list[Item]:
+    """The test images of --obj alone."""
+    return select(_open(args)[0], split="test")
+
+
+def _choose(train: Sequence[Item], args: Args) -> KShot:
+    shots: str | None = None if args.shots in ("auto", "seed") else args.shots
+    if args.shots == "auto":
+        published = PROMPTAD_SHOTS.get(train[0].class_name, {}).get(args.shot)
+        normal = sum(item.label == 0 for item in train)
+        if args.dataset in ("mvtec", "visa") and published and max(published) < normal:
+            shots = "promptad"
+    return k_shot(train, args.shot, seed=args.seed, shots=shots)
+
+
+Pixels = np.ndarray
+
+
+def _zoom(top: float, left: float) -> Callable[[Pixels], Pixels]:
+    def view(pixels: Pixels) -> Pixels:
+        height, width = pixels.shape[:2]
+        h, w = round(0.92 * height), round(0.92 * width)
+        y, x = round(top * (height - h)), round(left * (width - w))
+        return np.ascontiguousarray(pixels[y : y + h, x : x + w])
+
+    return view
+
+
+def _light(factor: float) -> Callable[[Pixels], Pixels]:
+    def view(pixels: Pixels) -> Pixels:
+        top = 255 if pixels.dtype == np.uint8 else 1.0
+        return np.clip(pixels.astype(np.float32) * factor, 0, top).astype(pixels.dtype)
+
+    return view
+
+
+def _turn(quarters: int) -> Callable[[Pixels], Pixels]:
+    return lambda pixels: np.ascontiguousarray(np.rot90(pixels, quarters))
+
+
+VIEWS: dict[str, dict[str, Callable[[Pixels], Pixels]]] = {
+    "none": {},
+    "flips": {
+        "mirrored": lambda p: np.ascontiguousarray(p[:, ::-1]),
+        "upside_down": lambda p: np.ascontiguousarray(p[::-1]),
+    },
+    "rotations": {f"turned{90 * n}": _turn(n) for n in (1, 2, 3)},
+    # What a camera does between two shots of one part: stands in for a second support image when there is none.
+    "mild": {"zoom_a": _zoom(0.1, 0.2), "zoom_b": _zoom(0.9, 0.7), "darker": _light(0.9), "brighter": _light(1.1)},
+}
+VIEWS["all"] = VIEWS["flips"] | VIEWS["rotations"]
+
+
+def with_views(items: Sequence[Item], kind: str) -> list[Item]:
+    """In-memory copies of `items` seen through every view of `kind`, item by item; [] for 'none'."""
+    seen = []
+    for item in items:
+        for name, view in VIEWS[kind].items():
+            path = Path(f"{item.path}#{name}")
+            seen.append(replace(item, path=path, image=view(load_pixels(item)[0]), mask_path=None, mask=None))
+    return seen
+
+
+def synthetic_anomalies(items: Sequence[Item], per_image: int, seed: int) -> list[Item]:
+    """Support images with a patch of themselves pasted elsewhere, turned and re-lit: what --select val is judged on."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for item in items:
+        pixels = load_pixels(item)[0]
+        for number in range(per_image):
+            image, mask = _cut_and_paste(pixels, rng)
+            path = Path(f"{item.path}#synthetic{number}")
+            made.append(replace(item, path=path, label=1, defect="synthetic", image=image, mask=mask, mask_path=None))
+    return made
+
+
+def _cut_and_paste(pixels: Pixels, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
+    """One pasted rectangle between a scar (long, thin) and a block, 1 to 6 per cent of the image."""
+    height, width = pixels.shape[:2]
+    aspect = float(np.exp(rng.uniform(-1.8, 1.8)))
+    side = np.sqrt(rng.uniform(0.01, 0.06) * height * width)
+    h = int(np.clip(side * np.sqrt(aspect), 3, height // 2))
+    w = int(np.clip(side / np.sqrt(aspect), 3, width // 2))
+    y, x, to_y, to_x = (int(rng.integers(0, high)) for high in (height - h, width - w, height - h, width - w))
+    patch = pixels[y : y + h, x : x + w].astype(np.float32)[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
+    top = 255.0 if pixels.dtype == np.uint8 else 1.0
+    patch = np.clip((patch - patch.mean()) * rng.uniform(0.5, 1.5) + patch.mean() * rng.uniform(0.6, 1.4), 0, top)
+    image, mask = pixels.copy(), np.zeros((height, width), dtype=bool)
+    image[to_y : to_y + h, to_x : to_x + w] = patch.astype(pixels.dtype)
+    mask[to_y : to_y + h, to_x : to_x + w] = True
+    return image, mask
+
+
+def truth_of(items: Sequence[Item], transform: ImageTransform, resolution: int) -> tuple[Tensor, Tensor | None]:
+    """Labels [N] and masks [N, R, R], or None when an anomaly has no pixel truth."""
+    labels = torch.tensor([item.label for item in items])
+    if not all(item.has_truth for item in items):
+        return labels, None
+    masks = []
+    for item in items:
+        if item.label == 0:
+            masks.append(torch.zeros(resolution, resolution, dtype=torch.bool))
+            continue
+        mask = load_pixels(item)[1]
+        assert mask is not None
+        masks.append(transform.mask(mask, resolution))
+    return labels, torch.stack(masks)

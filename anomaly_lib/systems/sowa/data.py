@@ -1,0 +1,239 @@
+"""SOWA's data: which classes train and which test, the frozen taps of every image, truth, mosaics."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anomaly_lib.backbones.clip import ClipBackbone
+from anomaly_lib.data import ImageTransform, Item, class_names, k_shot, open_dataset
+from anomaly_lib.data.base import load_pixels, readable_items
+from anomaly_lib.data.demo.items import CATEGORIES, demo_items
+from anomaly_lib.data.transforms import resize_image
+from anomaly_lib.engine.log import progress
+from anomaly_lib.errors import UserError
+from anomaly_lib.features import FeatureSpec, FeatureStore, extract
+from anomaly_lib.features.spec import ROW_DTYPES
+from anomaly_lib.models.sowa.vision import PICTURES
+from anomaly_lib.systems.sowa.options import Args
+
+GIB = 1 << 30
+
+
+class TestData(NamedTuple):
+    """Images to be tested on, and normal images of the same classes (the pool few-shot memories are drawn from)."""
+
+    items: list[Item]
+    normal: list[Item]
+    skipped: list[dict[str, str]]
+
+
+def open_train(args: Args) -> tuple[list[Item], list[dict[str, str]]]:
+    """Images with masks to learn from: the TEST split of the training classes, because that is where masks are."""
+    trained, _ = split_classes(args, names_of(args.dataset, args.data_path), None)
+    source = load_items(args, args.dataset, args.data_path, trained, normal=0)
+    items, skipped = readable_items([item for item in source if item.split == "test"], args.on_error)
+    unmasked = next((item for item in items if not item.has_truth), None)
+    if unmasked is not None:
+        raise UserError(f"{unmasked.path}: an anomaly without a mask teaches nothing; add it or leave its class out")
+    return items, skipped
+
+
+def open_test(args: Args) -> TestData:
+    """The held-out classes of the training data set, or --eval-data-path."""
+    if args.eval_data_path:
+        dataset, root = args.eval_dataset or args.dataset, args.eval_data_path
+        _, tested = split_classes(args, None, names_of(dataset, root))
+        target = load_items(args, dataset, root, tested, normal=40 if args.shot else 0)
+    else:
+        _, tested = split_classes(args, names_of(args.dataset, args.data_path), None)
+        target = load_items(args, args.dataset, args.data_path, tested, normal=40 if args.shot else 0)
+    items, skipped = readable_items([item for item in target if item.split == "test"], args.on_error)
+    if args.fast_dev_run:
+        items = shortened(items, 8)
+    return TestData(items, [item for item in target if item.split == "train" and item.label == 0], skipped)
+
+
+def shortened(items: list[Item], count: int) -> list[Item]:
+    """Up to ``count`` images of each class, normal and anomalous ones by turns."""
+    out = []
+    for name in class_names(items):
+        kinds = [[i for i in items if i.class_name == name and i.label == label] for label in (0, 1)]
+        out += [kind[n] for n in range(count) for kind in kinds if n < len(kind)][:count]
+    return out
+
+
+def load_items(args: Args, dataset: str, root: str | None, classes: list[str], *, normal: int) -> list[Item]:
+    """The images of ``classes``; of the built-in set only what is needed is drawn (``normal`` training images)."""
+    if dataset != "demo" or root:
+        return open_dataset(dataset, root, classes=classes)
+    if args.fast_dev_run:
+        return demo_items(categories=classes, train=min(normal, args.shot), test_good=4, per_defect=1)
+    return demo_items(categories=classes, train=normal)
+
+
+def names_of(dataset: str, root: str | None) -> list[str]:
+    """Classes of a data set; those of the built-in one without drawing its images."""
+    return list(CATEGORIES) if dataset == "demo" and not root else class_names(open_dataset(dataset, root))
+
+
+def split_classes(
+    args: Args, source: Sequence[str] | None, target: Sequence[str] | None
+) -> tuple[list[str], list[str]]:
+    """(classes to train on, classes to test on), given those of the training set, the test set, or both in one."""
+    for flag, wanted, there in (
+        ("--train-classes", args.train_classes, source),
+        ("--test-classes", args.test_classes, target or (source if not args.eval_data_path else None)),
+    ):
+        unknown = sorted(set(wanted) - set(there or wanted))
+        if unknown:
+            raise UserError(f"{flag} {' '.join(unknown)}: not in the data; there are {', '.join(there or [])}")
+    if args.eval_data_path:
+        return list(args.train_classes or source or []), list(args.test_classes or target or [])
+    names = list(source or [])
+    # Data sets list their classes in kinds (textures, then objects): taking them by turns leaves every kind on both
+    # sides.
+    by_turns = [name for name in names if name not in args.test_classes][::2]
+    free = [name for name in names if name not in args.test_classes]
+    trained = list(args.train_classes) or (free if args.test_classes else by_turns)
+    tested = list(args.test_classes) or [name for name in names if name not in trained]
+    if not trained or not tested:
+        raise UserError(
+            f"{', '.join(names)}: no class left to train or test on; give --train-classes or --eval-data-path"
+        )
+    return trained, tested
+
+
+def support_items(normal: Sequence[Item], shot: int, seed: int) -> dict[str, list[Item]]:
+    """k normal images of every class, drawn by seed."""
+    return {
+        name: k_shot([item for item in normal if item.class_name == name], shot, seed=seed).items
+        for name in class_names(normal)
+    }
+
+
+def taps_of(depth: int) -> list[int]:
+    """The last block of each quarter of the tower: 5 11 17 23 of 24."""
+    return sorted({max(0, round((stage + 1) * depth / 4) - 1) for stage in range(4)})
+
+
+class Taps:
+    """The frozen taps of items, from the feature store: every image goes through CLIP once."""
+
+    def __init__(self, clip: ClipBackbone, args: Args, notice: Callable[[str], None]) -> None:
+        assert clip.image_size is not None
+        self.clip, self.notice = clip, notice
+        self.transform = ImageTransform(
+            size=clip.image_size,
+            resize="stretch",
+            mean=clip.mean,  # type: ignore[arg-type]
+            std=clip.std,  # type: ignore[arg-type]
+            interpolation=clip.interpolation,
+        )
+        spec = FeatureSpec(
+            backbone=clip.name,
+            weights=clip.weights_id,
+            outputs=clip.outputs,
+            transform=self.transform.describe(),
+            image_size=clip.image_size,
+            dtype=args.layers_dtype,
+            precision=args.precision,
+        )
+        self.store = FeatureStore(spec, root=args.cache_dir, cache=args.cache, notice=notice)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes one image takes in the store."""
+        assert self.clip.grid is not None
+        tokens = self.clip.grid[0] * self.clip.grid[1] * self.clip.width * (len(self.clip.outputs) - 1)
+        return (tokens + self.clip.embed_dim) * ROW_DTYPES[self.store.spec.dtype].itemsize
+
+    def fill(self, items: Sequence[Item]) -> list[str]:
+        """Encode what is missing; the store's keys in the order of ``items``."""
+        return extract(
+            self.clip.encode,
+            items,
+            self.store,
+            load=lambda item: self.transform(load_pixels(item)[0]),
+            batch_size=8,
+            device=next(self.clip.parameters()).device,
+            track=progress,
+        )
+
+    def rows(self, keys: Sequence[str]) -> dict[str, Tensor]:
+        """Stored taps [N, ...] on the tower's device."""
+        device = next(self.clip.parameters()).device
+        return {name: value.to(device) for name, value in self.store.rows(keys).items()}
+
+    def batches(self, keys: Sequence[str], size: int) -> Iterator[dict[str, Tensor]]:
+        """`rows` in batches."""
+        for start in range(0, len(keys), size):
+            yield self.rows(keys[start : start + size])
+
+    def mask(self, item: Item) -> Tensor:
+        """Truth at the network's input size [H, W] bool."""
+        assert self.clip.image_size is not None
+        if item.label == 0:
+            return torch.zeros(self.clip.image_size, dtype=torch.bool)
+        mask = load_pixels(item)[1]
+        assert mask is not None
+        return self.transform.mask(mask, self.clip.image_size)
+
+
+class Pictures(Taps):
+    """The transformed images themselves, for an encoder whose stream training changes: nothing of it can be stored."""
+
+    def __init__(self, clip: ClipBackbone, args: Args, notice: Callable[[str], None]) -> None:
+        super().__init__(clip, replace(args, cache="off"), notice)
+        self._items: dict[str, Item] = {}
+
+    @property
+    def row_bytes(self) -> int:
+        return 0
+
+    def fill(self, items: Sequence[Item]) -> list[str]:
+        keys = [f"{item.path}" for item in items]
+        self._items.update(zip(keys, items, strict=True))
+        return keys
+
+    def rows(self, keys: Sequence[str]) -> dict[str, Tensor]:
+        pictures = [self.transform(load_pixels(self._items[key])[0]) for key in keys]
+        return {PICTURES: torch.stack(pictures).to(next(self.clip.parameters()).device)}
+
+
+def with_mosaics(items: Sequence[Item], rate: float, *, label: str, seed: int) -> list[Item]:
+    """A share of the images replaced by 2x2 mosaics of random images of their class, masks stitched alike.
+
+    The original keeps the label of the image that was replaced, whatever the mosaic shows; ``label="any"`` mends that.
+    """
+    generator = np.random.default_rng(seed)
+    out = []
+    for index, item in enumerate(items):
+        if generator.random() >= rate:
+            out.append(item)
+            continue
+        group = [other for other in items if other.class_name == item.class_name]
+        parts = [group[i] for i in generator.integers(0, len(group), 4)]
+        pixels = [load_pixels(part) for part in parts]
+        size = (pixels[0][0].shape[0] // 2, pixels[0][0].shape[1] // 2)
+        image = _stitch([resize_image(image, size, "bilinear") for image, _ in pixels])
+        masks = [m if m is not None else np.zeros(i.shape[:2], dtype=bool) for i, m in pixels]
+        mask = _stitch([_resize_mask(one, size) for one in masks])
+        shown = max(part.label for part in parts) if label == "any" else item.label
+        name = Path(f"{item.path}#mosaic{seed}-{index}")
+        out.append(replace(item, path=name, image=image, mask=mask, mask_path=None, label=shown))
+    return out
+
+
+def _stitch(tiles: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.concatenate(tiles[:2], axis=1), np.concatenate(tiles[2:], axis=1)], axis=0)
+
+
+def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    rows = np.arange(size[0]) * mask.shape[0] // size[0]
+    columns = np.arange(size[1]) * mask.shape[1] // size[1]
+    return mask[rows][:, columns]

@@ -1,0 +1,207 @@
+"""What a Causal-FiLM run says at its end: metrics, per-class tables, hints, and what single modalities manage."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anomaly_lib.metrics import auroc, average_precision, f1_max, threshold_metrics, youden
+from anomaly_lib.systems.weld.data.demo import MISMATCH
+from anomaly_lib.systems.weld.data.manifest import CLASSES, WeldRun
+from anomaly_lib.systems.weld.features import WeldFeatures
+
+FPR_LIMITS = (0.3, 0.1, 0.05, 0.01)
+
+
+def partial_auroc(scores: Tensor, labels: Tensor, limit: float) -> float:
+    """Area under the ROC curve up to a false-positive rate, divided by it.
+
+    Without pixel truth the original's "P-AUPRO" is this number: its map is the score everywhere.
+    """
+    order = torch.argsort(scores, descending=True, stable=True)
+    sorted_scores, truth = scores[order].double(), labels[order].double()
+    last = torch.cat([sorted_scores[1:] != sorted_scores[:-1], torch.ones(1, dtype=torch.bool)])
+    tpr = torch.cat([torch.zeros(1), (truth.cumsum(0) / truth.sum().clamp_min(1))[last]]).numpy()
+    fpr = torch.cat([torch.zeros(1), ((1 - truth).cumsum(0) / (1 - truth).sum().clamp_min(1))[last]]).numpy()
+    inside = fpr <= limit
+    x, y = np.append(fpr[inside], limit), np.append(tpr[inside], np.interp(limit, fpr, tpr))
+    return float(np.sum((x[1:] - x[:-1]) * (y[1:] + y[:-1]) / 2) / limit)
+
+
+def split_metrics(scores: Tensor, runs: Sequence[WeldRun]) -> dict[str, float]:
+    """The headline numbers, at Youden's threshold where one is needed."""
+    labels = torch.tensor([run.label for run in runs])
+    _, threshold = youden(scores, labels)
+    metrics = {
+        "image_auroc": auroc(scores, labels),
+        "image_ap": average_precision(scores, labels),
+        "f1_max": f1_max(scores, labels),
+        "youden_threshold": threshold,
+    }
+    if np.isfinite(threshold):
+        at = threshold_metrics(scores, labels, threshold)
+        metrics |= {name: float(at[name]) for name in ("precision", "recall", "f1")}
+    metrics |= {f"pseudo_aupro_{limit:g}": partial_auroc(scores, labels, limit) for limit in FPR_LIMITS}
+    mismatch = [i for i, run in enumerate(runs) if run.label == 0 or run.class_name in MISMATCH]
+    if runs and runs[0].render is not None:
+        metrics["mismatch_auroc"] = auroc(scores[mismatch], labels[mismatch])
+    return metrics
+
+
+def final_report(
+    scores: Tensor,
+    runs: Sequence[WeldRun],
+    metrics: dict[str, float],
+    features: WeldFeatures | None = None,
+    normal: Sequence[WeldRun] = (),
+) -> list[str]:
+    """Lines: base rates, confusion counts, a row per class, hints, and single modalities for comparison."""
+    labels = torch.tensor([run.label for run in runs])
+    defects, total = int(labels.sum()), len(runs)
+    always = 2 * defects / (total + defects) if total + defects else float("nan")
+    lines = [
+        f"{total} runs, {defects} defective; calling all defective gives F1 {always:.4f}, AP {defects / total:.4f}",
+        ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()),
+    ]
+    threshold = metrics["youden_threshold"]
+    if np.isfinite(threshold):
+        at = threshold_metrics(scores, labels, threshold)
+        lines.append(
+            f"at Youden's threshold {threshold:.4f}: "
+            + ", ".join(f"{k} {int(at[k])}" for k in ("tp", "fp", "fn", "tn"))
+        )
+    lines += class_lines(scores, runs) + class_hints(scores, runs)
+    if features is not None and normal:
+        lines += single_modality_lines(features, normal, runs, metrics)
+    return lines
+
+
+def per_class(scores: Tensor, runs: Sequence[WeldRun]) -> dict[str, dict[str, float]]:
+    """Mean, std, min, max of every class's scores, and its AUROC against good."""
+    good = [i for i, run in enumerate(runs) if run.label == 0]
+    table: dict[str, dict[str, float]] = {}
+    for name in CLASSES:
+        mine = [i for i, run in enumerate(runs) if run.class_name == name]
+        if not mine:
+            continue
+        s = scores[mine]
+        row = {"n": float(len(mine)), "mean": float(s.mean()), "std": float(s.std(unbiased=False))}
+        row |= {"min": float(s.min()), "max": float(s.max())}
+        if name != "good" and good:
+            truth = torch.tensor([0] * len(good) + [1] * len(mine))
+            row["auroc"] = auroc(torch.cat([scores[good], s]), truth)
+        table[name] = row
+    return table
+
+
+def class_lines(scores: Tensor, runs: Sequence[WeldRun]) -> list[str]:
+    return [
+        f"{name:>32}: " + ", ".join(f"{key} {value:.4g}" for key, value in row.items())
+        for name, row in per_class(scores, runs).items()
+    ]
+
+
+def class_hints(scores: Tensor, runs: Sequence[WeldRun], *, low: float = 0.7) -> list[str]:
+    """Which part of the system a badly found class points at."""
+    advice = {
+        "warping": "slow drifts are the sensor branch's: check the sensors, --modulator, --sensor-norm train",
+        "crater_cracks": "fine cracks are the result encoder's: check --branches, --view-pool, --image-size",
+        "excessive_convexity": "the bead's shape is what a video auto-encoder adds: scripts/weld/evaluate_fusion.py",
+    }
+    table = per_class(scores, runs)
+    return [
+        f"hint: {name} has AUROC {table[name]['auroc']:.2f}; {text}"
+        for name, text in advice.items()
+        if name in table and table[name].get("auroc", 1.0) < low
+    ]
+
+
+def diagnose(history: Sequence[dict[str, float]]) -> list[str]:
+    """Hints from the curves, each naming the knob."""
+    lines = []
+    if len(history) >= 10:
+        last, first = history[-1], history[0]
+        losses = np.array([row["loss"] for row in history])
+        gap = last["val_score_min"] / max(last["train_score"], 1e-12)
+        if gap > 1.5:
+            lines.append(
+                f"hint: even the best validation weld scores {gap:.1f} x the training mean: overfitting; raise "
+                "--weight-decay or --feature-mask-ratio"
+            )
+        if losses[-1] > 0.9 * losses[0] and first["loss"] > 0:
+            lines.append("hint: the training loss hardly falls; raise --learning-rate (3e-5 at most for DINOv3)")
+        steps = np.diff(losses[len(losses) // 2 :])
+        if (
+            len(steps) > 4
+            and (np.sign(steps[1:]) != np.sign(steps[:-1])).mean() > 0.8
+            and steps.std() > 0.1 * losses.mean()
+        ):
+            lines.append("hint: the training loss swings; raise --warmup-epochs or lower --learning-rate")
+        if last["collapse"] < 0.05:
+            lines.append("hint: all welds get nearly one encoding (collapse); use --target-mode stopgrad or ema_target")
+    if len(history) > 25:
+        late = [row["val_auroc"] for row in history[20:]]
+        if max(late) <= max(row["val_auroc"] for row in history[:20]):
+            lines.append(
+                "hint: validation has not improved since epoch 20; lower --learning-rate or raise --weight-decay"
+            )
+    return lines
+
+
+def draw_run(folder: Path, scores: Tensor, runs: Sequence[WeldRun], history: Sequence[dict[str, float]]) -> list[str]:
+    """AUROC of every defect, and loss and validation curves, into the run folder; returns the file names."""
+    from anomaly_lib.viz import class_bars, save_figure, training_lines
+
+    bars = {name: row["auroc"] for name, row in per_class(scores, runs).items() if "auroc" in row}
+    figures = {"defects.png": class_bars({"Causal-FiLM": bars}, title="each defect against good welds")}
+    if history:
+        curves = {name: [row[name] for row in history] for name in ("loss", "val_auroc", "val_auroc_raw", "collapse")}
+        figures["training.png"] = training_lines(curves)
+    for name, figure in figures.items():
+        save_figure(figure, folder / name)
+    return list(figures)
+
+
+# -- what single modalities manage --------------------------------------------------------------------------------
+
+
+def modality_vectors(features: WeldFeatures, runs: Sequence[WeldRun]) -> dict[str, Tensor]:
+    """One vector per run and modality: mean token (photos: mean over branches' tokens and views)."""
+    parts: dict[str, list[Tensor]] = {name: [] for name in ("video", "audio", "sensors", "images")}
+    for start in range(0, len(runs), 32):
+        batch: dict[str, Any] = features.batch(runs[start : start + 32])
+        parts["video"].append(batch["video"].mean(1))
+        parts["audio"].append(batch["audio"].mean(1))
+        parts["sensors"].append(batch["sensors"].flatten(1))
+        parts["images"].append(torch.cat([tokens.mean((1, 2)) for tokens in batch["images"]], dim=1))
+    return {name: torch.cat(vectors).cpu() for name, vectors in parts.items()}
+
+
+def single_modality_scores(
+    features: WeldFeatures, normal: Sequence[WeldRun], runs: Sequence[WeldRun], *, neighbours: int = 5
+) -> dict[str, Tensor]:
+    """Mean distance to the nearest normal runs in standardised features, for each modality by itself."""
+    known, asked = modality_vectors(features, normal), modality_vectors(features, runs)
+    scores = {}
+    for name, reference in known.items():
+        mean, std = reference.mean(0), reference.std(0).clamp_min(1e-6)
+        distance = torch.cdist((asked[name] - mean) / std, (reference - mean) / std)
+        scores[name] = distance.topk(min(neighbours, len(normal)), largest=False).values.mean(1)
+    return scores
+
+
+def single_modality_lines(
+    features: WeldFeatures, normal: Sequence[WeldRun], runs: Sequence[WeldRun], metrics: dict[str, float]
+) -> list[str]:
+    if features.cache == "off":
+        return []
+    rows = {name: split_metrics(s, runs) for name, s in single_modality_scores(features, normal, runs).items()}
+    table = {**{f"{name} only (nearest normal runs)": row for name, row in rows.items()}, "Causal-FiLM": metrics}
+    lines = [f"{'detector':>40}  AUROC   mismatch defects"]
+    for name, row in table.items():
+        mismatch = f"{row['mismatch_auroc']:.4f}" if "mismatch_auroc" in row else "-"
+        lines.append(f"{name:>40}  {row['image_auroc']:.4f}  {mismatch}")
+    return lines

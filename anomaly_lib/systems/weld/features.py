@@ -1,0 +1,208 @@
+"""Frozen features (L0) of weld runs: one cached store per modality, and batches for the trainable model.
+
+A training epoch reads rows and never touches a backbone; with the cache off every batch is encoded afresh, which is
+what input augmentation needs.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anomaly_lib.engine.log import progress
+from anomaly_lib.errors import UserError
+from anomaly_lib.features import FeatureSpec, FeatureStore, extract, file_key
+from anomaly_lib.systems.weld.data.manifest import WeldRun
+from anomaly_lib.systems.weld.data.media import photo_tensor
+from anomaly_lib.systems.weld.data.runs import (
+    WeldSettings,
+    audio_tensor,
+    load_raw,
+    normalise_sensors,
+    process_video,
+    sensor_series,
+)
+from anomaly_lib.systems.weld.encoders import WeldEncoders
+from anomaly_lib.types import Sample
+
+Augment = Callable[[Sample], Sample]
+
+
+def _stack(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+class WeldFeatures:
+    """The runs of an experiment as batches of frozen features; `prepare` fills the stores once."""
+
+    def __init__(
+        self,
+        settings: WeldSettings,
+        encoders: WeldEncoders,
+        *,
+        cache: str = "auto",
+        cache_dir: str | Path | None = None,
+        device: torch.device,
+        precision: str = "fp32",
+        dtype: str = "fp32",
+        augment: Augment | None = None,
+        notice: Callable[[str], None] | None = None,
+    ) -> None:
+        self.settings, self.encoders, self.device = settings, encoders.to(device), device
+        self.cache, self.augment = cache, augment
+        branches = tuple(f"branch{i}" for i in range(len(encoders.tokens.branches)))
+        self.outputs = {
+            "video": ("video", "has_video"),
+            "audio": ("audio", "has_audio"),
+            "images": (*branches, "views"),
+        }
+        self.encode_part = {
+            "video": encoders.encode_video,
+            "audio": encoders.encode_audio,
+            "images": encoders.encode_images,
+        }
+        nets = {"video": encoders.video, "audio": encoders.audio, "images": encoders.image}
+        self.stores = {
+            part: FeatureStore(
+                FeatureSpec(
+                    backbone=net.name,
+                    weights=net.weights_id,
+                    outputs=self.outputs[part],
+                    transform=self._describe(part),
+                    precision=precision,
+                    dtype=dtype,
+                ),
+                root=cache_dir,
+                cache=cache,
+                notice=notice,
+            )
+            for part, net in nets.items()
+        }
+        self._sensors: dict[str, tuple[Tensor, bool]] = {}
+
+    def _describe(self, part: str) -> str:
+        """Everything besides the weights that decides the rows of a modality."""
+        wanted = {
+            "video": ("video_", "image_size" if self.settings.video_source == "images" else "video_"),
+            "audio": ("mels", "audio_", "frame_select"),
+            "images": ("views", "image_"),
+        }[part]
+        values = {k: v for k, v in asdict(self.settings).items() if k.startswith(wanted)}
+        tokens = asdict(self.encoders.tokens)
+        keys = {
+            "video": ["video_token_pool"],
+            "audio": ["swap_audio_axes"],
+            "images": ["branches", "layer_index", "patch_only"],
+        }
+        return f"{values} { ({k: tokens[k] for k in keys[part]}) }"
+
+    # -- inputs ---------------------------------------------------------------------------------------------------
+
+    def load_part(self, run: WeldRun, part: str) -> dict[str, Tensor]:
+        """One modality of a run as its encoder's input."""
+        needs = ("images",) if part == "video" and self.settings.video_source == "images" else (part,)
+        raw = load_raw(run, self.settings, needs)
+        if part == "video":
+            video, there = process_video(raw, self.settings)
+            return {"video": video, "has_video": torch.tensor(there)}
+        if part == "audio":
+            return {"audio": audio_tensor(raw.audio, self.settings), "has_audio": torch.tensor(raw.audio is not None)}
+        s = self.settings
+        images, views = photo_tensor(raw.photos, s.views, s.image_size, normalise=s.image_norm)
+        return {"images": images, "views": views}
+
+    def sensors(self, run: WeldRun) -> tuple[Tensor, bool]:
+        """The series [S, C] before normalisation, kept in memory, and whether the run has one."""
+        if run.run_id not in self._sensors:
+            raw = load_raw(run, self.settings, ("sensors",))
+            self._sensors[run.run_id] = sensor_series(raw, self.settings), raw.sensors is not None
+        return self._sensors[run.run_id]
+
+    def readable(self, runs: Sequence[WeldRun]) -> tuple[list[WeldRun], list[dict[str, str]]]:
+        """The runs whose files can be read, and the others with the reason (``--on-error skip``)."""
+        kept, skipped = [], []
+        for run in runs:
+            try:
+                self.sensors(run)
+                for part, store in self.stores.items():
+                    if run_key(run) not in store:
+                        self.load_part(run, part)
+            except UserError as error:
+                skipped.append({"path": str(run.folder), "reason": str(error)})
+                continue
+            kept.append(run)
+        if not kept:
+            raise UserError(f"none of the {len(skipped)} runs can be read; the first: {skipped[0]['reason']}")
+        return kept, skipped
+
+    # -- features -------------------------------------------------------------------------------------------------
+
+    def prepare(self, runs: Sequence[WeldRun], *, batch_size: int = 8) -> None:
+        """Encode what the stores lack. Does nothing with the cache off."""
+        if self.cache == "off":
+            return
+        for part, store in self.stores.items():
+            self._fill(part, store, list(runs), batch_size)
+
+    def _fill(self, part: str, store: FeatureStore, runs: list[WeldRun], batch_size: int) -> None:
+        def load(run: WeldRun) -> dict[str, Tensor]:
+            return self.load_part(run, part)
+
+        def encode(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            return self.encode_part[part](self._to_device(batch))
+
+        extract(
+            encode, runs, store, load=load, key=run_key, collate=_stack, batch_size=batch_size, device=self.device,
+            track=progress,
+        )  # fmt: skip
+
+    def batch(self, runs: Sequence[WeldRun], *, training: bool = False) -> dict[str, Any]:
+        """What `CausalFiLM.forward` takes, on the device."""
+        if self.cache == "off":
+            rows = self._encode_now(runs, training=training)
+        else:
+            keys = [run_key(run) for run in runs]
+            rows = {name: rows for store in self.stores.values() for name, rows in store.rows(keys).items()}
+        rows = self._to_device(rows)
+        series = [self.sensors(run) for run in runs]
+        sensors = torch.stack([normalise_sensors(one, self.settings) for one, _ in series])
+        known = torch.tensor([there for _, there in series])
+        views = rows["views"].bool()
+        present = [rows["has_video"].bool(), views.any(1), rows["has_audio"].bool(), known.to(self.device)]
+        return {
+            "video": rows["video"].float(),
+            "audio": rows["audio"].float(),
+            "images": [rows[f"branch{i}"].float() for i in range(len(self.encoders.tokens.branches))],
+            "views": views,
+            "sensors": sensors.to(self.device),
+            "present": torch.stack(present, dim=1),
+        }
+
+    def _encode_now(self, runs: Sequence[WeldRun], *, training: bool) -> dict[str, Tensor]:
+        rows: dict[str, Tensor] = {}
+        for part, encode in self.encode_part.items():
+            samples = [self.load_part(run, part) for run in runs]
+            if training and self.augment is not None:
+                samples = [self.augment(sample) for sample in samples]
+            with torch.no_grad():
+                rows |= encode(self._to_device(_stack(samples)))
+        return rows
+
+    def _to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+
+    def dims(self) -> dict[str, int]:
+        """Token widths for the model's configuration."""
+        e = self.encoders
+        return {"video_dim": e.video.width, "audio_dim": e.audio.width, "image_dim": e.image.width}
+
+
+def run_key(run: WeldRun) -> str:
+    """Key of a run in the feature store: of its files, or of what decides the pixels of a drawn one."""
+    if run.render is None:
+        return file_key(run.folder)
+    return hashlib.sha256(f"{run.run_id} {run.facts}".encode()).hexdigest()

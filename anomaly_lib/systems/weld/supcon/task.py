@@ -1,0 +1,135 @@
+"""What V4 trains, the data it sees, its objective, and its answers for runs."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomaly_lib.engine.amp import autocast_for
+from anomaly_lib.losses.supcon_extra import FeatureQueue, mixed_loss, mixup, supcon_with_negatives
+from anomaly_lib.models.adapters import add_adapters
+from anomaly_lib.models.weld.supcon_quad import MODALITIES, QuadModal, freeze
+from anomaly_lib.models.weld.tasks import Reconstruction
+from anomaly_lib.systems.weld.data.demo import weld_demo_runs
+from anomaly_lib.systems.weld.data.manifest import WeldRun, assign_splits, read_manifest
+from anomaly_lib.systems.weld.features import WeldFeatures
+from anomaly_lib.systems.weld.supcon.options import Args, quad_config
+
+
+class QuadTask(nn.Module):
+    """The model and the head of its side task: what is trained and saved."""
+
+    def __init__(self, model: QuadModal, *, reconstruct: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.reconstruction = Reconstruction(model) if reconstruct else None
+
+
+def open_runs(args: Args) -> list[WeldRun]:
+    """Runs with every class in TRAIN; a split made for one-class training is redrawn, configurations kept together."""
+    if not args.data_path:
+        return weld_demo_runs(
+            train=args.demo_train,
+            good=args.demo_good,
+            per_defect=args.demo_defects,
+            supervised=True,
+            seed=args.demo_seed,
+        )
+    runs = read_manifest(args.data_path)
+    trained = {run.class_name for run in runs if run.split == "train"}
+    return runs if len(trained) > 1 else assign_splits(runs, seed=args.demo_seed, train_ratio=0.8, supervised=True)
+
+
+def build(args: Args, device: torch.device, *, dims: dict[str, int] | None = None) -> QuadTask:
+    """The trainable part of resolved options; `dims` are the encoders' widths (default: the published ones)."""
+    model = QuadModal(quad_config(args, dims or {}))
+    if args.adapters != "none":
+        add_adapters(model, ["fusion.project", "fusion.attend"], kind=args.adapters, rank=args.adapter_rank)
+    return QuadTask(model, reconstruct=args.reconstruct_weight > 0).to(device)
+
+
+def apply_freeze(args: Args, task: QuadTask, epoch: int) -> list[str]:
+    """The freeze policy of this epoch; adapters always learn."""
+    active = not args.freeze_encoders_epochs or epoch < args.freeze_encoders_epochs
+    freeze(task.model, args.freeze if active else "none")
+    for name, parameter in task.model.named_parameters():
+        if args.adapters != "none" and (".down" in name or ".up" in name):
+            parameter.requires_grad_(True)
+        elif args.adapters != "none" and ".base." in name:
+            parameter.requires_grad_(False)
+    return [name for name, parameter in task.named_parameters() if parameter.requires_grad]
+
+
+def quad_batch(features: WeldFeatures, runs: Sequence[WeldRun]) -> dict[str, Tensor]:
+    """Cached tokens as `QuadModal` takes them: one mean vector per photo, branches side by side."""
+    batch = features.batch(runs)
+    images = torch.cat([branch.mean(2) for branch in batch["images"]], dim=-1)  # [B, V, D]
+    named = {**batch, "images": images, "images_mask": batch["views"]}
+    return {name: value for name, value in named.items() if name != "views"}
+
+
+def fit_scale(task: QuadTask, features: WeldFeatures, runs: Sequence[WeldRun]) -> None:
+    """Token statistics of the training runs that have each modality."""
+    parts = [quad_batch(features, runs[i : i + 32]) for i in range(0, len(runs), 32)]
+    for name, scale in task.model.scale.items():
+        there = torch.cat([part["present"][:, MODALITIES.index(name)] for part in parts]).bool()
+        scale.fit(torch.cat([part[name] for part in parts])[there])  # type: ignore[operator]
+
+
+def labels_of(runs: Sequence[WeldRun], device: torch.device) -> Tensor:
+    return torch.tensor([run.class_label for run in runs], device=device)
+
+
+def objective(
+    args: Args, task: QuadTask, batch: dict[str, Tensor], labels: Tensor, queue: FeatureQueue | None
+) -> dict[str, Tensor]:
+    """Every term by name and their weighted sum `loss`."""
+    model = task.model
+    out = model(batch)
+    order, weight = torch.arange(len(labels), device=labels.device), 1.0
+    if args.mixup > 0:
+        mixed, order, weight = mixup(out["embedding"], args.mixup)
+        out = {**out, **model.heads(mixed)}
+
+    def contrast(y: Tensor) -> Tensor:
+        return supcon_with_negatives(
+            out["features"],
+            y,
+            temperature=args.temperature,
+            queue=queue,
+            hard_negatives=args.hard_negatives,
+            hardness=args.hardness,
+        )
+
+    terms = {"supcon": mixed_loss(contrast, labels, order, weight)}
+    total = args.supcon_weight * terms["supcon"]
+    if args.loss_type == "combined":
+        terms["ce"] = mixed_loss(lambda y: F.cross_entropy(out["logits"], y), labels, order, weight)
+        terms["score"] = mixed_loss(
+            lambda y: F.binary_cross_entropy_with_logits(out["anomaly_score"], (y != 0).float()), labels, order, weight
+        )
+        total = total + args.ce_weight * terms["ce"] + args.score_weight * terms["score"]
+    if task.reconstruction is not None:
+        terms["reconstruct"] = task.reconstruction(out["embedding"], batch)
+        total = total + args.reconstruct_weight * terms["reconstruct"]
+    if queue is not None:
+        queue.push(out["features"], labels)
+    return {**terms, "loss": total}
+
+
+@torch.no_grad()
+def encode_runs(
+    task: QuadTask, features: WeldFeatures, runs: Sequence[WeldRun], *, batch_size: int, precision: str = "fp32"
+) -> dict[str, Tensor]:
+    """`features`, `logits`, `anomaly_score` of runs in eval mode, on the CPU."""
+    was_training = task.training
+    task.eval()
+    parts: list[dict[str, Tensor]] = []
+    for start in range(0, len(runs), batch_size):
+        batch = quad_batch(features, runs[start : start + batch_size])
+        with autocast_for(features.device, precision):
+            out = task.model(batch)
+        parts.append({name: out[name].float().cpu() for name in ("features", "logits", "anomaly_score")})
+    task.train(was_training)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

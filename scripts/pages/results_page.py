@@ -1,0 +1,165 @@
+"""docs/results.md and the README's table: what run folders and benchmark files say, each with its commit."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from anomaly_lib.backbones.sources import RANDOM
+from anomaly_lib.detect.tables import Cell, Table
+from anomaly_lib.errors import UserError
+from anomaly_lib.files import read_json, write_text
+from scripts.pages import beside_peer
+
+BEGIN, END = "<!-- figures: begin (make figures) -->", "<!-- figures: end -->"
+SHOWN = 6  # metrics of a table row
+RATIO_WORDS = ("ratio", "times faster", "against")
+REAL_DATA = "real_detectors.json"
+
+
+@dataclass
+class FinishedRun:
+    folder: Path
+    record: dict[str, Any]
+    figures: list[Path] = field(default_factory=list)
+
+    @property
+    def system(self) -> str:
+        return str(self.record["system"])
+
+
+def finished_runs(root: Path) -> list[FinishedRun]:
+    """Every finished run below `root`, by system and folder name."""
+    if not root.is_dir():
+        raise UserError(f"--runs {root}: no such folder; train something first, for instance python train_cls.py")
+    records = [(path.parent, read_json(path)) for path in sorted(root.rglob("run.json"))]
+    runs = [FinishedRun(folder, record) for folder, record in records if record.get("status") == "finished"]
+    if not runs:
+        raise UserError(f"--runs {root}: holds no finished run")
+    return sorted(runs, key=lambda run: (run.system, run.folder.name))
+
+
+def remarks_of(record: Mapping[str, Any]) -> list[str]:
+    """What must stand beside a result: that its epoch was chosen on test data, that a frozen network is untrained."""
+    options, weights = record["args"], record.get("weights")
+    if not isinstance(weights, Mapping):  # a run from before the record had them: its options say what it was told
+        weights = {name: value for name, value in options.items() if name.endswith("weights")}
+    remarks = ["oracle"] if options.get("select") == "best-on-test" else []
+    return remarks + (["random weights"] if RANDOM in weights.values() else [])
+
+
+def result_table(runs: Sequence[FinishedRun]) -> Table:
+    """A row for each run of one system: what came out, then what is needed to repeat it."""
+    rows: list[dict[str, Cell]] = []
+    for run in runs:
+        record = run.record
+        metrics = {name: float(value) for name, value in record["metrics"].items() if name != "threshold"}
+        rows.append(
+            {
+                "run": run.folder.name,
+                **dict(list(metrics.items())[:SHOWN]),
+                "remarks": ", ".join(remarks_of(record)) or "-",
+                "seed": record["seed"],
+                "seconds": round(record["seconds"]),
+                "machine": record.get("gpu") or f"{record.get('machine')}, {record.get('threads')} threads",
+                "commit": record.get("git_commit") or "unknown",
+            }
+        )
+    last = ["remarks", "seed", "seconds", "machine", "commit"]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return Table([*(name for name in names if name not in last), *last], rows)
+
+
+def benchmark_table(folder: Path) -> Table:
+    """Every ratio in the benchmarks' JSON files, under the name of its file."""
+    rows: list[dict[str, Cell]] = []
+    for path in sorted(folder.glob("*.json")):
+        if path.name == REAL_DATA:
+            continue
+        report = read_json(path)
+        commit = (report.get("machine") or report).get("commit", "unknown")
+        for name, value in _ratios(report):
+            rows.append({"benchmark": path.stem, "ratio": name, "value": round(value, 2), "commit": commit})
+    return Table(["benchmark", "ratio", "value", "commit"], rows)
+
+
+def _ratios(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, float]]:
+    """Numbers below keys that call themselves a ratio, in file order."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _ratios(value, (*path, str(key)))
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from _ratios(value, (*path, str(number)))
+    elif isinstance(node, (int, float)) and path and any(word in path[-1].lower() for word in RATIO_WORDS):
+        yield " / ".join(part.replace("_", " ") for part in path), float(node)
+
+
+def results_page(runs: Sequence[FinishedRun], docs: Path, benchmarks: Path) -> str:
+    """docs/results.md."""
+    parts = [
+        "# Measured results\n\nWritten by `python scripts/make_figures.py` from run folders; do not edit. Demo data are"
+        " procedural: the numbers say that a system works, not how it compares on a published benchmark.\n"
+    ]
+    for system in dict.fromkeys(run.system for run in runs):
+        own = [run for run in runs if run.system == system]
+        parts.append(f"## {system}\n\n{result_table(own).markdown()}")
+        for run in own:
+            shown = "\n".join(f"![{path.stem}]({path.relative_to(docs).as_posix()})" for path in run.figures)
+            parts.append(f"**{run.folder.name}**: `{options_of(run)}`\n\n{shown}\n" if shown else "")
+    if (benchmarks / REAL_DATA).is_file():
+        parts.append(
+            "## Real categories beside anomalib\n\nResNet-18 with ImageNet weights, 224 x 224, same images and metrics;"
+            " `scripts/check_real_detectors.py`, read in [hdmap.md](hdmap.md#measured).\n\n"
+            + beside_peer.table(read_json(benchmarks / REAL_DATA)["rows"])
+        )
+    table = benchmark_table(benchmarks)
+    if table.rows:
+        parts.append(
+            "## Benchmarks\n\nRatios to the peer measured in the same run: how many times faster or smaller, and behind"
+            ' "against" the share of the peer\'s. What is compared stands at the head of `benchmarks/bench_<name>.py`.'
+            "\n\n" + table.markdown(digits=2)
+        )
+    return "\n".join(part for part in parts if part)
+
+
+def options_of(run: FinishedRun) -> str:
+    """The options the run was started with, without the places of this machine."""
+    words = run.record.get("argv", [])
+    kept, skip = [], False
+    for word in words:
+        if skip or word.split("=")[0] in ("--output-dir", "--output", "--save-path", "--data-path", "--cache-dir"):
+            skip = not skip and "=" not in word
+            continue
+        kept.append(word)
+    return " ".join(kept) or "no options: built-in data and defaults"
+
+
+def renew_readme(readme: Path, runs: Sequence[FinishedRun], gallery: Sequence[str] = ()) -> None:
+    """Replace what stands between the two marks with a table of all runs and the pictures of those in `gallery`.
+
+    Without `gallery`: the first picture of every system. A README without the marks is left alone.
+    """
+    if not readme.is_file():
+        raise UserError(f"--readme {readme}: no such file")
+    text = readme.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        return
+    lines = [
+        "![demo data](docs/figures/demo_contact_sheet.png)\n",
+        "| system | run | result | commit |",
+        "|---|---|---|---|",
+    ]
+    for run in runs:
+        metrics = [(n, v) for n, v in run.record["metrics"].items() if n != "threshold"][:3]
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in metrics)
+        figures += f" [{', '.join(remarks)}]" if (remarks := remarks_of(run.record)) else ""
+        lines.append(f"| {run.system} | {run.folder.name} | {figures} | {run.record.get('git_commit') or 'unknown'} |")
+    pictured = [run for run in runs if any(path.stem.endswith("_overlays") for path in run.figures)]
+    first = {run.system: run.folder.name for run in reversed(pictured)}
+    shown = list(gallery) or list(first.values())
+    pictures = [run.figures[0] for name in shown for run in pictured if run.folder.name == name]
+    lines += ["", *(f"![{path.stem}](docs/figures/{path.name})" for path in pictures)]
+    before, rest = text.split(BEGIN)
+    block = "\n".join(lines)
+    write_text(readme, f"{before}{BEGIN}\n{block}\n{END}{rest.split(END)[1]}")

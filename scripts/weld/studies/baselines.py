@@ -1,0 +1,234 @@
+"""The models of the baseline ladder, each fitted on one shared pool of features: A late-fused auto-encoders, B single
+modalities, C late and mid fusion, D cross-attention (`ladder.py` makes the table of them).
+
+Models that need no defects (A, B, C-late) train on good runs; C-mid and D are supervised and use every class in TRAIN.
+The weights of A and C-late are searched on VAL.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomaly_lib.engine.amp import pick_device
+from anomaly_lib.metrics.knn import knn_vote
+from anomaly_lib.models.weld.baselines import (
+    AudioConvAE,
+    MidFusion,
+    OneClass,
+    VideoFcAE,
+    best_weights,
+    pool_modalities,
+    windowed_max,
+)
+from anomaly_lib.models.weld.supcon_quad import MODALITIES
+from anomaly_lib.systems.weld.data.manifest import CLASSES, WeldRun, select_runs
+from anomaly_lib.systems.weld.data.runs import load_raw
+from anomaly_lib.systems.weld.data.signal import magnitude_frames
+from anomaly_lib.systems.weld.features import WeldFeatures
+from anomaly_lib.systems.weld.inputs import build_features, weld_settings
+from anomaly_lib.systems.weld.supcon import train as weld_supcon
+from anomaly_lib.systems.weld.supcon.knn import defect_margin
+from anomaly_lib.systems.weld.supcon.options import Args as QuadArgs
+from anomaly_lib.systems.weld.supcon.task import open_runs, quad_batch
+from scripts.weld.studies.ladder_options import Args
+
+Scores = dict[str, Tensor]  # by split
+
+
+@dataclass
+class Pool:
+    """The features of every split, once for all models."""
+
+    features: WeldFeatures
+    runs: dict[str, list[WeldRun]]
+    batches: dict[str, dict[str, Tensor]]
+    pooled: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    spectra: dict[str, Tensor] = field(default_factory=dict)  # by split; read when model A first asks
+
+    def labels(self, split: str) -> Tensor:
+        return torch.tensor([run.label for run in self.runs[split]])
+
+    def classes(self, split: str) -> Tensor:
+        return torch.tensor([run.class_label for run in self.runs[split]])
+
+    def good(self) -> Tensor:
+        return self.labels("train") == 0
+
+    def has(self, name: str, split: str) -> Tensor:
+        """Which runs of a split have a modality."""
+        return self.batches[split]["present"][:, MODALITIES.index(name)].bool().cpu()
+
+
+@dataclass
+class Fitted:
+    """Test-time answers of one model: anomaly scores by split, the class vote of supervised ones, its size."""
+
+    scores: Scores
+    parameters: int
+    classes: Tensor | None = None
+    note: str = ""
+
+
+def prepare(args: Args) -> Pool:
+    """Encode every split once; statistics and targets come from TRAIN."""
+    device = pick_device(args.device)
+    runs = open_runs(args)
+    features = build_features(args, device, weld_settings(args))
+    features.prepare(runs)
+    chosen = {split: select_runs(runs, split) for split in ("train", "val", "test")}
+    batches = {}
+    for split, part in chosen.items():
+        parts = [quad_batch(features, part[i : i + 32]) for i in range(0, len(part), 32)]
+        batches[split] = {name: torch.cat([one[name] for one in parts]) for name in parts[0]}
+    pool = Pool(features, chosen, batches)
+    pool.pooled = {split: pool_modalities(batch, MODALITIES) for split, batch in batches.items()}
+    return pool
+
+
+def fit(
+    module: nn.Module, loss: Callable[[Tensor], Tensor], count: int, *, epochs: int, batch_size: int, peak_lr: float
+) -> None:
+    """Adam under one cycle; `loss` is given the indices of a batch."""
+    size = min(batch_size, count)
+    batches = max(1, count // size)
+    optimizer = torch.optim.Adam(module.parameters(), lr=peak_lr)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_lr, total_steps=epochs * batches)
+    module.train()
+    for _ in range(epochs):
+        for indices in torch.randperm(count)[: batches * size].split(size):
+            optimizer.zero_grad()
+            loss(indices).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            cycle.step()
+    module.eval()
+
+
+class Protocol(TypedDict):
+    """How `fit` trains."""
+
+    epochs: int
+    batch_size: int
+    peak_lr: float
+
+
+def protocol(args: Args) -> Protocol:
+    """The one training protocol of A, B and C."""
+    return {"epochs": args.baseline_epochs, "batch_size": int(args.baseline_batch or 32), "peak_lr": args.peak_lr}
+
+
+def parameters(*modules: nn.Module) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+@torch.no_grad()
+def by_split(score: Callable[[str], Tensor]) -> Scores:
+    return {split: score(split).detach() for split in ("train", "val", "test")}
+
+
+def standardised(pool: Pool, scores: Scores, name: str) -> Scores:
+    """z-score by the good training runs; a run without the modality says nothing (0)."""
+    normal = scores["train"][pool.good() & pool.has(name, "train")]
+    spread = float(normal.std(unbiased=False))
+    return {
+        split: torch.where(pool.has(name, split), (values - normal.mean()) / (spread if spread > 1e-6 else 1.0), 0.0)
+        for split, values in scores.items()
+    }
+
+
+def spectra(pool: Pool, args: Args) -> dict[str, Tensor]:
+    """Magnitude spectra by split [N, bins, frames]; silence where there is no sound."""
+    if pool.spectra:
+        return pool.spectra
+    fft, frames = int(args.spectrum_fft or 0), int(args.spectrum_frames or 0)
+
+    def one(run: WeldRun) -> Tensor:
+        wave = load_raw(run, pool.features.settings, ("audio",)).audio
+        if wave is None:
+            return torch.zeros(fft // 2 + 1, frames)
+        return magnitude_frames(torch.from_numpy(wave), n_fft=fft, frames=frames)
+
+    pool.spectra = {split: torch.stack([one(run) for run in runs]) for split, runs in pool.runs.items()}
+    return pool.spectra
+
+
+def clip_steps(pool: Pool, args: Args) -> dict[str, Tensor]:
+    """Video tokens averaged over space, by split [N, time steps, D]."""
+    steps = max(1, int(args.video_frames or 2) // 2)  # the video encoder makes one step of two frames
+    return {split: batch["video"].unflatten(1, (steps, -1)).mean(2).cpu() for split, batch in pool.batches.items()}
+
+
+def model_a(pool: Pool, args: Args) -> Fitted:
+    """Audio convolutional AE (mean over frames) and video AE (largest moving average), convex combination."""
+    heard, seen, good = spectra(pool, args), clip_steps(pool, args), pool.good()
+    audio, video = heard["train"][good & pool.has("audio", "train")], seen["train"][good & pool.has("video", "train")]
+    ears = AudioConvAE(bins=audio.shape[1], bottleneck=48, width=int(args.audio_width or 0))
+    eyes = VideoFcAE(dim=video.shape[-1])
+    fit(ears, lambda i: ears.frame_scores(audio[i]).mean(), len(audio), **protocol(args))
+    fit(eyes, lambda i: eyes.frame_scores(video[i]).mean(), len(video), **protocol(args))
+    loud = by_split(lambda split: ears.frame_scores(heard[split]).mean(1))
+    strange = by_split(lambda split: windowed_max(eyes.frame_scores(seen[split]), args.video_window))
+    return combine(pool, [loud, strange], ("audio", "video"), parameters(ears, eyes))
+
+
+def combine(pool: Pool, columns: Sequence[Scores], names: Sequence[str], size: int) -> Fitted:
+    """Convex combination of standardised scores, weights searched on VAL."""
+    ready = [standardised(pool, scores, name) for scores, name in zip(columns, names, strict=True)]
+    stacked = {split: torch.stack([scores[split] for scores in ready], dim=1).double() for split in ready[0]}
+    weights, _ = best_weights(stacked["val"], pool.labels("val"))
+    scores = {split: values @ weights for split, values in stacked.items()}
+    shown = ", ".join(f"{name} {float(w):.2f}" for name, w in zip(names, weights, strict=True))
+    return Fitted(scores, size, note=shown)
+
+
+def one_modality(pool: Pool, args: Args, name: str) -> Fitted:
+    """A one-class auto-encoder on the pooled features of good runs."""
+    head = one_class(pool.pooled["train"][name][pool.good() & pool.has(name, "train")], **protocol(args))
+    return Fitted(standardised(pool, by_split(lambda split: head(pool.pooled[split][name])), name), parameters(head))
+
+
+def one_class(good: Tensor, *, epochs: int = 50, batch_size: int = 8, peak_lr: float = 1e-3) -> OneClass:
+    """The auto-encoder of baseline B, fitted on the vectors [N, D] of good runs."""
+    head = OneClass(dim=good.shape[1])
+    head.fit_scale(good)
+    fit(head, lambda i: head(good[i]).mean(), len(good), epochs=epochs, batch_size=batch_size, peak_lr=peak_lr)
+    return head
+
+
+def late(pool: Pool, args: Args) -> Fitted:
+    """Convex combination of the four one-class scores."""
+    parts = [one_modality(pool, args, name) for name in MODALITIES]
+    return combine(pool, [part.scores for part in parts], MODALITIES, sum(part.parameters for part in parts))
+
+
+def mid(pool: Pool, args: Args) -> Fitted:
+    """Concatenation of pooled features, one MLP, supervised; score = 1 - P(good)."""
+    pooled, present, labels = pool.pooled["train"], pool.batches["train"]["present"], pool.classes("train")
+    net = MidFusion({name: pooled[name].shape[1] for name in MODALITIES}, classes=len(CLASSES))
+
+    def loss(i: Tensor) -> Tensor:
+        return F.cross_entropy(net({name: pooled[name][i] for name in MODALITIES}, present[i]), labels[i])
+
+    fit(net, loss, len(labels), **protocol(args))
+    with torch.no_grad():
+        logits = {split: net(pool.pooled[split], pool.batches[split]["present"]) for split in pool.pooled}
+    scores = {split: 1 - values.softmax(1)[:, 0] for split, values in logits.items()}
+    return Fitted(scores, parameters(net), classes=logits["test"].argmax(1))
+
+
+def cross_attention(pool: Pool, args: Args) -> Fitted:
+    """D: the V4 model, trained by its own recipe and judged by its own protocol: neighbours among the training runs."""
+    folder = Path(args.results or "runs/weld_baselines") / f"D-seed{args.seed}"
+    known = {name: getattr(args, name) for name in QuadArgs.__dataclass_fields__}
+    result = weld_supcon.train(QuadArgs(**{**known, "output_dir": str(folder)}), features=pool.features)
+    assert result.checkpoint is not None
+    detector = weld_supcon.load_detector(result.checkpoint, features=pool.features)
+    found = {split: detector.encode(runs)["features"] for split, runs in pool.runs.items()}
+    bank, classes = found["train"], pool.classes("train")
+    scores = {split: defect_margin(bank, classes, features) for split, features in found.items()}
+    voted, _ = knn_vote(bank, classes, found["test"], k=min(args.k, len(bank)), metric=args.metric)
+    return Fitted(scores, parameters(detector.task), classes=voted)

@@ -1,0 +1,235 @@
+"""What a trained V4 model is worth in use: calibration, uncertainty, missing modalities, deployment, explanations."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from torch import Tensor, nn
+
+from anomaly_lib.config import arg
+from anomaly_lib.errors import UserError
+from anomaly_lib.files import write_json
+from anomaly_lib.metrics import auroc, expected_calibration_error
+from anomaly_lib.models.deploy import export_torch, export_torchscript, prune_linears, quantize_linears
+from anomaly_lib.models.grad_cam import grad_cam
+from anomaly_lib.models.uncertainty import deep_ensemble, fit_temperature, mc_dropout, predictive_entropy
+from anomaly_lib.models.weld.supcon_quad import MODALITIES
+from anomaly_lib.systems.weld.data.manifest import CLASSES, WeldRun, select_runs
+from anomaly_lib.systems.weld.features import WeldFeatures
+from anomaly_lib.systems.weld.supcon.detector import QuadDetector, load_detector
+from anomaly_lib.systems.weld.supcon.knn import defect_margin, hide, missing_subsets, subset_name
+from anomaly_lib.systems.weld.supcon.task import open_runs, quad_batch
+from anomaly_lib.viz import map_range, overlay, save_figure, save_image, training_lines
+from scripts.weld.studies.study_data import found_shifts, synthetic_defect_probe
+
+OUTPUTS = ("features", "logits", "anomaly_score")
+
+
+@dataclass
+class Args:
+    """Study of a V4 checkpoint."""
+
+    checkpoint: Optional[str] = arg(None, "best_model.pth of scripts/weld/train_supcon.py", type=str)
+    ensemble: list[str] = arg([], "further checkpoints of other seeds: a deep ensemble, and means over seeds", type=str)
+    passes: int = arg(20, "Monte-Carlo dropout passes", at_least=2)
+    pruning: float = arg(0.5, "share of weights pruned", at_least=0, at_most=0.99)
+    output: str = arg("runs/weld_study", "folder of study.json and the pictures")
+
+
+def run_study(args: Args, say: Callable[[str], object], *, features: WeldFeatures | None = None) -> dict[str, Any]:
+    """Every part, printed and written to study.json. `features` shares an encoding of the checkpoint's data."""
+    if not args.checkpoint:
+        raise UserError("--checkpoint is needed: a best_model.pth of scripts/weld/train_supcon.py")
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    detector = load_detector(args.checkpoint, features=features)
+    runs = open_runs(detector.args)
+    others = [load_detector(path, features=detector.features) for path in args.ensemble]
+    each = [calibration(one, runs) for one in (detector, *others)]
+    results: dict[str, Any] = {"calibration": {name: mean_of(row[name] for row in each) for name in each[0]}}
+    say("calibration: " + spell(results["calibration"]))
+    results["uncertainty"] = uncertainty(detector, runs, [one.task.model for one in others], passes=args.passes)
+    say("uncertainty: " + spell(results["uncertainty"]))
+    results["missing"] = missing_study([detector, *others], runs)
+    for row in results["missing"]:
+        say(f"  {row['present']:30} AUROC {row['auroc']:.4f}")
+    save_figure(missing_figure(results["missing"]), folder / "missing")
+    results["deployment"] = deployment(detector, runs, pruning=args.pruning)
+    for row in results["deployment"]:
+        say("  " + spell(row))
+    defects = [run for run in select_runs(runs, "test") if run.label]
+    results["explanations"] = [explain(detector, run, folder) for run in defects[:3]]
+    if not detector.args.data_path:
+        results["found_shifts"] = found_shifts(detector.features, select_runs(runs, "test"))
+        say("time shifts: " + spell(results["found_shifts"]))
+        train, test = select_runs(runs, "train"), select_runs(runs, "test")
+        results["drawn_defects"] = synthetic_defect_probe(detector.features, train, test)
+        say("a probe of drawn defects on real ones, AUROC: " + spell(results["drawn_defects"]))
+    write_json(folder / "study.json", results)
+    say(f"written to {folder}")
+    return results
+
+
+def mean_of(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)
+
+
+def spell(values: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+    )
+
+
+def calibration(detector: QuadDetector, runs: Sequence[WeldRun]) -> dict[str, float]:
+    """Temperature from VAL; expected calibration error on TEST before and after."""
+    val, test = select_runs(runs, "val"), select_runs(runs, "test")
+    logits, labels = detector.encode(val)["logits"], torch.tensor([run.class_label for run in val])
+    temperature = fit_temperature(logits, labels)
+    found, truth = detector.encode(test)["logits"], [run.class_label for run in test]
+    errors = [expected_calibration_error((found / t).softmax(1).numpy(), truth) for t in (1.0, temperature)]
+    return {"temperature": temperature, "ece_before": float(errors[0]), "ece_after": float(errors[1])}
+
+
+def uncertainty(
+    detector: QuadDetector, runs: Sequence[WeldRun], others: Sequence[nn.Module], *, passes: int
+) -> dict[str, float]:
+    """How well uncertainty finds the model's own mistakes (AUROC of entropy and spread against wrong answers)."""
+    test = select_runs(runs, "test")
+    detector.features.prepare(test)
+    batch = quad_batch(detector.features, test)
+    truth = torch.tensor([run.class_label for run in test])
+
+    def probabilities(model: nn.Module) -> Tensor:
+        return model(batch)["logits"].softmax(1).cpu()  # type: ignore[no-any-return]
+
+    out: dict[str, float] = {}
+    mean, std = mc_dropout(detector.task.model, probabilities, passes=passes)
+    answers = {"mc_dropout": (mean, std)}
+    if others:
+        answers["ensemble"] = deep_ensemble([detector.task.model, *others], probabilities)
+    for name, (mean, std) in answers.items():
+        wrong = mean.argmax(1) != truth
+        out[f"{name}_accuracy"] = float((~wrong).float().mean())
+        if bool(wrong.any()) and not bool(wrong.all()):
+            out[f"{name}_entropy_finds_errors"] = auroc(predictive_entropy(mean), wrong)
+            out[f"{name}_spread_finds_errors"] = auroc(std.sum(1), wrong)
+    return out
+
+
+def margin_auroc(detector: QuadDetector, runs: Sequence[WeldRun]) -> Callable[[Tensor, Tensor], float]:
+    """AUROC of features as the k-NN protocol has it: nearest defect against nearest good training run."""
+    bank, classes = detector.bank(runs)
+
+    def judge(features: Tensor, labels: Tensor) -> float:
+        return auroc(defect_margin(bank, classes, features.float().cpu()), labels)
+
+    return judge
+
+
+def missing_study(detectors: Sequence[QuadDetector], runs: Sequence[WeldRun]) -> list[dict[str, Any]]:
+    """AUROC on TEST for every subset of modalities, mean over detectors: what is lost when something is missing."""
+    test, features = select_runs(runs, "test"), detectors[0].features
+    features.prepare(test)
+    labels = torch.tensor([run.label for run in test])
+    judges = [margin_auroc(one, runs) for one in detectors]
+    batch, rows = quad_batch(features, test), []
+    for keep in missing_subsets():
+        part = hide(batch, keep)
+        with torch.no_grad():
+            found = [one.task.model(part)["features"] for one in detectors]
+        value = mean_of(judge(one, labels) for judge, one in zip(judges, found, strict=True))
+        rows.append({"present": subset_name(keep), "missing": 4 - sum(keep), "auroc": round(value, 4)})
+    return rows
+
+
+def missing_figure(rows: Sequence[dict[str, Any]]) -> Any:
+    """AUROC against the number of missing modalities: best, mean and worst subset."""
+    counts = sorted({row["missing"] for row in rows})
+    groups = [[row["auroc"] for row in rows if row["missing"] == count] for count in counts]
+    series = {
+        "best subset": [max(group) for group in groups],
+        "mean": [sum(group) / len(group) for group in groups],
+        "worst subset": [min(group) for group in groups],
+    }
+    return training_lines(series, x=counts, xlabel="missing modalities", ylabel="AUROC")
+
+
+def deployment(
+    detector: QuadDetector, runs: Sequence[WeldRun], *, pruning: float, repeats: int = 5
+) -> list[dict[str, Any]]:
+    """Latency, size and the largest change of a feature for each form of the model."""
+    import copy
+
+    test, judge = select_runs(runs, "test"), margin_auroc(detector, runs)
+    detector.features.prepare(test)
+    batch = quad_batch(detector.features, test[:8])
+    labels = torch.tensor([run.label for run in test])
+    model = detector.task.model.eval()
+    pruned = copy.deepcopy(model)
+    sparsity = prune_linears(pruned, pruning)
+    forms: dict[str, Any] = {
+        "float32": model,
+        "int8": quantize_linears(model),
+        f"pruned {sparsity:.2f}": pruned,
+        "TorchScript": export_torchscript(model, batch, OUTPUTS),
+        "torch.export": export_torch(model, batch, OUTPUTS).module(),
+    }
+    with torch.no_grad():
+        wanted = model(batch)["features"]
+        whole = quad_batch(detector.features, test)
+        rows = []
+        for name, form in forms.items():
+            plain = name.startswith(("float32", "int8", "pruned"))
+            call = (lambda f=form: f(batch)["features"]) if plain else (lambda f=form: f(*batch.values())[0])
+            call()
+            times = []
+            for _ in range(repeats):
+                started = time.perf_counter()
+                found = call()
+                times.append(time.perf_counter() - started)
+            row: dict[str, Any] = {"form": name, "ms": 1e3 * sorted(times)[repeats // 2]}
+            row["largest_change"] = float((found - wanted).abs().max())
+            if plain:
+                row["mb"] = sum(t.numel() * t.element_size() for t in form.state_dict().values()) / 1e6
+                row["auroc"] = judge(form(whole)["features"], labels)
+            rows.append(row)
+    return rows
+
+
+def explain(detector: QuadDetector, run: WeldRun, folder: Path) -> dict[str, Any]:
+    """Grad-CAM on the photo tokens of the predicted class, drawn over the photos; what each modality contributes."""
+    features, model = detector.features, detector.task.model.eval()
+    inputs = features.load_part(run, "images")
+    encoders = features.encoders
+    tokens = encoders.image.encode(inputs["images"].to(features.device))[f"layer.{encoders.tokens.blocks[-1]}"]
+    batch = quad_batch(features, [run])
+    with torch.no_grad():
+        out = model(batch, need_weights=True)
+        chosen = int(out["logits"].argmax())
+        drop = [float((out["logits"] - model(hide(batch, keep))["logits"])[0, chosen]) for keep in one_hidden()]
+    gate = nn.Identity()
+
+    def forward() -> Tensor:
+        return model({**batch, "images": gate(tokens).mean(1)[None]})["logits"][:, chosen]  # type: ignore[no-any-return]
+
+    relevance = grad_cam(gate, forward).cpu().numpy()  # [V, h, w]
+    photos = (inputs["images"] - inputs["images"].amin()) / (inputs["images"].amax() - inputs["images"].amin())
+    for view in range(len(relevance)):
+        photo = (photos[view].permute(1, 2, 0) * 255).byte().numpy()
+        save_image(folder / f"{run.run_id}_view{view}.png", overlay(photo, relevance[view], map_range(relevance)))
+    return {
+        "run": run.run_id,
+        "truth": run.class_name,
+        "predicted": CLASSES[chosen],
+        "modality_contribution": dict(zip(MODALITIES, drop, strict=True)),
+        "attention_peak": {name: int(out[f"attention.{name}"][0].mean(0).argmax()) for name in MODALITIES},
+    }
+
+
+def one_hidden() -> list[list[bool]]:
+    """For each modality: all but that one."""
+    return [[name != hidden for name in MODALITIES] for hidden in MODALITIES]

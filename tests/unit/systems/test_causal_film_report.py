@@ -1,0 +1,70 @@
+"""Causal-FiLM's report: partial areas, per-class tables and hints, on numbers small enough to check by hand."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from anomaly_lib.systems.weld.causal_film.report import (
+    class_hints,
+    diagnose,
+    final_report,
+    partial_auroc,
+    per_class,
+    split_metrics,
+)
+from anomaly_lib.systems.weld.data.demo import weld_demo_runs
+
+
+def runs_of(names: list[str]) -> list:
+    pool = weld_demo_runs(train=1, good=1, per_defect=1)
+    return [next(run for run in pool if run.class_name == name) for name in names]
+
+
+def test_partial_area_equals_the_whole_at_limit_1_and_a_step_by_hand() -> None:
+    scores, labels = torch.rand(60), torch.randint(0, 2, (60,))
+    assert partial_auroc(scores, labels, 1.0) == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
+    # One false alarm above the first of two defects: TPR is 0.5 up to FPR 0.5, then rises to 1 behind it.
+    scores, labels = torch.tensor([4.0, 3.0, 2.0, 1.0]), torch.tensor([1, 0, 1, 0])
+    assert partial_auroc(scores, labels, 0.5) == pytest.approx(0.5)
+    assert partial_auroc(scores, labels, 0.1) == pytest.approx(0.5)
+    assert partial_auroc(torch.ones(4), labels, 0.3) == pytest.approx(0.15)  # all tied: the diagonal
+
+
+def test_per_class_table_uses_classes_not_the_binary_label() -> None:
+    runs = runs_of(["good", "good", "warping", "overlap", "overlap"])
+    scores = torch.tensor([1.0, 3.0, 2.0, 4.0, 5.0])
+    table = per_class(scores, runs)
+    assert table["good"]["mean"] == 2.0
+    assert table["warping"]["auroc"] == 0.5
+    assert table["overlap"] == pytest.approx({"n": 2, "mean": 4.5, "std": 0.5, "min": 4, "max": 5, "auroc": 1})
+    assert [line.split(":")[1].split(";")[0].strip() for line in class_hints(scores, runs)] == [
+        "warping has AUROC 0.50"
+    ]
+
+
+def test_metrics_and_base_rates() -> None:
+    runs = runs_of(["good", "good", "overlap", "crater_cracks"])
+    scores = torch.tensor([0.1, 0.3, 0.9, 0.2])
+    metrics = split_metrics(scores, runs)
+    assert metrics["image_auroc"] == pytest.approx(0.75)
+    assert metrics["mismatch_auroc"] == 1.0
+    lines = final_report(scores, runs, metrics)
+    assert "gives F1 0.6667, AP 0.5000" in lines[0]
+    assert "tp 1, fp 0, fn 1, tn 2" in lines[2]
+    on_disk = [replace(run, render=None) for run in runs]
+    assert "mismatch_auroc" not in split_metrics(scores, on_disk)
+
+
+def test_hints_name_the_knob() -> None:
+    row = {"loss": 1.0, "val_score_min": 1.0, "train_score": 1.0, "collapse": 0.01, "val_auroc": 0.8}
+    assert any("--target-mode" in line for line in diagnose([row] * 12))
+    assert any("--learning-rate" in line for line in diagnose([row] * 12))
+    falling = [{**row, "loss": 1 / (i + 1), "collapse": 1.0, "val_score_min": 3.0} for i in range(12)]
+    assert diagnose(falling) == [
+        "hint: even the best validation weld scores 3.0 x the training mean: overfitting; raise --weight-decay or "
+        "--feature-mask-ratio"
+    ]
+    flat = [{**row, "loss": 1 / (i + 1), "collapse": 1.0} for i in range(30)]
+    assert any("since epoch 20" in line for line in diagnose(flat))

@@ -1,0 +1,83 @@
+"""docs/results.md says what the run folders say, and the README's marked part is renewed, nothing else."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from anomaly_lib.errors import UserError
+from scripts.pages.results_page import BEGIN, END
+
+SPEC = importlib.util.spec_from_file_location("make_figures", Path(__file__).parents[3] / "scripts" / "make_figures.py")
+assert SPEC is not None
+assert SPEC.loader is not None
+SCRIPT = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(SCRIPT)
+
+
+def put_run(root: Path, name: str, system: str, **changes) -> None:
+    record = {
+        "system": system, "status": "finished", "args": {"select": "last"}, "seed": 7, "seconds": 12.6,
+        "machine": "x86_64", "threads": 2, "gpu": None, "git_commit": "abc123",
+        "metrics": {"image_auroc": 0.91234, "threshold": 0.5},
+        "argv": ["--fusion-mode", "harmonic", "--output-dir", "/somewhere/else", "--data-path=/private"],
+    }  # fmt: skip
+    (root / name).mkdir(parents=True)
+    (root / name / "run.json").write_text(json.dumps(record | changes))
+
+
+def test_page_and_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, docs, readme = tmp_path / "runs", tmp_path / "docs", tmp_path / "README.md"
+    put_run(runs, "cls", "promptad")
+    put_run(runs, "oracle-cls", "promptad", args={"select": "best-on-test", "weights": "random"})
+    put_run(runs, "half", "promptad", status="interrupted")
+    put_run(runs, "heard", "weld", weights={"audio-net": "random", "image-net": "0" * 64})
+    put_run(runs, "by-options", "weld", args={"audio_weights": "random"})  # from before run.json had the weights
+    put_run(runs, "no-net", "weld", args={"weights": "random"}, weights={})
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+
+    def draw(run, folder: Path) -> None:
+        run.figures = [folder / f"{run.folder.name}_overlays.png"]
+
+    monkeypatch.setattr(SCRIPT, "draw_run", draw)
+    benchmarks = tmp_path / "benchmarks"
+    benchmarks.mkdir()
+    report = {"machine": {"commit": "f00d"}, "search": {"ratio": 4.5, "seconds": 2.0}, "runs": [{"times faster": 71}]}
+    (benchmarks / "bank.json").write_text(json.dumps(report))
+    sides = {"here": {"image_auroc": 0.9, "pixel_auroc": 0.8, "aupro": 0.7}}
+    row = {"category": "weld", "model": "padim", "coreset_ratio": None, "size": 224} | sides
+    rows = [row | {"seed": seed} for seed in (0, 1)]
+    (benchmarks / "real_detectors.json").write_text(json.dumps({"rows": rows}))
+    argv = ["--runs", str(runs), "--docs", str(docs), "--readme", str(readme), "--only", "results"]
+    argv += ["--benchmarks", str(benchmarks)]
+    assert SCRIPT.main(argv) == 0
+    page = (docs / "results.md").read_text()
+    assert "| cls | 0.912 | - | 7 | 13 | x86_64, 2 threads | abc123 |" in page
+    assert "oracle, random weights" in page
+    assert "half" not in page
+    for name, remark in (("heard", "random weights"), ("by-options", "random weights"), ("no-net", "-")):
+        assert f"| {name} | 0.912 | {remark} | 7 |" in page
+    assert "`--fusion-mode harmonic`" in page
+    assert "/somewhere" not in page
+    assert "/private" not in page
+    assert "](figures/cls_overlays.png)" in page
+    assert "| bank | search / ratio | 4.50 | f00d |" in page
+    assert "| bank | runs / 0 / times faster | 71.00 | f00d |" in page
+    assert "| weld | padim | here (2) | 90.00 ± 0.00 | 80.00 ± 0.00 | 70.00 ± 0.00 |" in page
+    assert "seconds |" not in page.split("## Benchmarks")[1]
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert "| cls | image_auroc 0.912 | abc123 |" in text
+    assert "| oracle-cls | image_auroc 0.912 [oracle, random weights] | abc123 |" in text
+    assert SCRIPT.main(argv) == 0  # a second time changes nothing
+    assert readme.read_text() == text
+
+
+def test_nothing_to_show_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="train something first"):
+        SCRIPT.finished_runs(tmp_path / "none")
+    with pytest.raises(UserError, match="no finished run"):
+        SCRIPT.finished_runs(tmp_path)
