@@ -12,6 +12,6 @@ test-all:  ## slow tests too; those marked data need $$ANOMALY_LIB_DATA
 	$(PYTHON) -m pytest -q -m "not gpu"
 bench:  ## every benchmark, JSON into benchmarks/results
 	for script in benchmarks/bench_*.py; do $(PYTHON) $$script || exit 1; done
-figures:  ## docs/results.md and the gallery from the run folders
+figures:  ## docs/manual/results.md and the gallery from the run folders
 	$(PYTHON) scripts/make_figures.py
 .PHONY: help install check test test-all bench figures

@@ -8,12 +8,18 @@ import sys
 from collections.abc import Sequence
 
 from anomaly_lib.config import command
-from anomaly_lib.detect.contract import EvaluateArgs
-from anomaly_lib.evaluation.evaluate import evaluate
+from anomaly_lib.evaluation.options import EvaluateArgs
+from anomaly_lib.systems.registry import SYSTEMS
+
+
+def body(args: EvaluateArgs) -> int:
+    from anomaly_lib.evaluation.evaluate import evaluate  # loads torch: --help and wrong options need none
+
+    return evaluate(args, SYSTEMS, print)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return command(EvaluateArgs, lambda args: evaluate(args, print), argv, prog="evaluate.py", description=__doc__)
+    return command(EvaluateArgs, body, argv, prog="evaluate.py", description=__doc__)
 
 
 if __name__ == "__main__":

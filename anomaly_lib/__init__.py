@@ -12,6 +12,6 @@ __all__ = ["__version__", "load"]
 
 def load(path: Any) -> Any:
     """The trained detector stored in a checkpoint: ``load(path).predict(image)`` -> score, map, decision."""
-    from anomaly_lib.systems.registry import load_detector
+    from anomaly_lib.systems.registry import SYSTEMS
 
-    return load_detector(path)
+    return SYSTEMS.load(path)

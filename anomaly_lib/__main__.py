@@ -10,29 +10,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
-from anomaly_lib.config import arg, command, override
+from anomaly_lib.config import Options, arg, command, override
 from anomaly_lib.options import CacheArgs
 
 
 @dataclass
-class ListArgs:
+class ListArgs(Options):
     """What there is to choose from."""
 
 
 @dataclass
-class InfoArgs:
+class InfoArgs(Options):
     """Versions and devices, to paste into an issue."""
 
 
 @dataclass
-class CheckArgs:
+class CheckArgs(Options):
     """A run of seconds over every system present."""
 
     system: str = arg("all", "one system, or all")
 
 
 @dataclass
-class DemoArgs:
+class DemoArgs(Options):
     """Built-in data as real files."""
 
     output: str = arg("demo_data", "folder to write")
@@ -41,7 +41,7 @@ class DemoArgs:
 
 
 @dataclass
-class CacheInfoArgs:
+class CacheInfoArgs(Options):
     """The feature cache."""
 
     action: str = arg("info", "info = what it holds, clear = delete it", choices=["info", "clear"])

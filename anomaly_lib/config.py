@@ -1,39 +1,42 @@
-"""From a dataclass to a command line. The only file that knows argparse_dataclass.
+"""Options: declared once in a dataclass, read alike from argv, from a JSON file and from keyword arguments.
 
-An Args dataclass declares every option once, with ``arg(default, help)``; ``parse(Args)`` serves every way users type
-them: ``--fusion-mode x``, ``--fusion_mode x``, ``--fusion-mode=x``, ``--use-x``, ``--use-x False``, ``--no-use-x``,
-``--layers 2 3``, ``--layers "2,3"``, aliases of the originals, ``--config FILE.json`` (flags win), ``--print-config``.
+A class derived from `Options` declares every option with ``arg(default, help)``. ``parse(Args)`` serves every way users
+type them: ``--fusion-mode x``, ``--fusion_mode x``, ``--fusion-mode=x``, ``--use-x``, ``--use-x False``,
+``--no-use-x``, ``--layers 2 3``, ``--layers "2,3"``, aliases of the originals, ``--config FILE.json``,
+``--print-config``.
+``Args(fusion_mode="x")`` in a notebook means the same as ``--fusion-mode x``: presets fill what is not given, and every
+value is checked where the object is made.
 
-argv is normalised before argparse sees it, so that one declared spelling is enough (see `normalise`).
+Order of precedence: default < presets of the class, in their order < ``--config FILE`` < flags.
 Files that declare Args must not use ``from __future__ import annotations``: the package reads real types.
 """
 
 import argparse
+import copy
 import difflib
 import json
+import math
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, asdict, field, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, cast
+from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, Union, cast, get_args, get_origin
 
 import argparse_dataclass
 
-from anomaly_lib.errors import TrainingFailure, UserError
+from anomaly_lib.errors import OptionError, TrainingFailure, UserError
 from anomaly_lib.files import read_json
+from anomaly_lib.interrupt import stop_signals
 
 Switch = Annotated[bool, "takes an optional value: --x, --x True, --x False, --no-x"]
 TRUE = frozenset({"true", "yes", "on", "1", "t", "y"})
 FALSE = frozenset({"false", "no", "off", "0", "f", "n"})
+LARGEST_INT = 2**53  # what a float64 and a JSON reader still hold exactly
 A = TypeVar("A")
 
 
-def to_bool(text: str) -> bool:
-    word = text.strip().lower()
-    if word not in TRUE | FALSE:
-        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
-    return word in TRUE
+# -- declaring ------------------------------------------------------------------------------------------------------
 
 
 def arg(
@@ -45,8 +48,12 @@ def arg(
     type: Callable[[str], Any] | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
+    length: int | None = None,
 ) -> Any:
-    """One option. `aliases` are the originals' other spellings; a ``None`` default needs its `type` said."""
+    """One option. `aliases` are the originals' other spellings; a ``None`` default needs its `type` said.
+
+    `length`: how many values a list takes.
+    """
     if default is None and type is None:
         raise TypeError("an option whose default is None must say its type")
     metadata: dict[str, Any] = {
@@ -54,9 +61,10 @@ def arg(
         "aliases": [_dashed(alias if alias.startswith("-") else f"--{alias}") for alias in aliases],
         "at_least": at_least,
         "at_most": at_most,
-        "choices": list(choices) if choices is not None else None,
+        "options": list(choices) if choices is not None else None,
+        "length": length,
     }
-    metadata["help"] = _help_text(help, default, metadata["aliases"])
+    metadata["help"] = _help_text(help, default, metadata)
     if isinstance(default, bool):
         metadata |= {"type": to_bool, "metavar": "True|False"}
     elif isinstance(default, list):
@@ -79,22 +87,233 @@ def override(
     """The option `name` of a shared group with another default, help, choices or more aliases for one system."""
     base: Field[Any] = next(f for f in fields(owner) if f.name == name)
     meta = base.metadata
-    kept = base.default_factory() if base.default_factory is not MISSING else base.default
+    kept = default_of(base)
     return arg(
         kept if default is MISSING else default,
         help or meta["raw_help"],
         aliases=[*meta["aliases"], *aliases],
-        choices=choices or meta["choices"],
+        choices=choices or meta["options"],
         type=None if isinstance(kept, bool) else meta.get("type"),
         at_least=meta["at_least"],
         at_most=meta["at_most"],
+        length=meta["length"],
     )
 
 
-def _help_text(text: str, default: Any, aliases: Sequence[str]) -> str:
-    shown = " ".join(map(str, default)) if isinstance(default, list) else default
+def default_of(f: "Field[Any]") -> Any:
+    """A fresh copy of a field's default."""
+    return f.default_factory() if f.default_factory is not MISSING else f.default
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Values that follow from others: where every option of `when` has its value, those of `then` are the defaults.
+
+    A value of `when` may be a tuple of values that all count. An option of `unless` that was given switches the preset
+    off. What the user gives explicitly always wins over `then`.
+    """
+
+    when: Mapping[str, Any]
+    then: Mapping[str, Any]
+    unless: Sequence[str] = ()
+
+    def applies(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+        if any(given.get(name) not in (None, []) for name in self.unless):
+            return False
+        return all(
+            values.get(name) in wanted if isinstance(wanted, tuple) else values.get(name) == wanted
+            for name, wanted in self.when.items()
+        )
+
+
+class _FilledFromPresets(type):
+    """Calling an options class fills what is not given from its presets, as the command line does."""
+
+    def __call__(cls: type[A], **given: Any) -> A:  # type: ignore[misc]
+        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        for name in given:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                remedy = f"; did you mean {close[0]}?" if close else ""
+                raise OptionError(f"{cls.__name__} has no option {name!r}{remedy}")
+        return cast(A, type.__call__(cls, **(cls.implied(given) | given)))  # type: ignore[attr-defined]
+
+
+@dataclass
+class Options(metaclass=_FilledFromPresets):
+    """Base of every options class: presets fill what is not given, then each value and combination is checked."""
+
+    PRESETS: ClassVar[Sequence[Preset]] = ()
+    """Presets of this class; those of its bases come before them, so that a derived class has the last word."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        for owner in reversed(type(self).__mro__):
+            if "check" in vars(owner):
+                vars(owner)["check"](self)
+
+    @classmethod
+    def presets(cls) -> list[Preset]:
+        """All presets in the order in which they apply."""
+        return [preset for owner in reversed(cls.__mro__) for preset in vars(owner).get("PRESETS", ())]
+
+    @classmethod
+    def implied(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What the presets say about options that are not in `given`."""
+        values = {f.name: default_of(f) for f in fields(cls)} | dict(given)
+        implied: dict[str, Any] = {}
+        for preset in cls.presets():
+            if preset.applies(values, given):
+                new = {k: copy.copy(v) for k, v in preset.then.items() if k not in given and k in values}
+                values |= new
+                implied |= new
+        return implied
+
+    @classmethod
+    def from_saved(cls, saved: Mapping[str, Any]) -> "Any":
+        """The options a checkpoint or run.json holds; names of other versions are left out."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{name: value for name, value in saved.items() if name in known})
+
+
+# -- checking -------------------------------------------------------------------------------------------------------
+
+
+def check_values(args: Any) -> None:
+    """Type, choices, range and length of every option."""
+    for f in fields(args):
+        value = getattr(args, f.name)
+        if f.metadata.get("nargs"):
+            if isinstance(value, tuple):
+                setattr(args, f.name, value := list(value))
+            if not isinstance(value, list):
+                raise OptionError(f"{f.name}={value!r}: takes a list")
+            length = f.metadata["length"]
+            if length is not None and value and len(value) != length:
+                raise OptionError(f"{f.name}={shown(value)}: takes {length} values, got {len(value)}")
+        elif isinstance(value, list):
+            raise OptionError(f"{f.name}={value!r}: takes one value")
+        for one in value if isinstance(value, list) else [value]:
+            checked = _check_value(f, one)
+            if checked is not one and not isinstance(value, list):
+                setattr(args, f.name, checked)
+
+
+def _check_value(f: "Field[Any]", value: Any) -> Any:
+    """One value, with a whole number made a float where a float is due."""
+    kinds, optional = kinds_of(f.type)
+    if value is None:
+        if not optional:
+            raise OptionError(f"{f.name}=None: takes {words_for(kinds)}")
+        return None
+    if isinstance(value, Path) and str in kinds:
+        return str(value)
+    if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
+        value = float(value) if abs(value) <= LARGEST_INT else math.inf
+    if kinds and not (isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))):
+        raise OptionError(f"{f.name}={value!r}: takes {words_for(kinds)}")
+    options, low, high = (f.metadata[name] for name in ("options", "at_least", "at_most"))
+    if options is not None and value not in options:
+        close = difflib.get_close_matches(str(value), map(str, options), n=1, cutoff=0.5)
+        remedy = f"; did you mean {close[0]}?" if close else ""
+        raise OptionError(f"{f.name}={value}: choose from {', '.join(map(str, options))}{remedy}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise OptionError(f"{f.name}={value}: must be a finite number")
+        if isinstance(value, int) and abs(value) > LARGEST_INT:
+            raise OptionError(f"{f.name}={value}: too large")
+        if low is not None and value < low:
+            raise OptionError(f"{f.name}={value}: must be at least {low}")
+        if high is not None and value > high:
+            raise OptionError(f"{f.name}={value}: must be at most {high}")
+    return value
+
+
+def kinds_of(annotation: Any) -> tuple[tuple[type, ...], bool]:
+    """Plain types that an annotation admits (of a list: its elements), and whether None is one of them."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return kinds_of(get_args(annotation)[0])
+    if origin is list:
+        return kinds_of(get_args(annotation)[0])
+    if origin is Union or type(annotation).__name__ == "UnionType":
+        parts = [kinds_of(part) for part in get_args(annotation) if part is not type(None)]
+        return tuple(kind for kinds, _ in parts for kind in kinds), type(None) in get_args(annotation)
+    return ((annotation,) if annotation in (bool, int, float, str) else ()), False
+
+
+def words_for(kinds: Iterable[type]) -> str:
+    names = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+    return " or ".join(names[kind] for kind in kinds)
+
+
+def shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+# -- spelling -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Original:
+    """A spelling of an original program that is no option here: what it says, in our words."""
+
+    means: Callable[[str], Sequence[str]]  # its value -> words of argv here; () = accepted, without meaning here
+    takes_value: bool = True
+    needs: str = ""  # programs that have this option know the spelling; "" = every program
+
+
+def _device_of(gpu: str) -> list[str]:
+    return ["--device", "cpu" if gpu.strip() in ("-1", "cpu") else f"cuda:{gpu}"]
+
+
+ORIGINALS: dict[str, Original] = {
+    "--gpu-id": Original(_device_of, needs="device"),
+    "--use-cpu": Original(lambda text: ["--device", "cpu"] if to_bool(text) else [], takes_value=False, needs="device"),
+    "--mixed-precision": Original(
+        lambda text: ["--precision", "bf16"] if to_bool(text) else [], takes_value=False, needs="precision"
+    ),
+}
+"""Spellings of the originals and what they mean here. A program that has an option of that name keeps it."""
+
+
+def translate_originals(argv: Sequence[str], cls: Any) -> list[str]:
+    """argv with spellings of `ORIGINALS` replaced by ours."""
+    own = {_flag(f) for f in fields(cls)} | {alias for f in fields(cls) for alias in f.metadata["aliases"]}
+    names = {f.name for f in fields(cls)}
+    known = {
+        name: one for name, one in ORIGINALS.items() if name not in own and (not one.needs or one.needs in names)
+    } | {name: one for name, one in getattr(cls, "ORIGINALS", {}).items() if name not in own}
+    out: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        original = known.get(_dashed(name)) if _is_option(word) else None
+        if original is None:
+            out.append(word)
+            continue
+        if not equals and (original.takes_value or (words and words[0].lower() in TRUE | FALSE)):
+            value = words.pop(0) if words else ""
+        try:
+            out += original.means(value if value or original.takes_value else "True")
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"{name}: {error}") from None
+    return out
+
+
+def to_bool(text: str) -> bool:
+    word = text.strip().lower()
+    if word not in TRUE | FALSE:
+        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
+    return word in TRUE
+
+
+def _help_text(text: str, default: Any, metadata: Mapping[str, Any]) -> str:
+    aliases, options = metadata["aliases"], metadata["options"]
+    one_of = f"; one of {', '.join(map(str, options))}" if options else ""
     also = f"; also {', '.join(aliases)}" if aliases else ""
-    return f"{text} (default: {shown}{also})".replace("%", "%%")
+    return f"{text} (default: {shown(default)}{one_of}{also})".replace("%", "%%")
 
 
 def _dashed(name: str) -> str:
@@ -107,7 +326,17 @@ def _flag(f: "Field[Any]") -> str:
 
 
 def _is_option(token: str) -> bool:
-    return bool(re.match(r"--?[A-Za-z]", token))  # "-0.5" is a value
+    return bool(re.match(r"--?[A-Za-z]", token)) and not re.fullmatch(r"-(inf|nan)", token.lower())  # "-0.5" is a value
+
+
+def as_flags(message: str, cls: Any) -> str:
+    """A message that speaks of arguments (``epochs=-1: ...``, ``give data_path=``) in the flags of a command line."""
+    names = {f.name for f in fields(cls)}
+    return re.sub(
+        r"(?<![\w.\"'/=-])([a-z][a-z0-9_]*)=(?!=)(\s*)",
+        lambda m: "--" + m[1].replace("_", "-") + " " if m[1] in names else m[0],
+        message,
+    )
 
 
 def _words(text: str, *, phrases: bool = False) -> list[str]:
@@ -148,6 +377,9 @@ def normalise(argv: Sequence[str], cls: Any) -> list[str]:
     return out
 
 
+# -- parsing --------------------------------------------------------------------------------------------------------
+
+
 class _Parser(argparse_dataclass.ArgumentParser):  # type: ignore[misc]
     """One line on stderr instead of argparse's usage screen; --help in sections by the class that declares them."""
 
@@ -162,6 +394,13 @@ class _Parser(argparse_dataclass.ArgumentParser):  # type: ignore[misc]
             )
             self._optionals._group_actions.remove(action)
             group._group_actions.append(action)
+            # What is not given is filled by the class itself, from its presets and defaults.
+            action.default, action.required = argparse.SUPPRESS, False
+
+    def given(self, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+        """Values of the options that stand in `words`, and the words nobody knows."""
+        namespace, extra = argparse.ArgumentParser.parse_known_args(self, list(words))
+        return vars(namespace), extra
 
     def error(self, message: str) -> NoReturn:
         message = re.sub(r"^argument (\S+):", r"\1:", message)
@@ -177,13 +416,14 @@ def _unknown(token: str, cls: Any) -> str:
     return f"unknown option {token}" + (f"; did you mean {lowered[close[0]]}?" if close else " (--help lists them)")
 
 
-def _argv_from_file(path: str, cls: Any) -> list[str]:
-    """A JSON file of options as argv. Groups (``{"data": {...}}``) are flattened; null means default."""
+def _given_in_file(path: str, cls: Any) -> tuple[list[str], dict[str, Any]]:
+    """A JSON file of options as argv, and the options it sets to null. Groups (``{"data": {...}}``) are flattened."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object of options, found {type(content).__name__}")
-    names = {_flag(f) for f in fields(cls)} | {alias for f in fields(cls) for alias in f.metadata["aliases"]}
+    by_flag = {name: f for f in fields(cls) for name in [_flag(f), *f.metadata["aliases"]]}
     argv: list[str] = []
+    nulls: dict[str, Any] = {}
     stack = list(content.items())
     while stack:
         key, value = stack.pop(0)
@@ -191,11 +431,15 @@ def _argv_from_file(path: str, cls: Any) -> list[str]:
             stack = list(value.items()) + stack
             continue
         flag = _dashed(f"--{key}")
-        if flag not in names:
+        f = by_flag.get(flag)
+        if f is None:
             raise UserError(f"{path}: {_unknown(flag, cls)}")
-        if value is not None:
+        if value is None or value == []:
+            if kinds_of(f.type)[1] or value == []:
+                nulls[f.name] = value  # null says "none"; where an option has no such value it says nothing
+        else:
             argv += [flag, *(map(str, value) if isinstance(value, list) else [str(value)])]
-    return argv
+    return argv, nulls
 
 
 def parse(
@@ -203,7 +447,13 @@ def parse(
 ) -> A:
     """Build `cls` from the command line. Leaves with exit code 2 and one line on stderr when that is impossible."""
     _check_declaration(cls)
-    parser = _Parser(cls, prog=prog, description=description or (cls.__doc__ or "").strip())
+    parser = _Parser(
+        cls,
+        prog=prog,
+        description=description or (cls.__doc__ or "").strip(),
+        epilog=preset_help(cls),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     words = list(sys.argv[1:] if argv is None else argv)
     # Read before everything else (`before` below); the real parser lists them in --help only.
     files = parser.add_argument_group("Configuration files")
@@ -216,29 +466,30 @@ def parse(
     before.add_argument("--print-config", "--print_config", action="store_true")
     try:
         own, words = before.parse_known_args(words)
-        from_file = _argv_from_file(own.config, cls) if own.config else []
-        args, extra = parser.parse_known_args(normalise([*from_file, *words], cls))
+        from_file, nulls = _given_in_file(own.config, cls) if own.config else ([], {})
+        given, extra = parser.given(normalise(translate_originals([*from_file, *words], cls), cls))
         if extra:
             parser.error(_unknown(extra[0], cls))
-        check_ranges(args)
-    except (UserError, ValueError) as error:
-        parser.error(str(error))
+        args = cls(**{**nulls, **given})
+    except ValueError as error:
+        parser.error(as_flags(str(error), cls))
     if own.print_config:
         sys.stdout.write(json.dumps(to_plain(args), indent=2) + "\n")
         parser.exit(0)
-    return cast(A, args)
+    return args
 
 
-def check_ranges(args: Any) -> None:
-    """`at_least` / `at_most` of every numeric option, naming the flag."""
-    for f in fields(args):
-        values = getattr(args, f.name)
-        for value in values if isinstance(values, list) else [values]:
-            low, high = f.metadata["at_least"], f.metadata["at_most"]
-            if low is not None and value is not None and value < low:
-                raise UserError(f"{_flag(f)} must be at least {low}, got {value}")
-            if high is not None and value is not None and value > high:
-                raise UserError(f"{_flag(f)} must be at most {high}, got {value}")
+def preset_help(cls: Any) -> str:
+    """What each preset sets, for --help."""
+    lines = []
+    for preset in cls.presets() if issubclass(cls, Options) else ():
+        when = ", ".join(
+            f"--{name.replace('_', '-')} {'|'.join(map(str, value)) if isinstance(value, tuple) else value}"
+            for name, value in preset.when.items()
+        )
+        then = " ".join(f"--{name.replace('_', '-')} {shown(value)}" for name, value in preset.then.items())
+        lines.append(f"  {when}:\n      {then}")
+    return "\n".join(["presets (what you give yourself wins):", *lines]) if lines else ""
 
 
 def _check_declaration(cls: Any) -> None:
@@ -265,15 +516,29 @@ def option_strings(cls: Any) -> set[str]:
 def command(
     cls: type[A], body: Callable[[A], object], argv: Sequence[str] | None = None, *, prog: str, description: str
 ) -> int:
-    """Run a script's body and turn its end into an exit code: 0 done, 1 failure, 2 wrong input, 130 interrupted."""
+    """Run a script's body and turn its end into an exit code: 0 done, 1 failure, 2 wrong input, 130 interrupted.
+
+    SIGINT and SIGTERM raise KeyboardInterrupt from the first line on, whatever is being done.
+    """
     try:
-        outcome = body(parse(cls, argv, prog=prog, description=description))
+        with stop_signals():
+            outcome = body(parse(cls, argv, prog=prog, description=description))
     except SystemExit as leaving:  # argparse: --help, --print-config, errors
         return leaving.code if isinstance(leaving.code, int) else 0
-    except (UserError, TrainingFailure) as error:
+    except UserError as error:
+        sys.stderr.write(f"{prog}: {as_flags(str(error), cls)}\n")
+        return 2
+    except TrainingFailure as error:
         sys.stderr.write(f"{prog}: {error}\n")
-        return 2 if isinstance(error, UserError) else 1
+        return 1
     except KeyboardInterrupt as error:
         sys.stderr.write(f"{prog}: interrupted{f' ({error})' if str(error) else ''}\n")
         return 130
     return outcome if isinstance(outcome, int) and not isinstance(outcome, bool) else 0
+
+
+def configure(cls: type[A], config: A | None, options: Mapping[str, Any]) -> A:
+    """The configuration of a module made as ``Module(config)`` or as ``Module(option=value, ...)``."""
+    if config is not None and options:
+        raise OptionError(f"give a configuration or keyword options, not both (got {', '.join(options)} beside it)")
+    return cls(**options) if config is None else config

@@ -1,8 +1,15 @@
-"""The one exception a user may see: a single line that names the file or flag and the remedy."""
+"""The exceptions a user may see: a single line that names the file or argument and the remedy."""
 
 
-class UserError(Exception):
-    """Wrong input. Scripts print it as one line on stderr and leave with exit code 2, never with a traceback."""
+class UserError(ValueError):
+    """Wrong input. Scripts print it as one line on stderr and leave with exit code 2, never with a traceback.
+
+    A message names arguments as Python does (``data_path=``); a command line shows them as flags (``--data-path``).
+    """
+
+
+class OptionError(UserError):
+    """A value, or a combination of values, that an option does not take."""
 
 
 class TrainingFailure(RuntimeError):

@@ -6,13 +6,14 @@ A system's Args inherits the groups it needs and changes a default with `config.
 from dataclasses import dataclass
 from typing import Optional
 
-from anomaly_lib.config import Switch, arg
+from anomaly_lib.config import Options, Switch, arg
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+SCHEDULES = ("constant", "cosine", "linear", "step", "multistep", "onecycle", "plateau")
 
 
 @dataclass
-class RunArgs:
+class RunArgs(Options):
     """The run: where results go, seeds, devices."""
 
     output_dir: Optional[str] = arg(
@@ -24,14 +25,14 @@ class RunArgs:
     )
     fresh: Switch = arg(False, "start over even if the run folder holds an unfinished or finished run")
     save_every: int = arg(1, "epochs between checkpoints", at_least=1)
-    seed: int = arg(0, "seed of every random number", at_least=0)
-    device: str = arg("auto", "auto, cpu, cuda or cuda:N")
+    seed: int = arg(0, "seed of every random number", at_least=0, at_most=2**32 - 1)
+    device: str = arg("auto", "auto, cpu, cuda or cuda:N; originals' --gpu-id N and --use-cpu are understood")
     precision: str = arg("fp32", "number format of matrix work; bf16 and fp16 run under autocast", choices=PRECISIONS)
     num_workers: int = arg(0, "processes that load data", at_least=0, aliases=["workers"])
 
 
 @dataclass
-class TrackArgs:
+class TrackArgs(Options):
     """Trackers (optional, never needed)."""
 
     tensorboard: Switch = arg(False, "also log to TensorBoard in the run folder")
@@ -41,7 +42,7 @@ class TrackArgs:
 
 
 @dataclass
-class DataArgs:
+class DataArgs(Options):
     """The data."""
 
     dataset: str = arg("demo", "layout of the data at --data-path; 'demo' is built in")
@@ -52,7 +53,7 @@ class DataArgs:
 
 
 @dataclass
-class OptimArgs:
+class OptimArgs(Options):
     """Optimisation."""
 
     epochs: int = arg(100, "passes over the training data", at_least=0, aliases=["epoch", "num-epochs"])
@@ -65,7 +66,7 @@ class OptimArgs:
 
 
 @dataclass
-class BackboneArgs:
+class BackboneArgs(Options):
     """The frozen backbone."""
 
     backbone: str = arg("demo-clip", "name of the frozen encoder; see python -m anomaly_lib list")
@@ -76,7 +77,7 @@ class BackboneArgs:
 
 
 @dataclass
-class CacheArgs:
+class CacheArgs(Options):
     """The feature cache."""
 
     cache: str = arg("auto", "where encoded features live", choices=["auto", "ram", "disk", "off"])
@@ -86,7 +87,7 @@ class CacheArgs:
 
 
 @dataclass
-class EvalArgs:
+class EvalArgs(Options):
     """Evaluation."""
 
     protocol: str = arg(

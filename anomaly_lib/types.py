@@ -1,10 +1,13 @@
 """The few shapes of data that cross the borders between the library's rooms."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Sample = dict[str, Any]
 """One example: ``image|video|audio|graph...``, ``label`` (0 normal, 1 anomalous), ``mask``, ``path``..."""
@@ -17,6 +20,9 @@ class Prediction:
     score: Tensor  # [B]
     map: Tensor | None = None  # [B, H, W]
     parts: dict[str, Tensor] = field(default_factory=dict)  # branch name -> its score [B] or map [B, H, W]
+    anomalous: Tensor | None = None  # [B] bool; None for a detector without a decision
+    p_value: Tensor | None = None  # [B]; None without scores of normal data to compare with
+    threshold: float | None = None  # the score from which on `anomalous` is true
 
     def __len__(self) -> int:
         return self.score.shape[0]

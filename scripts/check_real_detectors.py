@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anomaly_lib.config import Switch, arg, command
+from anomaly_lib.config import Options, Switch, arg, command
 from anomaly_lib.engine.run import machine_facts
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json, write_between, write_json
@@ -46,7 +46,7 @@ CPU = torch.device("cpu")
 
 
 @dataclass
-class Args:
+class Args(Options):
     """Real-data check of PatchCore and PaDiM."""
 
     output: str = arg("benchmarks/results/real_detectors.json", "JSON file; its rows are kept and added to")
@@ -56,7 +56,7 @@ class Args:
     coreset_ratio: float = arg(0.1, "share of patches that PatchCore keeps", at_least=0, at_most=1)
     seeds: list[int] = arg([0], "seeds of the draws")
     peer: Switch = arg(True, "also run anomalib's modules when they can be imported")
-    write_docs: Switch = arg(False, "put the table into docs/hdmap.md")
+    write_docs: Switch = arg(False, "put the table into docs/manual/hdmap.md")
 
 
 def options(model: str, category: str, args: Args, seed: int) -> Any:
@@ -226,7 +226,7 @@ def run(args: Args) -> None:
     text = table(rows)
     print(text)
     if args.write_docs:
-        write_between(ROOT / "docs" / "hdmap.md", MARKS, text)
+        write_between(ROOT / "docs" / "manual" / "hdmap.md", MARKS, text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from anomaly_lib.backbones.identity import weights_of
 from anomaly_lib.config import arg, command, to_plain
-from anomaly_lib.detect.frozen import weights_of
 from anomaly_lib.engine.checkpoint import save_checkpoint
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import atomic_file, write_atomic

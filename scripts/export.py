@@ -4,11 +4,18 @@ import sys
 from collections.abc import Sequence
 
 from anomaly_lib.config import command
-from anomaly_lib.evaluation.export import ExportArgs, export
+from anomaly_lib.evaluation.options import ExportArgs
+from anomaly_lib.systems.registry import SYSTEMS
+
+
+def body(args: ExportArgs) -> int:
+    from anomaly_lib.evaluation.export import export  # loads torch: --help and wrong options need none
+
+    return export(args, SYSTEMS, print)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return command(ExportArgs, lambda args: export(args, print), argv, prog="export.py", description=__doc__ or "")
+    return command(ExportArgs, body, argv, prog="export.py", description=__doc__ or "")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python scripts/make_figures.py --runs runs          # every finished run below runs/
     python scripts/make_figures.py --only demo_contact_sheet
 
-docs/results.md is written anew, and the part of README.md between its two marks. Every row names its commit, seed and
+docs/manual/results.md is written anew, and the part of README.md between its two marks. Every row names its commit, seed and
 options; nothing in them is written by hand.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from anomaly_lib import viz
-from anomaly_lib.config import arg, command
+from anomaly_lib.config import Options, arg, command
 from anomaly_lib.data.demo.items import CATEGORIES, render
 from anomaly_lib.detect.contract import EvaluateArgs, Evaluation
 from anomaly_lib.evaluation.evaluate import find_checkpoints
@@ -36,7 +36,7 @@ PARTS = ("demo_contact_sheet", "results")
 
 
 @dataclass
-class Args:
+class Args(Options):
     """Figures and tables of the docs."""
 
     runs: str = arg("runs", "folder with run folders")

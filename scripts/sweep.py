@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
-from anomaly_lib.config import Switch, arg, command
+from anomaly_lib.config import Options, Switch, arg, command
 from anomaly_lib.engine.launchers import LocalLauncher, RayLauncher
 from anomaly_lib.engine.log import Log
 from anomaly_lib.engine.sweep import Job, Launcher, Sweep, expand_grid, read_jobs
@@ -22,7 +22,7 @@ from anomaly_lib.errors import UserError
 
 
 @dataclass
-class Args:
+class Args(Options):
     """Run many commands."""
 
     jobs: Optional[str] = arg(None, "file of commands, one a line, or a JSON list of jobs", type=str)

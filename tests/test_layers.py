@@ -1,4 +1,4 @@
-"""An import arrow may only point down. See docs/architecture.md for the picture this test enforces."""
+"""An import arrow may only point down. See docs/manual/architecture.md for the picture this test enforces."""
 
 import ast
 from pathlib import Path

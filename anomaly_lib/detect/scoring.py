@@ -1,12 +1,13 @@
-"""From an Evaluation to table rows: metrics of each class, confidence intervals, what a threshold does."""
+"""From scores to table rows: metrics of each class, confidence intervals, what a decision does."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from anomaly_lib.detect.contract import EvaluateArgs, Evaluation
+from anomaly_lib.detect.decision import Decision
+from anomaly_lib.detect.scores import Evaluated, Scores
 from anomaly_lib.detect.tables import Cell, Table
-from anomaly_lib.detect.thresholds import Threshold
 from anomaly_lib.metrics import (
     auroc,
     average_precision,
@@ -23,14 +24,19 @@ AT_THRESHOLD = ("accuracy", "precision", "recall", "specificity", "f1")
 
 
 def class_table(
-    evaluations: list[tuple[Evaluation, Threshold | None]], args: EvaluateArgs, *, sets: list[str] | None = None
+    done: Sequence[Evaluated],
+    *,
+    bootstrap: int = 0,
+    fpr_limits: Sequence[float] = (0.3,),
+    sets: list[str] | None = None,
 ) -> Table:
     """A row for each (checkpoint, class), then the mean of each set of checkpoints (`sets`: a name for each)."""
     rows: list[dict[str, Cell]] = []
     means: dict[str, list[dict[str, Cell]]] = {}
-    for index, (evaluation, threshold) in enumerate(evaluations):
-        for group in sorted(set(evaluation.groups)):
-            row = {"class": group, "run": evaluation.name, **group_metrics(evaluation, group, threshold, args)}
+    for index, one in enumerate(done):
+        for group in sorted(set(one.scores.groups)):
+            figures = group_metrics(one.scores, group, one.decision, bootstrap=bootstrap, fpr_limits=fpr_limits)
+            row = {"class": group, "run": one.scores.name, **figures}
             rows.append(row)
             means.setdefault(sets[index] if sets else "", []).append(row)
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -39,7 +45,7 @@ def class_table(
     for name, members in means.items():
         if len(members) > 1:
             rows.append(mean_row(members, columns) | {"run": name})
-    return Table(columns, rows, _notes(evaluations))
+    return Table(columns, rows, _notes(done))
 
 
 def mean_row(rows: list[dict[str, Cell]], columns: list[str]) -> dict[str, Cell]:
@@ -54,74 +60,76 @@ def mean_row(rows: list[dict[str, Cell]], columns: list[str]) -> dict[str, Cell]
 
 
 def group_metrics(
-    evaluation: Evaluation, group: str, threshold: Threshold | None, args: EvaluateArgs
+    evaluation: Scores, group: str, decision: Decision | None, *, bootstrap: int, fpr_limits: Sequence[float]
 ) -> dict[str, Cell]:
     """All metrics of one class, image level first."""
     rows = np.array([name == group for name in evaluation.groups])
     scores, labels = to_numpy(evaluation.scores)[rows], to_numpy(evaluation.labels)[rows]
     if evaluation.kind == "regression":
-        return _regression_row(scores, labels, args)
+        return _regression_row(scores, labels, bootstrap)
     row: dict[str, Cell] = {"images": int(rows.sum()), "anomalous": int((labels > 0).sum())}
     both = 0 < row["anomalous"] < row["images"]  # type: ignore[operator]
-    metrics = image_metrics(scores, labels, threshold=threshold.value if threshold else None)
+    metrics = image_metrics(scores, labels, threshold=decision.threshold if decision else None)
     for name, statistic in (("auroc", auroc), ("ap", average_precision)):
         row[name] = float(metrics[name])
-        if args.bootstrap and both:
-            interval = bootstrap_ci(statistic, scores, labels, groups=labels, repeats=args.bootstrap)
+        if bootstrap and both:
+            interval = bootstrap_ci(statistic, scores, labels, groups=labels, repeats=bootstrap)
             row |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
     row["f1_max"] = float(metrics["f1_max"])
-    if threshold is not None:
+    if decision is not None:
         row |= {name: float(metrics[name]) for name in AT_THRESHOLD}
-    return row | _pixel_columns(evaluation, rows, args)
+    return row | _pixel_columns(evaluation, rows, bootstrap, tuple(fpr_limits))
 
 
-def _pixel_columns(evaluation: Evaluation, rows: np.ndarray, args: EvaluateArgs) -> dict[str, Cell]:
+def _pixel_columns(evaluation: Scores, rows: np.ndarray, bootstrap: int, limits: tuple[float, ...]) -> dict[str, Cell]:
     if evaluation.maps is None or evaluation.masks is None:
         return {}
     chosen = np.flatnonzero(rows)
     maps, masks = to_numpy(evaluation.maps)[chosen], to_numpy(evaluation.masks)[chosen]
-    limits = tuple(args.fpr_limits)
-    if not args.bootstrap:
+    if not bootstrap:
         found = pixel_metrics(maps, masks, fpr_limits=limits)
         return {f"pixel_{name}": float(value) for name, value in found.items() if not name.endswith("_threshold")}
     row: dict[str, Cell] = {}
-    for name, interval in pixel_bootstrap(maps, masks, fpr_limits=limits, repeats=args.bootstrap).items():
+    for name, interval in pixel_bootstrap(maps, masks, fpr_limits=limits, repeats=bootstrap).items():
         row[f"pixel_{name}"] = interval.value
         if not np.isnan(interval.low):
             row |= {f"pixel_{name}_low": interval.low, f"pixel_{name}_high": interval.high}
     return row
 
 
-def _regression_row(predicted: np.ndarray, target: np.ndarray, args: EvaluateArgs) -> dict[str, Cell]:
+def _regression_row(predicted: np.ndarray, target: np.ndarray, bootstrap: int) -> dict[str, Cell]:
     row: dict[str, Cell] = {"samples": int(target.size)}
     row |= {name: float(value) for name, value in regression_metrics(predicted, target).items()}
-    if args.bootstrap:
-        interval = bootstrap_ci(mae, predicted, target, repeats=args.bootstrap)
+    if bootstrap:
+        interval = bootstrap_ci(mae, predicted, target, repeats=bootstrap)
         row |= {"mae_low": interval.low, "mae_high": interval.high}
     return row
 
 
-def _notes(evaluations: list[tuple[Evaluation, Threshold | None]]) -> list[str]:
+def _notes(done: Sequence[Evaluated]) -> list[str]:
     notes: list[str] = []
-    for evaluation, threshold in evaluations:
-        notes += evaluation.notes
-        if threshold is not None:
-            notes.append(f"{evaluation.name}: {threshold.describe()}")
-        if threshold is not None and threshold.oracle:
+    for one in done:
+        notes += one.remarks
+        if one.decision is not None:
+            notes.append(f"{one.scores.name}: {one.decision.describe()}")
+        if one.decision is not None and one.decision.oracle:
             notes.append("oracle: the threshold was chosen with the labels of the scored split")
     return list(dict.fromkeys(notes))
 
 
-def prediction_rows(evaluation: Evaluation, threshold: Threshold | None) -> list[dict[str, Any]]:
+def prediction_rows(one: Evaluated) -> list[dict[str, Any]]:
     """One row a sample, for predictions.csv."""
+    evaluation, decision = one.scores, one.decision
     scores, labels = to_numpy(evaluation.scores), to_numpy(evaluation.labels)
     rows = []
     for index, path in enumerate(evaluation.paths):
         row: dict[str, Any] = {"path": path, "class": evaluation.groups[index]}
+        if evaluation.defects is not None:
+            row["defect"] = evaluation.defects[index]
         if evaluation.kind == "regression":
             row |= {"prediction": float(scores[index]), "target": float(labels[index])}
         else:
-            decision = None if threshold is None else int(scores[index] >= threshold.value)
-            row |= {"score": float(scores[index]), "label": int(labels[index]), "decision": decision}
+            anomalous = None if decision is None else int(scores[index] >= decision.threshold)
+            row |= {"score": float(scores[index]), "label": int(labels[index]), "decision": anomalous}
         rows.append(row)
     return rows

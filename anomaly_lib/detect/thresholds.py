@@ -1,73 +1,66 @@
-"""Where the decision threshold comes from, and whether that is fair."""
+"""Where the decision of an evaluation comes from, and whether that is fair."""
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
+import torch
 
-from anomaly_lib.detect.contract import EvaluateArgs, Evaluation
+from anomaly_lib.detect.decision import Decision
+from anomaly_lib.detect.scores import Scores
 from anomaly_lib.errors import UserError
 from anomaly_lib.metrics import f1_max_threshold, youden
 from anomaly_lib.metrics.inputs import to_numpy
 
-
-@dataclass(frozen=True)
-class Threshold:
-    value: float
-    source: str  # printed beside every figure that depends on it
-    oracle: bool = False  # chosen with the labels of the scored split itself
-
-    def describe(self) -> str:
-        return f"threshold {self.value:.4g} ({self.source}{'; oracle' if self.oracle else ''})"
+POLICIES = ("stored", "support-quantile", "f1", "youden", "false-alarms")
 
 
-def choose_threshold(evaluation: Evaluation, args: EvaluateArgs) -> Threshold | None:
-    """The threshold of `args.policy`; None when the system stored none."""
-    if args.policy == "stored":
-        stored = evaluation.threshold
-        return None if stored is None or math.isnan(stored) else Threshold(float(stored), "stored in training")
-    if args.policy == "support-quantile":
-        normal = _normal_scores(evaluation)
-        if normal is None:
+def choose_decision(
+    scores: Scores, stored: Decision | None, policy: str, *, false_alarms: float, support_quantile: float
+) -> Decision | None:
+    """The decision of `policy`; None when the detector stored none."""
+    if policy == "stored":
+        return stored
+    normal, oracle = _normal_scores(scores, stored)
+    if policy == "support-quantile":
+        if normal is None or oracle:
             raise UserError(
-                f"--policy support-quantile: {evaluation.system} has no scores of normal training data; "
-                "use --policy f1, youden or false-alarms"
+                f"policy=support-quantile: {scores.system} has no scores of normal training data; "
+                "use policy=f1, youden or false-alarms"
             )
-        quantile = float(np.quantile(normal, args.support_quantile))
-        return Threshold(quantile, f"{args.support_quantile:g} quantile of {normal.size} normal scores")
-    if args.policy == "false-alarms":
-        normal = _normal_scores(evaluation)
-        oracle = normal is None
-        if normal is None:
-            scores, labels = to_numpy(evaluation.scores), to_numpy(evaluation.labels)
-            normal = scores[labels == 0]
-        source = f"at most {args.false_alarms:.1%} false alarms on {normal.size} normal scores"
-        return Threshold(false_alarm_threshold(normal, args.false_alarms), source, oracle)
-    scores, labels = evaluation.validation or (evaluation.scores, evaluation.labels)
-    where = "validation" if evaluation.validation is not None else "the scored split"
-    value = f1_max_threshold(scores, labels) if args.policy == "f1" else youden(scores, labels)[1]
+        quantile = float(np.quantile(normal, support_quantile))
+        return Decision(
+            quantile, f"{support_quantile:g} quantile of {normal.size} normal scores", tuple(np.sort(normal))
+        )
+    if policy == "false-alarms":
+        source = f"at most {false_alarms:.1%} false alarms on {normal.size} normal scores"
+        return Decision(false_alarm_threshold(normal, false_alarms), source, oracle=oracle)
+    values, labels = scores.validation or (scores.scores, scores.labels)
+    where = "the scored split" if scores.validation is None else "validation"
+    value = f1_max_threshold(values, labels) if policy == "f1" else youden(values, labels)[1]
     if math.isnan(value):
-        raise UserError(f"--policy {args.policy}: {where} has images of one label only; use --policy stored")
-    return Threshold(value, f"best {args.policy} on {where}", oracle=evaluation.validation is None)
+        raise UserError(f"policy={policy}: {where} has images of one label only; use policy=stored")
+    chosen = Decision(value, f"best {policy} on {where}", oracle=scores.validation is None)
+    return chosen if stored is None else replace(chosen, normal=stored.normal)
 
 
-def false_alarm_threshold(normal: Any, rate: float) -> float:
+def false_alarm_threshold(normal: "np.ndarray | torch.Tensor", rate: float) -> float:
     """The lowest threshold at which no more than `rate` of the normal scores lie at or above it."""
     descending = np.sort(to_numpy(normal).astype(np.float64))[::-1]
     if not descending.size:
-        raise UserError("--policy false-alarms needs normal images, but there are none")
+        raise UserError("policy=false-alarms needs normal images, but there are none")
     allowed = int(rate * descending.size + 1e-9)
     if allowed >= descending.size:
         return float(descending[-1])
     return float(np.nextafter(descending[allowed], np.inf))
 
 
-def _normal_scores(evaluation: Evaluation) -> np.ndarray | None:
-    if evaluation.normal_scores is not None and len(evaluation.normal_scores):
-        return to_numpy(evaluation.normal_scores)
-    if evaluation.validation is not None:
-        scores, labels = (to_numpy(column) for column in evaluation.validation)
+def _normal_scores(scores: Scores, stored: Decision | None) -> tuple[np.ndarray, bool]:
+    """Scores of normal samples, and whether they come from the scored split itself (an oracle)."""
+    if stored is not None and stored.normal:
+        return np.array(stored.normal), False
+    if scores.validation is not None:
+        values, labels = (to_numpy(column) for column in scores.validation)
         if (labels == 0).any():
-            return np.asarray(scores[labels == 0])
-    return None
+            return np.asarray(values[labels == 0]), False
+    return to_numpy(scores.scores)[to_numpy(scores.labels) == 0], True

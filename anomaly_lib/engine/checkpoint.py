@@ -76,6 +76,49 @@ def save_checkpoint(path: Path | str, payload: Mapping[str, Any], *, system: str
     return Path(path)
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that has been read once and travels as an object."""
+
+    path: Path
+    content: Mapping[str, Any]
+
+    @property
+    def system(self) -> str:
+        return str(self.content["system"])
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """The options of its run, as they were saved."""
+        return dict(self.content["args"])
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What the system keeps beside its weights."""
+        return dict(self.content["extra"])
+
+    def __getitem__(self, part: str) -> Any:
+        return self.content[part]
+
+    def get(self, part: str, default: Any = None) -> Any:
+        return self.content.get(part, default)
+
+    def check_weights(self, found: Mapping[str, str]) -> None:
+        """Refuse to be used with other frozen weights than in training (`found`: network -> sha256)."""
+        check_weights(self.path, self.extra, found)
+
+
+def is_ours(content: Any) -> bool:
+    """True for what `save_checkpoint` writes."""
+    return isinstance(content, Mapping) and "system" in content and "format" in content
+
+
+def check_format(path: Path | str, content: Mapping[str, Any]) -> None:
+    """Refuse a file that a newer edition has written."""
+    if content["format"] > FORMAT:
+        raise UserError(f"{path}: written by a newer anomaly_lib (format {content['format']}); upgrade to read it")
+
+
 def load_checkpoint(path: Path | str, *, system: str | None = None, lazily: bool = False) -> dict[str, Any]:
     """Tensors and plain types of a checkpoint, on the CPU. A foreign, damaged or newer file gets one line.
 
@@ -88,12 +131,11 @@ def load_checkpoint(path: Path | str, *, system: str | None = None, lazily: bool
     except Exception as error:  # noqa: BLE001  (torch raises many kinds; all mean the file cannot be used)
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
-    if not isinstance(content, dict) or "system" not in content or "format" not in content:
+    if not is_ours(content):
         raise UserError(
             f"{path}: not a checkpoint of this library (see scripts/convert_weights.py for foreign weights)"
         )
-    if content["format"] > FORMAT:
-        raise UserError(f"{path}: written by a newer anomaly_lib (format {content['format']}); upgrade to read it")
+    check_format(path, content)
     if system is not None and content["system"] != system:
         raise UserError(f"{path}: a checkpoint of {content['system']!r}, but {system!r} was expected")
     return content
@@ -114,8 +156,3 @@ def check_weights(path: Path | str, extra: Mapping[str, Any], found: Mapping[str
                 f"{path}: trained with weights {want[:16]} of {name}, which has {have[:16]} now: put that weight file "
                 "back where training found it (or below $ANOMALY_LIB_WEIGHTS), or train again with --fresh"
             )
-
-
-def system_of(path: Path | str) -> str:
-    """Which system wrote a checkpoint; its tensors are not read."""
-    return str(load_checkpoint(path, lazily=True)["system"])

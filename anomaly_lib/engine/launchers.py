@@ -14,7 +14,7 @@ from typing import Any
 from anomaly_lib.engine.sweep import Ended, Job
 from anomaly_lib.errors import UserError
 
-GRACE_SECONDS = 30.0
+GRACE_SECONDS = 4.0
 GPU_MARK = "{gpu}"
 NOT_STARTED = 127  # what a shell answers for a command it cannot find
 

@@ -1,5 +1,6 @@
 """What a run says: lines on the console and in log.txt, a progress bar on terminals, optional trackers."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -16,13 +17,29 @@ class Log:
 
     def __init__(self, folder: Path | None = None, *, quiet: bool = False) -> None:
         self.folder, self.quiet = folder, quiet
+        self._status_shown = False
 
     def line(self, text: str) -> None:
         if not is_main():
             return
         if not self.quiet:
-            sys.stdout.write(text + "\n")
+            sys.stdout.write(("\n" if self._status_shown else "") + text + "\n")
             sys.stdout.flush()
+            self._status_shown = False
+        self._to_file(text)
+
+    def status(self, text: str) -> None:
+        """A line that the next one replaces on a terminal; elsewhere, and in the file, a line like any other."""
+        if self.quiet or not is_main() or not sys.stdout.isatty():
+            self.line(text)
+            return
+        width = shutil.get_terminal_size().columns - 1
+        sys.stdout.write(f"\r\033[K{text[:width]}")
+        sys.stdout.flush()
+        self._status_shown = True
+        self._to_file(text)
+
+    def _to_file(self, text: str) -> None:
         if self.folder is not None:
             with (self.folder / "log.txt").open("a", encoding="utf-8") as stream:
                 stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")

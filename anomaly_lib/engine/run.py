@@ -2,15 +2,16 @@
 
     with Run.open("promptad", args, name="demo-bottle-k1") as run:
         if run.finished:
-            return run.result()
+            return run.repeat()
+        run.opening("PromptAD cls: bottle, k=1", weights=weights_of(net), cost=["5 images to encode"])
         state = TrainState(model=..., optimizer=...)
         for epoch in range(run.restore(state), args.epochs):
             for batch in ...:
-                run.stop.check()
                 ...
             run.end_epoch(state, epoch, {"loss": ...})
         return run.finish(state, {"image_auroc": ...})
 
+`opening`, `end_epoch`, `finish` and `repeat` say what every run says; nothing else prints these things.
 Killing the process at any moment and running the same command again ends with the same weights, bit for bit (CPU).
 """
 
@@ -21,22 +22,25 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
+from anomaly_lib.backbones.identity import weight_remarks, weights_in_words
 from anomaly_lib.config import to_plain
 from anomaly_lib.engine import distributed
 from anomaly_lib.engine.checkpoint import TrainState, check_weights, load_checkpoint, save_checkpoint
-from anomaly_lib.engine.interrupt import StopSignals, stop_signals
 from anomaly_lib.engine.log import Log, Trackers
 from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.errors import UserError
 from anomaly_lib.features import MissingFeatures
 from anomaly_lib.files import atomic_file, read_json, write_json, write_text
+from anomaly_lib.interrupt import stop_signals
 from anomaly_lib.types import RunResult
 
 CHECKPOINT = "checkpoint.pt"
@@ -97,17 +101,39 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
+def data_in_words(args: Any) -> str:
+    """The data that the options name."""
+    path, dataset = getattr(args, "data_path", None), getattr(args, "dataset", None)
+    if path is None:
+        return (
+            "no --data-path: running on the BUILT-IN demo data (see --dataset, --data-path, --backbone for real ones)"
+        )
+    return f"{path} (layout {dataset})"
+
+
+def closing_lines(result: RunResult, *, remarks: Sequence[str], decision: str | None) -> list[str]:
+    """Metrics, decision, where the checkpoint lies, and what to do next."""
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items() if "threshold" not in name)
+    lines = ["result: " + figures + "".join(f" [{remark}]" for remark in dict.fromkeys(remarks))]
+    if decision:
+        lines.append(f"decision: {decision}")
+    lines.append(f"run folder: {result.run_dir}")
+    if result.checkpoint is not None:
+        lines += [f"checkpoint: {result.checkpoint}", f"next: python evaluate.py --checkpoint {result.checkpoint}"]
+    return lines
+
+
 class Run:
     """Open with `Run.open`; use as a context manager so that locks are freed and the status tells the truth."""
 
     def __init__(self, system: str, args: Any, folder: Path) -> None:
         self.system, self.args, self.dir = system, args, folder
         self.log = Log(folder)
-        self.stop = StopSignals()
         self.record: dict[str, Any] = {}
         self.trackers: Trackers | None = None
         self._stack = ExitStack()
-        self._started = time.monotonic()
+        self._started = self._epoch_began = time.monotonic()
+        self._epoch_seconds: list[float] = []  # of this process
 
     @classmethod
     def open(cls, system: str, args: Any, *, name: str) -> "Run":
@@ -134,7 +160,7 @@ class Run:
             "system": self.system, "status": "new", "args": to_plain(self.args), "seed": self.args.seed,
             "seconds": 0.0, "metrics": {}, "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
         }  # fmt: skip
-        self.stop = self._stack.enter_context(stop_signals())
+        self._stack.enter_context(stop_signals())
         if not self.finished:
             self.record |= {"status": "running", **machine_facts(), "argv": sys.argv[1:]}
             self._write_record()
@@ -209,7 +235,10 @@ class Run:
         path = self.resume_path(best_name)
         saved = None if path is None else load_checkpoint(path, system=self.system)
         self.trackers = Trackers(self.dir, self.args, self.log, wandb_run_id=(saved or {}).get("wandb_run_id"))
+        self._epoch_began = time.monotonic()
         if saved is None:
+            if distributed.is_main():  # rows of epochs that no checkpoint holds would be repeated
+                (self.dir / "metrics.jsonl").unlink(missing_ok=True)
             return 0
         if "weights" in self.record:
             check_weights(str(path), saved["extra"], self.record["weights"])
@@ -235,7 +264,7 @@ class Run:
         return path
 
     def end_epoch(self, state: TrainState, epoch: int, values: dict[str, float], *, best: str | None = None) -> None:
-        """Log this epoch's figures and, every --save-every epochs and at the end, write the checkpoint.
+        """Log and say this epoch's figures and, every --save-every epochs and at the end, write the checkpoint.
 
         `best` names the file of the best epoch when this is one. It is written first: a kill in between repeats the
         epoch, and no best epoch is ever lost.
@@ -249,8 +278,54 @@ class Run:
                 stream.write(json.dumps(row) + "\n")
         if self.trackers is not None:
             self.trackers.log(epoch, {k: v for k, v in row.items() if k != "epoch"})
+        self._say_epoch(epoch, values, kept=best is not None)
         if (epoch + 1) % self.args.save_every == 0 or epoch + 1 >= getattr(self.args, "epochs", 0):
             self.save(state, epoch + 1)
+
+    # -- what every run says ------------------------------------------------------------------------------------
+
+    def opening(
+        self, what: str, *, weights: Mapping[str, str], cost: Sequence[str] = (), data: str | None = None
+    ) -> None:
+        """Say what is trained, on what, with which frozen networks, where, and what it costs; keep it in run.json.
+
+        `weights`: {frozen network: checksum of its weight file, or "random"}. `data`: the data in words, where the
+        options ``dataset`` and ``data_path`` do not say it.
+        """
+        self.note(weights=dict(weights), what=what)
+        say, args = self.log.line, self.args
+        say(what)
+        say(f"data: {data or data_in_words(args)}")
+        for name, identity in weights.items():
+            say(f"frozen: {name}, {weights_in_words(name, identity)}")
+        place = (
+            f"{torch.get_num_threads()} CPU threads" if not torch.cuda.is_available() else torch.cuda.get_device_name()
+        )
+        say(f"device: {args.device} ({place}), {getattr(args, 'precision', 'fp32')}")
+        for line in cost:
+            say(f"cost: {line}")
+
+    def _say_epoch(self, epoch: int, values: Mapping[str, float], *, kept: bool) -> None:
+        now = time.monotonic()
+        self._epoch_seconds.append(now - self._epoch_began)
+        self._epoch_began = now
+        total = int(getattr(self.args, "epochs", 0) or 0)
+        recent = self._epoch_seconds[-10:]
+        left = max(0, total - epoch - 1) * sum(recent) / len(recent)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        mark = " *" if kept else ""
+        self.log.status(f"epoch {epoch + 1}/{total}: {shown} ({recent[-1]:.2f} s, {left:.0f} s left){mark}")
+
+    def _closing(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self.log.line(line)
+
+    def repeat(self) -> RunResult:
+        """What a finished run answers when its command is given again: that it is done, and its closing."""
+        result = self.result()
+        self.log.line(f"already done: {self.dir} (--fresh starts over)")
+        self._closing(self.record.get("closing", []))
+        return replace(result, already_done=True)
 
     # -- record -------------------------------------------------------------------------------------------------
 
@@ -266,8 +341,18 @@ class Run:
         if distributed.is_main():
             write_json(self.dir / "run.json", self.record)
 
-    def finish(self, state: TrainState | None, metrics: dict[str, float], *, final: Path | None = None) -> RunResult:
-        """Mark the run done. The final checkpoint (`final`, default: the last one) is copied to --save-path."""
+    def finish(
+        self,
+        state: TrainState | None,
+        metrics: dict[str, float],
+        *,
+        final: Path | None = None,
+        remarks: Sequence[str] = (),
+        decision: str | None = None,
+    ) -> RunResult:
+        """Mark the run done and say how it ended. The final checkpoint (`final`, default: the last one) is copied to
+        --save-path. `remarks` stand beside the figures; `decision`: how the detector decides, in words.
+        """
         epochs_done = len(state.history) if state is not None else 0
         if state is not None:
             self.save(state, epochs_done)
@@ -275,8 +360,14 @@ class Run:
         if self.args.save_path and distributed.is_main() and source.is_file():
             self._publish(source, Path(self.args.save_path))
         plain_metrics = {name: float(value) for name, value in metrics.items()}
-        self.note(status="finished", metrics=plain_metrics, checkpoint=str(source), error=None)
-        return self.result()
+        self.note(metrics=plain_metrics, checkpoint=str(source), error=None)
+        result = self.result()
+        closing = closing_lines(
+            result, remarks=[*remarks, *weight_remarks(self.record.get("weights", {}))], decision=decision
+        )
+        self.note(status="finished", closing=closing)  # last: a run that says finished has all of this
+        self._closing(closing)
+        return result
 
     def result(self) -> RunResult:
         """What the record says, for a run that is done (now or earlier)."""

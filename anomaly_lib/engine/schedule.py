@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from torch.optim import Optimizer, lr_scheduler
 
 from anomaly_lib.errors import UserError
-
-SCHEDULES = ("constant", "cosine", "linear", "step", "multistep", "onecycle", "plateau")
+from anomaly_lib.options import SCHEDULES
 
 
 def make_schedule(

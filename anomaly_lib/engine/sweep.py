@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from anomaly_lib.engine.interrupt import StopSignals, stop_signals
 from anomaly_lib.engine.results import ResultsTable
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json, write_json
+from anomaly_lib.interrupt import stop_signals
 
 POLL_SECONDS = 0.1
 
@@ -122,10 +122,9 @@ class Sweep:
     def run(self) -> Summary:
         """Run what is not finished. KeyboardInterrupt after SIGINT or SIGTERM, with the running jobs ended cleanly."""
         summary, waiting = Summary(), deque(self.jobs)
-        with stop_signals() as stop:
+        with stop_signals():
             try:
                 while waiting or self._locks:
-                    self._check(stop)
                     self._fill(waiting, summary)
                     for ended in self.launcher.ended():
                         self._note(ended, waiting, summary)
@@ -135,10 +134,6 @@ class Sweep:
                 self._release_all()
                 raise
         return summary
-
-    def _check(self, stop: StopSignals) -> None:
-        if stop.requested:
-            raise KeyboardInterrupt(f"{stop.requested}; the same command continues the sweep")
 
     def _fill(self, waiting: "deque[Job]", summary: Summary) -> None:
         """Start jobs while there is room; one that another runner (or an orphan of a killed one) works on goes to the

@@ -5,36 +5,29 @@ import glob
 import io
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from anomaly_lib.detect.contract import EvaluateArgs, Evaluation
+from anomaly_lib.detect.choice import Choice
+from anomaly_lib.detect.scores import Evaluated, summary
 from anomaly_lib.detect.scoring import class_table, prediction_rows
 from anomaly_lib.detect.tables import Table, plain
-from anomaly_lib.detect.thresholds import Threshold, choose_threshold
+from anomaly_lib.detect.thresholds import choose_decision
 from anomaly_lib.errors import UserError
 from anomaly_lib.evaluation.figures import draw_figures
+from anomaly_lib.evaluation.options import EvaluateArgs
 from anomaly_lib.files import read_json, write_json, write_text
-from anomaly_lib.systems.registry import recipe_of, system_at
+from anomaly_lib.systems.registry import Registry
 
 SUFFIXES = (".pt", ".pth", ".ckpt")
 PREFERRED = ("best_model.pt", "best_model.pth", "checkpoint.pt")
 
 
-@dataclass
-class Evaluated:
-    """One checkpoint, its evaluation and the threshold in force."""
-
-    checkpoint: Path
-    evaluation: Evaluation
-    threshold: Threshold | None
-
-
 def find_checkpoints(text: str | None) -> list[Path]:
     """The checkpoint files a FILE, run folder (or any folder above run folders) or glob pattern stands for."""
     if not text:
-        raise UserError("--checkpoint is needed: a checkpoint file, a run folder, or a glob pattern in quotes")
+        raise UserError("checkpoint= is needed: a checkpoint file, a run folder, or a glob pattern in quotes")
     path = Path(text).expanduser()
     if path.is_file():
         return [path]
@@ -44,7 +37,7 @@ def find_checkpoints(text: str | None) -> list[Path]:
         found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
         found = [one for match in found for one in (_below(match) if match.is_dir() else [match])]
     if not found:
-        raise UserError(f"--checkpoint {text}: no such file, and no checkpoint ({', '.join(SUFFIXES)}) in or below it")
+        raise UserError(f"checkpoint={text}: no such file, and no checkpoint ({', '.join(SUFFIXES)}) in or below it")
     return list(dict.fromkeys(found))
 
 
@@ -65,28 +58,32 @@ def _below(folder: Path) -> Iterator[Path]:
         yield from _below(inner)
 
 
-def evaluate_checkpoint(path: Path, args: EvaluateArgs) -> Evaluated:
-    """Let the checkpoint's own recipe score the split."""
-    system = system_at(path)
-    recipe = recipe_of(system)
-    if not hasattr(recipe, "evaluate"):
-        raise UserError(f"{path}: {system} has no evaluation")
-    evaluation: Evaluation = recipe.evaluate(path, args)
-    threshold = choose_threshold(evaluation, args) if evaluation.kind == "detection" else None
-    return Evaluated(path, evaluation, threshold)
+def evaluate_checkpoint(path: Path, args: EvaluateArgs, systems: Registry) -> Evaluated:
+    """Load the detector of a checkpoint and let it score the chosen samples."""
+    detector = systems.load(path, device=args.device, weights=args.weights, which=args.parameters)
+    choice = Choice(**{f.name: getattr(args, f.name) for f in fields(Choice)})
+    scores = detector.score(detector.items(choice))
+    decision = detector.decision
+    if scores.kind == "detection":
+        decision = choose_decision(
+            scores, decision, args.policy, false_alarms=args.false_alarms, support_quantile=args.support_quantile
+        )
+    scores.facts = {**detector.facts.shown, **scores.facts}
+    remarks = list(dict.fromkeys([*scores.notes, *detector.facts.remarks()]))
+    return Evaluated(path, scores, decision, summary(scores, decision), remarks)
 
 
-def evaluate(args: EvaluateArgs, say: Callable[[str], object]) -> int:
+def evaluate(args: EvaluateArgs, systems: Registry, say: Callable[[str], object]) -> int:
     """Everything `python evaluate.py` does; `say` prints a line."""
     texts = [args.checkpoint, *args.compare]
     found = [(path, str(text)) for text in texts for path in find_checkpoints(text)]
     done = []
     for path, _ in found:
-        done.append(evaluate_checkpoint(path, args))
+        done.append(evaluate_checkpoint(path, args, systems))
         _say_metrics(done[-1], args, say)
     name_apart(done)
     sets = [text if args.compare else "" for _, text in found]
-    table = class_table([(one.evaluation, one.threshold) for one in done], args, sets=sets)
+    table = class_table(done, bootstrap=args.bootstrap, fpr_limits=args.fpr_limits, sets=sets)
     folder = Path(args.output_dir) if args.output_dir else found[0][0].parent / "evaluation"
     say("\n" + table.text())
     written = write_results(folder, done, table, args)
@@ -100,34 +97,36 @@ def evaluate(args: EvaluateArgs, say: Callable[[str], object]) -> int:
 
 def name_apart(done: list[Evaluated]) -> None:
     """Two runs of one name (the same class trained twice) are told apart by where they lie."""
-    names = [one.evaluation.name for one in done]
+    names = [one.scores.name for one in done]
     for one in done:
-        if names.count(one.evaluation.name) > 1:
-            one.evaluation.name = f"{one.evaluation.name} ({one.checkpoint.parent.name}/{one.checkpoint.name})"
-    names = [one.evaluation.name for one in done]
+        if names.count(one.scores.name) > 1:
+            one.scores.name = f"{one.scores.name} ({one.checkpoint.parent.name}/{one.checkpoint.name})"
+    names = [one.scores.name for one in done]
     for number, one in enumerate(done, start=1):
-        if names.count(one.evaluation.name) > 1:
-            one.evaluation.name += f" #{number}"
+        if names.count(one.scores.name) > 1:
+            one.scores.name += f" #{number}"
 
 
 def _say_metrics(one: Evaluated, args: EvaluateArgs, say: Callable[[str], object]) -> None:
-    evaluation = one.evaluation
-    say(f"{one.checkpoint}: {evaluation.system}, {evaluation.name}, {len(evaluation)} samples of {args.split}")
-    say("  " + ", ".join(f"{name} {value:.4f}" for name, value in evaluation.metrics.items()))
-    for note in [*evaluation.notes, *compare_with_training(one, args)]:
+    scores = one.scores
+    say(f"{one.checkpoint}: {scores.system}, {scores.name}, {len(scores)} samples of {args.split}")
+    say("  " + ", ".join(f"{name} {value:.4f}" for name, value in one.metrics.items()))
+    for note in [*one.remarks, *compare_with_training(one, args)]:
         say(f"  {note}")
     if args.verbose:
-        for row in prediction_rows(evaluation, one.threshold):
+        for row in prediction_rows(one):
             say("  " + " ".join(f"{name}={value}" for name, value in row.items()))
 
 
 def compare_with_training(one: Evaluated, args: EvaluateArgs) -> list[str]:
     """Does this process reach the numbers that training recorded? Asked only on the training run's own test data."""
     record = one.checkpoint.parent / "run.json"
-    if args.split != "test" or args.data_path or args.dataset or args.shot or not record.is_file():
+    asked = (args.data_path, args.dataset, args.obj, args.shot)
+    other_parameters = args.policy != "stored" or args.parameters != "auto"
+    if args.split != "test" or any(asked) or other_parameters or not record.is_file():
         return []
     trained = read_json(record).get("metrics", {})
-    shared = {name: (trained[name], value) for name, value in one.evaluation.metrics.items() if name in trained}
+    shared = {name: (trained[name], value) for name, value in one.metrics.items() if name in trained}
     other = [f"{name} {a:.4f} -> {b:.4f}" for name, (a, b) in shared.items() if not math.isclose(a, b, abs_tol=1e-4)]
     if other:
         return [f"differs from what training recorded: {', '.join(other)}"]
@@ -139,9 +138,7 @@ def write_results(folder: Path, done: list[Evaluated], table: Table, args: Evalu
     written = [folder / "metrics.json", folder / "predictions.csv"]
     record: dict[str, Any] = {"split": args.split, "policy": args.policy, "runs": [_record(one) for one in done]}
     write_json(written[0], record)
-    rows = [
-        {"run": one.evaluation.name, **row} for one in done for row in prediction_rows(one.evaluation, one.threshold)
-    ]
+    rows = [{"run": one.scores.name, **row} for one in done for row in prediction_rows(one)]
     write_text(written[1], rows_to_csv(rows))
     written += table.write(folder / "table")
     if args.figures:
@@ -150,16 +147,16 @@ def write_results(folder: Path, done: list[Evaluated], table: Table, args: Evalu
 
 
 def _record(one: Evaluated) -> dict[str, Any]:
-    evaluation, threshold = one.evaluation, one.threshold
+    scores, decision = one.scores, one.decision
     return {
-        "system": evaluation.system,
-        "name": evaluation.name,
+        "system": scores.system,
+        "name": scores.name,
         "checkpoint": str(one.checkpoint),
-        "metrics": {name: plain(float(value)) for name, value in evaluation.metrics.items()},
-        "threshold": None if threshold is None else {**vars(threshold)},
-        "samples": len(evaluation),
-        "notes": evaluation.notes,
-        "facts": evaluation.facts,
+        "metrics": {name: plain(float(value)) for name, value in one.metrics.items()},
+        "decision": None if decision is None else decision.plain(),
+        "samples": len(scores),
+        "notes": one.remarks,
+        "facts": scores.facts,
     }
 
 

@@ -3,35 +3,22 @@
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anomaly_lib.config import arg
+from anomaly_lib.detect.images import ImageDetector
 from anomaly_lib.detect.tables import Table
 from anomaly_lib.errors import UserError
+from anomaly_lib.evaluation.options import ExportArgs
 from anomaly_lib.files import atomic_file, write_json
 from anomaly_lib.models.detectors.memory_bank import MemoryBank
 from anomaly_lib.models.sowa.model import AnomalyCLIP
-from anomaly_lib.systems.registry import load_detector
-
-FORMATS = ("onnx", "torch")
-
-
-@dataclass
-class ExportArgs:
-    """Export of a trained image detector."""
-
-    checkpoint: Optional[str] = arg(None, "checkpoint file", type=str)
-    format: str = arg("onnx", "onnx = for onnxruntime; torch = a torch.export program", choices=list(FORMATS))
-    output_dir: Optional[str] = arg(None, "folder; None = export/ beside the checkpoint", type=str, aliases=["output"])
-    repeats: int = arg(10, "calls behind the median latency", at_least=1)
-    tolerance: float = arg(1e-3, "largest allowed difference to the detector, relative to its range", at_least=0)
+from anomaly_lib.systems.registry import Registry
 
 
 class ExportedDetector(nn.Module):
@@ -41,7 +28,7 @@ class ExportedDetector(nn.Module):
         super().__init__()
         # The networks are held by plain objects; an exporter must see them as parts of the module.
         self.networks = nn.ModuleList(_networks(detector, set()))
-        self._predict: Callable[[Tensor], Any] = detector.predict
+        self._predict: Callable[[Tensor], Any] = detector.predict_batch
         self.eval()
 
     def complete(self, images: Tensor) -> None:
@@ -79,13 +66,13 @@ def _networks(owner: Any, seen: set[int]) -> Iterator[nn.Module]:
         yield from _networks(value, seen)
 
 
-def export(args: ExportArgs, say: Callable[[str], object]) -> int:
+def export(args: ExportArgs, systems: Registry, say: Callable[[str], object]) -> int:
     """Write the file and its description, compare it with the detector on fresh input, time both."""
     if not args.checkpoint:
-        raise UserError("--checkpoint is needed: the checkpoint file of an image detector")
+        raise UserError("checkpoint= is needed: the checkpoint file of an image detector")
     checkpoint = Path(args.checkpoint)
-    detector = load_detector(checkpoint)
-    if not hasattr(detector, "transform"):
+    detector = systems.load(checkpoint, device=args.device, weights=args.weights)
+    if not isinstance(detector, ImageDetector):
         raise UserError(f"{checkpoint}: not an image detector; only these can be exported")
     module = ExportedDetector(detector)
     height, width = detector.transform.output_size(1000, 1000)
@@ -98,14 +85,14 @@ def export(args: ExportArgs, say: Callable[[str], object]) -> int:
     description = {
         "input": {"name": "images", "shape": list(images.shape), "preprocessing": detector.transform.describe()},
         "outputs": ["score", "map"][: len(module(images))],
-        "threshold": getattr(detector, "threshold", None),
+        "decision": None if detector.decision is None else detector.decision.plain(),
     }
     write_json(path.with_suffix(".json"), description)
     run = load_exported(path)
     difference = largest_difference(module, run, images.shape)
     say(f"{path}: {path.stat().st_size / 2**20:.1f} MiB, largest relative difference to the detector {difference:.2e}")
     if difference > args.tolerance:
-        raise UserError(f"{path}: differs by {difference:.2e}, more than --tolerance {args.tolerance}")
+        raise UserError(f"{path}: differs by {difference:.2e}, more than tolerance={args.tolerance}")
     table = Table(["run by", "milliseconds an image"])
     for name, call in (
         ("this library (PyTorch)", lambda: module(images)),
@@ -123,7 +110,7 @@ def export_onnx(module: nn.Module, images: Tensor, path: Path) -> Path:
     try:
         import onnxscript  # noqa: F401
     except ImportError:
-        raise UserError("--format onnx needs: pip install 'anomaly_lib[export]'") from None
+        raise UserError("format=onnx needs: pip install 'anomaly_lib[export]'") from None
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

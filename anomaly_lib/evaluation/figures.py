@@ -2,30 +2,28 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from anomaly_lib import viz
-from anomaly_lib.detect.contract import EvaluateArgs, Evaluation
-from anomaly_lib.detect.thresholds import Threshold
+from anomaly_lib.detect.decision import Decision
+from anomaly_lib.detect.scores import Evaluated, Scores
+from anomaly_lib.evaluation.options import EvaluateArgs
 from anomaly_lib.metrics import auroc, pixel_curve
 from anomaly_lib.metrics.inputs import to_numpy
-
-if TYPE_CHECKING:
-    from anomaly_lib.evaluation.evaluate import Evaluated
 
 SHOWN = 6  # images in the overlay figure
 
 
-def draw_figures(folder: Path, done: list["Evaluated"], args: EvaluateArgs) -> list[Path]:
+def draw_figures(folder: Path, done: list[Evaluated], args: EvaluateArgs) -> list[Path]:
     """PNG and SVG files; one set a run, and bars over the classes of all runs."""
     written: list[Path] = []
     for index, one in enumerate(done):
-        stem = "" if len(done) == 1 else f"{index:02d}_{file_name(one.evaluation.name)}_"
-        for name, figure in _figures(one.evaluation, one.threshold, args).items():
+        stem = "" if len(done) == 1 else f"{index:02d}_{file_name(one.scores.name)}_"
+        for name, figure in _figures(one.scores, one.decision, args).items():
             written += viz.save_figure(figure, folder / f"{stem}{name}")
-    bars = {one.evaluation.name: _class_aurocs(one.evaluation) for one in done if one.evaluation.kind == "detection"}
+    bars = {one.scores.name: _class_aurocs(one.scores) for one in done if one.scores.kind == "detection"}
     if sum(map(len, bars.values())) > 1:
         written += viz.save_figure(viz.class_bars(bars, metric="image AUROC"), folder / "classes")
     return written
@@ -35,18 +33,18 @@ def file_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("_")[:80]
 
 
-def _class_aurocs(evaluation: Evaluation) -> dict[str, float]:
+def _class_aurocs(evaluation: Scores) -> dict[str, float]:
     groups = np.array(evaluation.groups)
     scores, labels = to_numpy(evaluation.scores), to_numpy(evaluation.labels)
     return {name: auroc(scores[groups == name], labels[groups == name]) for name in sorted(set(evaluation.groups))}
 
 
-def _figures(evaluation: Evaluation, threshold: Threshold | None, args: EvaluateArgs) -> dict[str, Any]:
+def _figures(evaluation: Scores, decision: Decision | None, args: EvaluateArgs) -> dict[str, Any]:
     scores, labels = to_numpy(evaluation.scores), to_numpy(evaluation.labels)
     if evaluation.kind == "regression":
         return {"parity": viz.parity_plot(scores, labels, title=evaluation.name)}
-    name = "threshold" if threshold is None or not threshold.oracle else "oracle threshold"
-    value = None if threshold is None else threshold.value
+    name = "threshold" if decision is None or not decision.oracle else "oracle threshold"
+    value = None if decision is None else decision.threshold
     figures = {
         "histogram": viz.score_histogram(scores, labels, threshold=value, threshold_name=name, title=evaluation.name)
     }
@@ -63,7 +61,7 @@ def _figures(evaluation: Evaluation, threshold: Threshold | None, args: Evaluate
     return figures
 
 
-def _picture_figures(evaluation: Evaluation, threshold: float | None) -> dict[str, Any]:
+def _picture_figures(evaluation: Scores, threshold: float | None) -> dict[str, Any]:
     assert evaluation.image is not None
     maps, masks = evaluation.maps, evaluation.masks
     names = [f"{Path(path).parent.name}/{Path(path).stem}" for path in evaluation.paths]

@@ -2,44 +2,29 @@
 
 import csv
 import glob
+import math
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import IO, Any, Optional
+from typing import IO, Any
 
 import numpy as np
 
-from anomaly_lib.config import Switch, arg, command, normalise
+from anomaly_lib.config import Switch, normalise
 from anomaly_lib.data.images import IMAGE_SUFFIXES, read_image
-from anomaly_lib.detect.contract import Detector
-from anomaly_lib.engine.log import Log
+from anomaly_lib.detect.decision import Decision
+from anomaly_lib.detect.images import ImageDetector
 from anomaly_lib.errors import UserError
+from anomaly_lib.evaluation.options import PredictArgs
 from anomaly_lib.files import read_json, write_json
-from anomaly_lib.systems.registry import load_detector
+from anomaly_lib.systems.registry import Registry
 from anomaly_lib.viz.overlays import map_range, overlay, save_image
 
-COLUMNS = ("path", "score", "threshold", "anomalous", "error")
-
-
-@dataclass
-class PredictArgs:
-    """Score images that have no labels."""
-
-    checkpoint: Optional[str] = arg(None, "checkpoint file of an image system", type=str)
-    input: list[str] = arg([], "images, folders (searched below) or glob patterns; may stand without the flag")
-    output_dir: str = arg("predictions", "folder for predictions.csv and overlays/", aliases=["out", "output"])
-    batch_size: int = arg(8, "images scored together", at_least=1)
-    threshold: Optional[float] = arg(None, "decide by this score instead of the stored threshold", type=float)
-    overlays: Switch = arg(True, "write an overlay of each image")
-    on_error: str = arg("fail", "a damaged image stops the run, or is listed and skipped", choices=["fail", "skip"])
-    watch: Switch = arg(False, "keep looking for new images until interrupted")
-    poll_seconds: float = arg(1.0, "pause between two looks of --watch", at_least=0)
-    idle_seconds: float = arg(0.0, "end --watch when nothing new came for this long; 0 = never", at_least=0)
-    device: str = arg("auto", "auto, cpu, cuda or cuda:N")
+COLUMNS = ("path", "score", "threshold", "p_value", "anomalous", "error")
 
 
 @dataclass
@@ -94,18 +79,26 @@ def _identity(checkpoint: Path) -> dict[str, Any]:
     return {"path": str(checkpoint), "bytes": checkpoint.stat().st_size}
 
 
-def predict_stream(args: PredictArgs, say: Callable[[str], object]) -> int:
+def predict_stream(args: PredictArgs, systems: Registry, say: Callable[[str], object]) -> int:
     """Score every image of the inputs in batches; with --watch also those that arrive later."""
     if not args.checkpoint or not args.input:
         raise UserError("usage: python -m anomaly_lib predict --checkpoint FILE IMAGE|DIR|GLOB ... --out DIR")
     if not args.watch:
         check_inputs(args.input)
     checkpoint = Path(args.checkpoint)
-    detector: Detector = load_detector(checkpoint, device=args.device)
-    if not hasattr(detector, "transform"):
-        raise UserError(f"{checkpoint}: not an image system; predict scores images only")
-    threshold = args.threshold if args.threshold is not None else getattr(detector, "threshold", None)
-    stream = Stream(Path(args.output_dir), None if threshold is None else float(threshold))
+    detector = systems.load(checkpoint, device=args.device, weights=args.weights)
+    if not isinstance(detector, ImageDetector):
+        raise UserError(f"{checkpoint}: {detector.system} is no image system; predict scores images only")
+    decision = detector.decision
+    if args.threshold is not None:
+        normal = decision.normal if decision else ()
+        decision = Decision(args.threshold, "given with --threshold", normal)
+    detector.decision = decision
+    for remark in detector.facts.remarks():
+        say(remark)
+    if decision is None:
+        say(f"{checkpoint}: this detector has no decision threshold: scores only (--threshold X decides)")
+    stream = Stream(Path(args.output_dir), None if decision is None else decision.threshold)
     with stream.open(checkpoint) as table, ThreadPoolExecutor(2) as pool:
         writer = csv.writer(table, lineterminator="\n")
         for batch in _batches(args, stream):
@@ -114,13 +107,13 @@ def predict_stream(args: PredictArgs, say: Callable[[str], object]) -> int:
             table.flush()
             if range_was_open and stream.value_range is not None:
                 stream.note(checkpoint)
-    found = f", {stream.anomalous} anomalous at threshold {threshold:.4g}" if threshold is not None else ""
+    found = f", {stream.anomalous} anomalous at threshold {decision.threshold:.4g}" if decision is not None else ""
     say(f"{stream.scored} images scored{found}, {stream.skipped} skipped; results in {stream.folder}")
     return 0
 
 
 def _score(
-    batch: list[tuple[Path, Path]], detector: Detector, stream: Stream, writer: Any, args: PredictArgs, pool: Any
+    batch: list[tuple[Path, Path]], detector: ImageDetector, stream: Stream, writer: Any, args: PredictArgs, pool: Any
 ) -> None:
     """Decode, score, write one batch."""
     decoded: list[tuple[Path, Path, np.ndarray]] = []
@@ -128,7 +121,7 @@ def _score(
         if isinstance(outcome, UserError):
             if args.on_error == "fail":
                 raise outcome
-            writer.writerow([str(path), "", "", "", str(outcome)])
+            writer.writerow([str(path), "", "", "", "", str(outcome)])
             stream.skipped += 1
         else:
             decoded.append((path, name, outcome))
@@ -140,8 +133,12 @@ def _score(
     if maps is not None and stream.value_range is None:
         stream.value_range = map_range(maps)  # fixed by the first batch: one colour scale for the whole stream
     for index, ((path, name, pixels), score) in enumerate(zip(decoded, scores, strict=True)):
-        flagged = None if stream.threshold is None else score >= stream.threshold
-        writer.writerow([str(path), repr(score), stream.threshold, "" if flagged is None else int(flagged), ""])
+        if not math.isfinite(score):
+            raise UserError(f"{path}: its score is not finite; is it a damaged image, or are the weights?")
+        flagged = None if prediction.anomalous is None else bool(prediction.anomalous[index])
+        p_value = "" if prediction.p_value is None else f"{float(prediction.p_value[index]):.6g}"
+        decided = "" if flagged is None else int(flagged)
+        writer.writerow([str(path), repr(score), stream.threshold, p_value, decided, ""])
         stream.scored += 1
         stream.anomalous += bool(flagged)
         if args.overlays and maps is not None and stream.value_range is not None:
@@ -252,12 +249,3 @@ def split_inputs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         elif flag != "--input":
             inputs.append(token)
     return options, inputs
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    log = Log()
-    options, inputs = split_inputs(argv or [])
-    return command(
-        PredictArgs, lambda args: predict_stream(replace(args, input=inputs or args.input), log.line), options,
-        prog="python -m anomaly_lib predict", description=__doc__ or "",
-    )  # fmt: skip

@@ -3,33 +3,29 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from anomaly_lib.detect.contract import Evaluation
+from anomaly_lib.detect.scores import Evaluated, Scores
 from anomaly_lib.detect.tables import Table
 from anomaly_lib.metrics.inputs import to_numpy
 from anomaly_lib.viz.overlays import map_range
 from anomaly_lib.viz.report import ReportImage, ReportRun, report_image, tile_size, write_report
 
-if TYPE_CHECKING:
-    from anomaly_lib.evaluation.evaluate import Evaluated
 
-
-def write_evaluation_report(folder: Path, done: list["Evaluated"], table: Table) -> Path:
+def write_evaluation_report(folder: Path, done: list[Evaluated], table: Table) -> Path:
     """One page with a tab a checkpoint; regressions have no images and appear in the table only."""
-    shown = [one for one in done if one.evaluation.kind == "detection"]
-    size = tile_size(sum(len(one.evaluation) for one in shown))
+    shown = [one for one in done if one.scores.kind != "regression"]
+    size = tile_size(sum(len(one.scores) for one in shown))
     runs = [
         ReportRun(
-            one.evaluation.name,
-            _images(one.evaluation, size),
-            threshold=None if one.threshold is None else one.threshold.value,
-            facts={"system": one.evaluation.system, **one.evaluation.facts},
+            one.scores.name,
+            _images(one.scores, size),
+            threshold=None if one.decision is None else one.decision.threshold,
+            facts={"system": one.scores.system, **one.scores.facts},
             link=_link(folder, one.checkpoint.parent / "run.json"),
         )
         for one in shown
     ]
-    title = "Evaluation of " + (done[0].evaluation.name if len(done) == 1 else f"{len(done)} checkpoints")
+    title = "Evaluation of " + (done[0].scores.name if len(done) == 1 else f"{len(done)} checkpoints")
     rows = table.cells(3)
     return write_report(
         folder, runs, title=title, columns=table.shown_columns(), rows=rows, notes=table.notes, tile=size
@@ -40,7 +36,7 @@ def _link(folder: Path, target: Path) -> str | None:
     return os.path.relpath(target, folder).replace(os.sep, "/") if target.is_file() else None
 
 
-def _images(evaluation: Evaluation, size: int) -> Iterator[ReportImage]:
+def _images(evaluation: Scores, size: int) -> Iterator[ReportImage]:
     scores, labels = to_numpy(evaluation.scores), to_numpy(evaluation.labels)
     maps = None if evaluation.maps is None else to_numpy(evaluation.maps)
     value_range = (0.0, 1.0) if maps is None else map_range(maps[:: max(1, len(maps) // 500)])

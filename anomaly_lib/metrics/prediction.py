@@ -6,6 +6,7 @@ import numpy as np
 
 from anomaly_lib.errors import UserError
 from anomaly_lib.metrics.curve import NAN
+from anomaly_lib.metrics.image import auroc
 from anomaly_lib.metrics.inputs import Array, FloatArray, to_float, to_numpy
 
 
@@ -58,6 +59,19 @@ def r2(predicted: Any, target: Any) -> float:
 def regression_metrics(predicted: Any, target: Any) -> dict[str, float]:
     """`mae`, `rmse`, `r2`."""
     return {"mae": mae(predicted, target), "rmse": rmse(predicted, target), "r2": r2(predicted, target)}
+
+
+def classification_metrics(probabilities: Any, target: Any, *, threshold: float = 0.5) -> dict[str, float]:
+    """`accuracy`, `precision`, `recall` of ``probability > threshold``, and `auroc` (nan where one label is missing)."""
+    probability, truth = _pair(to_float(probabilities), to_numpy(target) > 0.5)
+    positive = probability > threshold
+    hit = float((positive & truth).sum())
+    return {
+        "accuracy": float((positive == truth).mean()),
+        "precision": hit / max(1.0, float(positive.sum())),
+        "recall": hit / max(1.0, float(truth.sum())),
+        "auroc": auroc(probability, truth.astype(np.int64)) if truth.any() and not truth.all() else NAN,
+    }
 
 
 def _difference(predicted: Any, target: Any) -> FloatArray:

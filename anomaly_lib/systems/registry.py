@@ -1,47 +1,107 @@
-"""One folder a system: its Args, build(), the written-out training loop, predict(), evaluate().
+"""The systems there are, and the way from a checkpoint file to its detector.
 
-The contract (a convention, checked by one test over all recipes, not a base class):
-``Args``, ``build(args, device)``, ``train(args) -> RunResult``, ``predict(model, batch) -> Prediction``,
-``tiny() -> Args`` (seconds on a CPU, no download), ``load_detector(path)`` and ``evaluate(checkpoint, ...)``.
+Each system is a package of this folder with ``options.py`` (`Args`, `tiny`; imports no torch), ``train.py`` (`train`) and
+``detector.py`` (`load`). One whose authors released checkpoints also has ``released.py`` (`adopt`).
 """
 
 import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anomaly_lib.errors import UserError
+from anomaly_lib.types import RunResult
 
-# What a checkpoint says under "system" -> the module of this folder that reads it.
-RECIPES: dict[str, str] = {
-    "promptad": "promptad.train",
-    "sowa": "sowa.train",
-    "causal_film": "weld.causal_film.train",
-    "video_ae": "weld.video_ae.train",
-    "weld_supcon": "weld.supcon.train",
-    "crystal": "crystal.train",
-    "detectors": "detectors.train",
-    "hdmap": "detectors.hdmap.recipe",
-}
+if TYPE_CHECKING:
+    from anomaly_lib.config import Options
+    from anomaly_lib.detect.contract import Detector, System
+    from anomaly_lib.engine.checkpoint import Checkpoint
 
 
-def recipe_of(system: str) -> ModuleType:
-    """The recipe module of a system, imported on use so that importing the library stays cheap."""
-    if system not in RECIPES:
-        raise UserError(f"unknown system {system!r}; there are {', '.join(sorted(RECIPES))}")
-    return importlib.import_module(f"anomaly_lib.systems.{RECIPES[system]}")
+@dataclass(frozen=True)
+class LazySystem:
+    """A system of this folder; its modules are imported on first use."""
+
+    name: str  # what a checkpoint says under "system"
+    package: str  # below anomaly_lib.systems
+    released: bool = False  # its authors published checkpoints
+
+    def _module(self, name: str) -> ModuleType:
+        return importlib.import_module(f"anomaly_lib.systems.{self.package}.{name}")
+
+    @property
+    def Args(self) -> "type[Options]":
+        return self._module("options").Args  # type: ignore[no-any-return]
+
+    def tiny(self) -> Any:
+        return self._module("options").tiny()
+
+    def train(self, args: Any) -> RunResult:
+        return self._module("train").train(args)  # type: ignore[no-any-return]
+
+    def load(
+        self, checkpoint: "Checkpoint", *, device: str = "auto", weights: str | None = None, which: str = "auto"
+    ) -> "Detector":
+        return self._module("detector").load(checkpoint, device=device, weights=weights, which=which)  # type: ignore[no-any-return]
+
+    def adopt(self, content: Mapping[str, Any], path: Path) -> "Checkpoint | None":
+        return self._module("released").adopt(content, path) if self.released else None
 
 
-def system_at(path: str | Path) -> str:
-    """The system a checkpoint file belongs to: what it says of itself, or whose authors released it."""
-    from anomaly_lib.engine.checkpoint import system_of
-    from anomaly_lib.models.promptad.released import is_released
+class Registry(Mapping[str, "System"]):
+    """Systems by name. Programs over detectors are handed one."""
 
-    if Path(path).suffix == ".ckpt":
-        return "sowa"
-    return "promptad" if is_released(Path(path)) else system_of(path)
+    def __init__(self, *systems: "System") -> None:
+        self._systems = {system.name: system for system in systems}
+
+    def __getitem__(self, name: str) -> "System":
+        if name not in self._systems:
+            raise UserError(f"unknown system {name!r}; there are {', '.join(sorted(self._systems))}")
+        return self._systems[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._systems)
+
+    def __len__(self) -> int:
+        return len(self._systems)
+
+    def read(self, path: str | Path) -> "Checkpoint":
+        """A checkpoint file, ours or one that a system's authors released; the file is opened once."""
+        from anomaly_lib.backbones.weights import read_torch_file
+        from anomaly_lib.engine.checkpoint import Checkpoint, check_format, is_ours
+
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"{path}: no such checkpoint")
+        content = read_torch_file(path)
+        if is_ours(content):
+            check_format(path, content)
+            return Checkpoint(path, content)
+        for system in self.values():
+            found = system.adopt(content, path) if isinstance(content, Mapping) else None
+            if found is not None:
+                return found
+        raise UserError(
+            f"{path}: not a checkpoint of this library (see scripts/convert_weights.py for foreign weights)"
+        )
+
+    def load(
+        self, path: str | Path, *, device: str = "auto", weights: str | None = None, which: str = "auto"
+    ) -> "Detector":
+        """The trained detector of any checkpoint, ready for ``detector.predict(...)``."""
+        checkpoint = self.read(path)
+        return self[checkpoint.system].load(checkpoint, device=device, weights=weights, which=which)
 
 
-def load_detector(path: str | Path, *, device: str = "auto") -> Any:
-    """The trained detector of any checkpoint, ready for ``detector.predict(...)``."""
-    return recipe_of(system_at(path)).load_detector(path, device=device)
+SYSTEMS = Registry(
+    LazySystem("promptad", "promptad", released=True),
+    LazySystem("sowa", "sowa", released=True),
+    LazySystem("causal_film", "weld.causal_film"),
+    LazySystem("video_ae", "weld.video_ae"),
+    LazySystem("weld_supcon", "weld.supcon"),
+    LazySystem("crystal", "crystal"),
+    LazySystem("detectors", "detectors"),
+    LazySystem("hdmap", "detectors.hdmap"),
+)

@@ -7,7 +7,7 @@ from typing import Optional
 
 import numpy as np
 
-from anomaly_lib.config import arg, command
+from anomaly_lib.config import Options, arg, command
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import write_atomic
 from anomaly_lib.systems.crystal.diagnosis import extract_alphas, sample_positions
@@ -15,7 +15,7 @@ from anomaly_lib.systems.crystal.train import load_detector
 
 
 @dataclass
-class ExtractArgs:
+class ExtractArgs(Options):
     """Gates of a sample of crystals."""
 
     checkpoint: str = arg("", "checkpoint file, e.g. best_model.pt")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anomaly_lib.config import arg, command
+from anomaly_lib.config import Options, arg, command
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import write_atomic
 from anomaly_lib.systems.crystal.diagnosis import Alphas
@@ -17,7 +17,7 @@ from anomaly_lib.viz.style import save_figure
 
 
 @dataclass
-class FigureArgs:
+class FigureArgs(Options):
     """Where from and where to."""
 
     input: str = arg("alpha_values.npz", "what 1.extract_alpha_final.py wrote")

@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from anomaly_lib.config import arg, command
+from anomaly_lib.config import Options, arg, command
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.crystal.data.structure import read_crystal, write_cif
 from anomaly_lib.systems.crystal.data.text import describe, describe_with_robocrystallographer, reduced_formula
@@ -24,7 +24,7 @@ DESCRIBERS = {"template": describe, "robocrystallographer": describe_with_robocr
 
 
 @dataclass
-class DescribeArgs:
+class DescribeArgs(Options):
     """From structure files to a data set with texts."""
 
     structures: str = arg("", "folder of CIF, POSCAR, extxyz or JARVIS JSON files")

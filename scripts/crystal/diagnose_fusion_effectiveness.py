@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
-from anomaly_lib.config import arg, command
+from anomaly_lib.config import Options, arg, command
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.crystal.diagnosis import diagnosis_lines, measure, sample_positions, text_scales
 from anomaly_lib.systems.crystal.train import load_detector
 
 
 @dataclass
-class DiagnoseArgs:
+class DiagnoseArgs(Options):
     """Diagnosis of one checkpoint."""
 
     checkpoint: str = arg("", "checkpoint file, e.g. best_model.pt")

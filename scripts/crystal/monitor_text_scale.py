@@ -8,14 +8,14 @@ from typing import Optional
 
 import numpy as np
 
-from anomaly_lib.config import arg, command
+from anomaly_lib.config import Options, arg, command
 from anomaly_lib.systems.crystal.scales import initial_scale, scale_history
 from anomaly_lib.viz.crystal import text_scale_figure
 from anomaly_lib.viz.style import save_figure
 
 
 @dataclass
-class MonitorArgs:
+class MonitorArgs(Options):
     """The evolution of text_scale."""
 
     checkpoint_dir: str = arg("", "run folder, e.g. outputs/x/formation_energy_peratom")

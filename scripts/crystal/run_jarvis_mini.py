@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from anomaly_lib.config import arg, command
+from anomaly_lib.config import Options, arg, command
 from anomaly_lib.files import write_text
 from anomaly_lib.systems.crystal.options import Args
 from anomaly_lib.systems.crystal.train import train
@@ -30,7 +30,7 @@ VARIANTS: dict[str, dict[str, object]] = {
 
 
 @dataclass
-class TableArgs:
+class TableArgs(Options):
     """The comparison on real data."""
 
     root_dir: str = arg("dataset", "folder in the published layout, with official_split.json")

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anomaly_lib.config import arg, command
+from anomaly_lib.config import Options, arg, command
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.crystal.scales import scale_checkpoint
 
 
 @dataclass
-class ScaleArgs:
+class ScaleArgs(Options):
     """A checkpoint with a stronger or weaker text branch."""
 
     input_checkpoint: str = arg("", "checkpoint to read")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_lib.backbones import create_backbone
-from anomaly_lib.config import Switch, arg, command
+from anomaly_lib.config import Options, Switch, arg, command
 from anomaly_lib.data.demo.items import CATEGORIES, demo_items
 from anomaly_lib.data.transforms import clip_transform
 from anomaly_lib.detect.tables import Cell, Table
@@ -31,14 +31,14 @@ from scripts.demo_backbone.objective import MEMORY_TAPS, TEXT_SHARE, strongest
 from scripts.demo_backbone.pictures import captions
 
 SEEN = ("woven", "brushed_metal", "grid")
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "demo_backbone.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "notebook" / "demo_backbone.md"
 MARKS = ("<!-- measured -->", "<!-- end of measured -->")
 SHOWN = ("zero-shot image", "zero-shot pixel", "memory image", "memory pixel")  # of the docs' table
 Measured = dict[str, dict[str, float]]
 
 
 @dataclass
-class Args:
+class Args(Options):
     """Evaluation of the demo backbone."""
 
     weights: Optional[str] = arg(None, "weight file; None = the packaged one", type=str)
@@ -50,7 +50,7 @@ class Args:
     sigma: float = arg(4.0, "Gaussian smoothing of maps, in pixels", at_least=0)
     output: Optional[str] = arg(None, "write the table to this JSON file as well", type=str)
     by_defect: Switch = arg(False, "image AUROC of every kind of defect alone as well")
-    write_docs: Switch = arg(False, "put the table into docs/demo_backbone.md")
+    write_docs: Switch = arg(False, "put the table into docs/notebook/demo_backbone.md")
 
 
 def encode(backbone: nn.Module, images: Tensor) -> dict[str, Tensor]:

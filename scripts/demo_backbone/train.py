@@ -7,7 +7,7 @@
 Three stages with about as many patches a step: windows of 8 x 8 patches, of 12 x 12, whole pictures. Captions are
 contrasted with pictures, with single patches (is this spot damaged? how?) and with value-value patches; patches of
 blocks 1 and 3 learn to be near those of another piece of the same product unless they are damaged.
-The same command continues an interrupted run. docs/demo_backbone.md has the two commands behind the packaged weights.
+The same command continues an interrupted run. docs/notebook/demo_backbone.md has the two commands behind the packaged weights.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ from anomaly_lib.backbones.clip import CLIP_MEAN, CLIP_STD
 from anomaly_lib.backbones.clip_text import ClipText
 from anomaly_lib.backbones.tokenizer import WordTokenizer
 from anomaly_lib.backbones.weights import load_into, read_state_dict
-from anomaly_lib.config import Switch, arg, command
+from anomaly_lib.config import Options, Switch, arg, command
 from anomaly_lib.engine.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from anomaly_lib.engine.ema import Ema
 from anomaly_lib.engine.optim import step
@@ -61,7 +61,7 @@ STAGES = ((8, 32, 0.36), (12, 14, 0.62), (GRID, 8, 1.0))
 
 
 @dataclass
-class Options:
+class TrainArgs(Options):
     """Everything that decides the weights."""
 
     output_dir: str = arg("runs/demo_clip", "folder for the pool of pictures, the checkpoint and the weights")
@@ -82,7 +82,7 @@ class Options:
     evaluate: Switch = arg(False, "after training (or at once, if it is done) measure the weights on the demo data")
 
 
-def train(options: Options) -> Path:
+def train(options: TrainArgs) -> Path:
     """The whole run; continues from its own checkpoint."""
     torch.set_num_threads(options.threads)
     keep_freed_memory()
@@ -205,7 +205,7 @@ def export(clip: nn.Module, tokenizer: WordTokenizer, folder: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Train what is left to train, then measure if asked to."""
 
-    def body(options: Options) -> int:
+    def body(options: TrainArgs) -> int:
         print(json.dumps(asdict(options)))
         weights = train(options)
         print(f"weights in {weights}")
@@ -215,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
 
         return evaluate_demo_clip.main(["--weights", str(weights)])
 
-    return command(Options, body, argv, prog="pretrain_demo_clip.py", description=__doc__ or "")
+    return command(TrainArgs, body, argv, prog="pretrain_demo_clip.py", description=__doc__ or "")
 
 
 if __name__ == "__main__":

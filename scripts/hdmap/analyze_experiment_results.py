@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
-from anomaly_lib.config import arg, command
+from anomaly_lib.config import Options, arg, command
 from anomaly_lib.systems.detectors.hdmap.analysis import analyze, collect, summary_rows
 
 
 @dataclass
-class Args:
+class Args(Options):
     """Analysis of repeated experiments."""
 
     results_dir: str = arg("results", "folder below which the results lie")

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
-from anomaly_lib.config import arg, command
+from anomaly_lib.config import Options, arg, command
 from anomaly_lib.systems.detectors.hdmap.convert import CLASS_SENSOR_NEW, CLASS_SENSOR_OLD, convert
 
 
 @dataclass
-class Args:
+class Args(Options):
     """Conversion of HDMAP's MATLAB files."""
 
     mat_root: str = arg("KRISS_share_nipa2023", "folder with Normal/ and Planet_fault_ring/")

@@ -11,7 +11,7 @@ from typing import Optional
 
 from torch import Tensor
 
-from anomaly_lib.config import arg, command
+from anomaly_lib.config import Options, arg, command
 from anomaly_lib.metrics import auroc
 from anomaly_lib.systems.detectors.hdmap.reader import DOMAINS, load_split
 
@@ -25,7 +25,7 @@ STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass
-class Args:
+class Args(Options):
     """Thresholds on brightness, per domain."""
 
     data_path: Optional[str] = arg(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from anomaly_lib.config import Switch, arg, command
+from anomaly_lib.config import Options, Switch, arg, command
 from anomaly_lib.engine.launchers import LocalLauncher
 from anomaly_lib.engine.log import Log
 from anomaly_lib.engine.sweep import Job, Sweep
@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 
 
 @dataclass
-class Args:
+class Args(Options):
     """All conditions of one model."""
 
     model: str = arg("patchcore", "which detector", choices=MODELS)

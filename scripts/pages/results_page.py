@@ -1,4 +1,4 @@
-"""docs/results.md and the README's table: what run folders and benchmark files say, each with its commit."""
+"""docs/manual/results.md and the README's table: what run folders and benchmark files say, each with its commit."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,7 +96,7 @@ def _ratios(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, float]
 
 
 def results_page(runs: Sequence[FinishedRun], docs: Path, benchmarks: Path) -> str:
-    """docs/results.md."""
+    """docs/manual/results.md."""
     parts = [
         "# Measured results\n\nWritten by `python scripts/make_figures.py` from run folders; do not edit. Demo data are"
         " procedural: the numbers say that a system works, not how it compares on a published benchmark.\n"

@@ -18,7 +18,7 @@ import torch
 
 from anomaly_lib.backbones.clip import DEMO, DEMO_FILE
 from anomaly_lib.backbones.weights import file_sha256
-from anomaly_lib.config import Switch, arg, command
+from anomaly_lib.config import Options, Switch, arg, command
 from anomaly_lib.data.demo.items import CATEGORIES, write_demo
 from anomaly_lib.detect.contract import EvaluateArgs
 from anomaly_lib.detect.tables import Cell, Table
@@ -56,7 +56,7 @@ SHOWN = {
 
 
 @dataclass
-class Args:
+class Args(Options):
     """Study of PromptAD's options."""
 
     output_dir: str = arg("runs/promptad/study_options", "runs of the study and the data they read", aliases=["output"])
@@ -71,7 +71,7 @@ class Args:
     backbone: str = arg("demo-clip", "CLIP of the textual branch")
     image_size: int = arg(0, "side of its input; 0 = its own", at_least=0)
     results: str = arg("benchmarks/results/promptad_options.json", "JSON file; its rows are kept and added to")
-    write_docs: Switch = arg(False, "put the tables into docs/promptad.md")
+    write_docs: Switch = arg(False, "put the tables into docs/manual/promptad.md")
 
 
 def data_folders(args: Args) -> Iterator[tuple[str, Path, list[str]]]:
@@ -170,7 +170,7 @@ def study(args: Args) -> int:
     tables = "\n\n".join(table_of(rows, half) for half in args.halves if any(key.startswith(half) for key in rows))
     log.line(tables)
     if args.write_docs:
-        write_between(ROOT / "docs" / "promptad.md", MARKS, tables)
+        write_between(ROOT / "docs" / "manual" / "promptad.md", MARKS, tables)
     return 0
 
 

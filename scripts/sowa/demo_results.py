@@ -1,4 +1,4 @@
-"""SOWA on the built-in demo data over several seeds, trained and not; fills the table of docs/sowa.md.
+"""SOWA on the built-in demo data over several seeds, trained and not; fills the table of docs/manual/sowa.md.
 
     python scripts/sowa/demo_results.py --seeds 0 1 2 --output-dir runs/sowa/demo_results [--data-path DEMO_FILES]
 
@@ -19,7 +19,7 @@ from anomaly_lib.systems.sowa.fit import best_epochs
 from anomaly_lib.systems.sowa.train import Args, evaluate, train
 
 SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_aupro")
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "sowa.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "manual" / "sowa.md"
 Metrics = dict[str, float]
 MARKS = ("<!-- demo results -->", "<!-- end of demo results -->")
 

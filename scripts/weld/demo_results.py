@@ -1,4 +1,4 @@
-"""The table of docs/causal_film.md: Causal-FiLM, its variants and single modalities on the synthetic welds.
+"""The table of docs/manual/causal_film.md: Causal-FiLM, its variants and single modalities on the synthetic welds.
 
 python scripts/weld/demo_results.py --output results.json --seeds 0 1 2 [--variants default joint]
 

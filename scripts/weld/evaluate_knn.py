@@ -11,7 +11,7 @@ from typing import Optional
 
 import torch
 
-from anomaly_lib.config import arg, command
+from anomaly_lib.config import Options, arg, command
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import write_json
 from anomaly_lib.metrics.knn import METRICS
@@ -22,7 +22,7 @@ from anomaly_lib.systems.weld.supcon.task import open_runs
 
 
 @dataclass
-class Args:
+class Args(Options):
     """Neighbours of the training split vote on a split."""
 
     checkpoint: Optional[str] = arg(None, "best_model.pth of scripts/weld/train_supcon.py", type=str)

@@ -1,4 +1,4 @@
-"""The packaged demo backbone holds what docs/demo_backbone.md says of it, well above the same network untrained."""
+"""The packaged demo backbone holds what docs/notebook/demo_backbone.md says of it, well above the same network untrained."""
 
 import sys
 from pathlib import Path

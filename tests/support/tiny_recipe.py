@@ -62,7 +62,6 @@ def train(args: Args) -> RunResult:
         for epoch in range(first, args.epochs):
             total = 0.0
             for indices, weight in distributed.epoch_batches(len(x), args.batch_size, seed=args.seed, epoch=epoch):
-                run.stop.check()
                 time.sleep(args.nap)
                 with autocast_for(device, args.precision):
                     loss = (ddp(x[indices]) - y[indices]).square().mean() * weight

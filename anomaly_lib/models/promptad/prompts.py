@@ -6,7 +6,7 @@ manual  [n_states * n_pro]  N-context, state phrase filled with the class; state
 learned [n_pro * n_pro_ab]  N-context, A-context, class
 
 All prompts share beginnings (start, context, "bottle with ..."). The text tower is causal, so every distinct beginning
-is computed once: see docs/promptad.md for the token counts.
+is computed once: see docs/manual/promptad.md for the token counts.
 """
 
 from collections.abc import Hashable, Sequence

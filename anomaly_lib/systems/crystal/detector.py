@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anomaly_lib.backbones.identity import weight_remarks, weights_of
 from anomaly_lib.detect.contract import EvaluateArgs, Evaluation
-from anomaly_lib.detect.frozen import random_notes, weights_of
 from anomaly_lib.engine.amp import autocast_for, pick_device
 from anomaly_lib.engine.checkpoint import check_weights, load_checkpoint
 from anomaly_lib.errors import UserError
@@ -199,6 +199,6 @@ def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
         paths=[data.rows[i].id for i in positions],
         groups=[property_name(own.property)] * len(positions),
         kind="detection" if own.classification else "regression",
-        notes=[*notes, *(["oracle: epoch chosen on the test split"] if oracle else []), *random_notes(data.weights)],
+        notes=[*notes, *(["oracle: epoch chosen on the test split"] if oracle else []), *weight_remarks(data.weights)],
         facts={"epoch": detector.epoch, "ema": detector.averaged, "seed": own.seed},
     )

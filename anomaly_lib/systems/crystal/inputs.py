@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anomaly_lib.detect.frozen import weights_of
+from anomaly_lib.backbones.identity import weights_of
 from anomaly_lib.errors import UserError
 from anomaly_lib.features import FeatureSpec, FeatureStore, default_cache_dir, extract
 from anomaly_lib.models.crystal.graph_batch import GraphBatch, batch_graphs

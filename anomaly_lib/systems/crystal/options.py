@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Optional
 
-from anomaly_lib.config import Switch, arg, override
+from anomaly_lib.config import Options, Switch, arg, override
 from anomaly_lib.errors import UserError
 from anomaly_lib.fusion import LATE_FUSIONS
 from anomaly_lib.models.crystal.fusion import CrystalFusionConfig
@@ -15,7 +15,7 @@ HEADS = [1, 2, 4, 8]
 
 
 @dataclass
-class SplitArgs:
+class SplitArgs(Options):
     """What is trained on and tested."""
 
     property: str = arg("formation_energy", "target property: an everyday name or the folder's name")
@@ -34,7 +34,7 @@ class SplitArgs:
 
 
 @dataclass
-class GraphArgs:
+class GraphArgs(Options):
     """The graph encoder."""
 
     alignn_layers: Optional[int] = arg(None, "layers with bond angles; None = 4 (2 on the built-in data)", type=int)
@@ -54,7 +54,7 @@ class GraphArgs:
 
 
 @dataclass
-class MiddleFusionArgs:
+class MiddleFusionArgs(Options):
     """Text inside the graph layers."""
 
     use_middle_fusion: Switch = arg(False, "inject the text after chosen ALIGNN layers")
@@ -76,7 +76,7 @@ class MiddleFusionArgs:
 
 
 @dataclass
-class AttentionArgs:
+class AttentionArgs(Options):
     """Atoms, words and vectors that read each other, and how both vectors become one."""
 
     use_fine_grained_attention: Switch = arg(False, "atoms read word pieces before pooling")
@@ -103,7 +103,7 @@ class AttentionArgs:
 
 
 @dataclass
-class CompatibilityArgs:
+class CompatibilityArgs(Options):
     """Accepted because published commands use them; they have no effect here nor there."""
 
     fusion_strategy: str = arg("gated", "no effect", choices=["average", "concat", "gated"])

@@ -4,7 +4,7 @@ ALIGNN encodes structure, a frozen text encoder is run once; what is trained is 
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_lib.config import to_plain
-from anomaly_lib.detect.frozen import record_weights
 from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
 from anomaly_lib.engine.checkpoint import TrainState, load_checkpoint
 from anomaly_lib.engine.early_stop import EarlyStopping
@@ -96,16 +95,13 @@ def make_learner(model: nn.Module, args: Args, steps_per_epoch: int, device: tor
     return Learner(model, optimizer, scheduler, make_scaler(device, args.precision), NonFiniteGuard(), ema)
 
 
-def train_epoch(
-    learner: Learner, data: CrystalData, args: Args, scale: TargetScale, device: torch.device, check: Callable[[], None]
-) -> float:
+def train_epoch(learner: Learner, data: CrystalData, args: Args, scale: TargetScale, device: torch.device) -> float:
     """One pass over the training crystals in random order (whole batches only); the mean loss."""
     rows, size = data.split.train, batch_size_of(args, data)
     learner.model.train()
     order = torch.randperm(len(rows)).tolist()
     losses = []
     for first in range(0, len(rows) - size + 1, size):
-        check()
         batch = data.batch([rows[i] for i in order[first : first + size]]).to(device)
         with autocast_for(device, args.precision):
             loss = loss_of(forward(learner.model, batch), scale.to_model(batch.target), args)
@@ -141,7 +137,7 @@ def train(args: Args) -> RunResult:
             run.log.line(f"--{name} is accepted but has no effect (nor in the published program)")
         data = load_data(args, device, say=run.log.line, track=progress)
         run.note(data=data.facts)
-        record_weights(run, data.weights)
+        run.note(weights=data.weights)
         seed_everything(args.seed)  # the weights do not depend on how much was cached
         model = build(args, device, text_features=data.text_features)
         if args.compile:
@@ -170,7 +166,7 @@ def train(args: Args) -> RunResult:
             if stopper.should_stop:
                 run.log.line(f"stopping: no better validation {watched} for {stopper.waited} epochs")
                 break
-            values = {"train_loss": train_epoch(learner, data, args, scale, device, run.stop.check)}
+            values = {"train_loss": train_epoch(learner, data, args, scale, device)}
             values["lr"] = learner.optimizer.param_groups[0]["lr"]
             with _averaged(model, learner.ema):
                 values |= named("val", detector.figures(data, data.split.val))
@@ -235,7 +231,7 @@ def _baselines(data: CrystalData, args: Args, device: torch.device, run: Run) ->
         model, scale = build(alone, device, text_features=data.text_features), fit_scale(data, args)
         learner = make_learner(model, alone, len(data.split.train) // batch_size_of(alone, data), device)
         for _ in progress(range(args.epochs or 0), f"{modality} alone"):
-            train_epoch(learner, data, alone, scale, device, run.stop.check)
+            train_epoch(learner, data, alone, scale, device)
         detector = CrystalDetector(model, alone, scale, device)
         found |= named(f"{modality}_only_test", detector.figures(data, data.split.test))
     return found

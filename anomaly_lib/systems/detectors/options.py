@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any, Optional
 
-from anomaly_lib.config import Switch, arg, override
+from anomaly_lib.config import Options, Switch, arg, override
 from anomaly_lib.engine.schedule import SCHEDULES
 from anomaly_lib.errors import UserError
 from anomaly_lib.options import BackboneArgs, DataArgs, OptimArgs, RunArgs, TrackArgs
@@ -41,7 +41,7 @@ QUIRKS: dict[str, tuple[object, object]] = {
 
 
 @dataclass
-class ModelArgs:
+class ModelArgs(Options):
     """The detector."""
 
     model: str = arg("patchcore", "which detector", choices=MODELS)
@@ -87,7 +87,7 @@ class ModelArgs:
 
 
 @dataclass
-class SevNetArgs:
+class SevNetArgs(Options):
     """DRAEM-SevNet."""
 
     severity_head_mode: str = arg("single_scale", "activations the head reads", choices=["single_scale", "multi_scale"])

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from anomaly_lib.backbones.identity import weight_remarks, weights_of
 from anomaly_lib.config import arg
 from anomaly_lib.data import ImageDataset, class_names, open_dataset, select
 from anomaly_lib.data.base import load_pixels
 from anomaly_lib.detect.contract import EvaluateArgs, Evaluation
-from anomaly_lib.detect.frozen import random_notes, record_weights, weights_of
 from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.checkpoint import check_weights, load_checkpoint
 from anomaly_lib.engine.distributed import process_group
@@ -83,11 +83,11 @@ def train(args: Args) -> RunResult:
         run.note(skipped=normal.skipped + test.skipped, class_name=name)
         channels = input_channels(args)
         detector = build(args, device)
-        record_weights(run, weights_of(detector))
+        run.note(weights=weights_of(detector))
         state = fit(run, detector, args, device, len(normal), lambda index: stack_images(normal, index, channels))
         metrics = test_metrics(detector, test, args, device)[1]
         shown = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items() if "threshold" not in key)
-        run.log.line(shown + "".join(f" [{note}]" for note in random_notes(run.record["weights"])))
+        run.log.line(shown + "".join(f" [{note}]" for note in weight_remarks(run.record["weights"])))
         return run.finish(state, metrics)
 
 
@@ -187,6 +187,6 @@ def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
         maps=None if prediction.map is None else prediction.map.numpy(),
         masks=masks.numpy() if any(key.startswith("pixel_") for key in metrics) else None,
         image=lambda index: detector.transform.denormalise(detector.transform(load_pixels(test.items[index])[0])),
-        notes=random_notes(weights_of(detector.model)),
+        notes=weight_remarks(weights_of(detector.model)),
         facts={"model": options.model, "seed": options.seed},
     )

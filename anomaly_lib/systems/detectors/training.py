@@ -64,7 +64,6 @@ def fit(
         sums: dict[str, float] = {}
         batches = epoch_batches(count, args.batch_size, seed=args.seed, epoch=epoch)
         for number, (index, weight) in enumerate(progress(batches, f"epoch {epoch + 1}/{args.epochs}")):
-            run.stop.check()
             generator = Generator().manual_seed(hash((args.seed, epoch, number, rank())) % 2**63)
             with autocast_for(device, args.precision):
                 losses = objective(images_of(index).to(device), generator)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from anomaly_lib.backbones import FrozenBackbone, create_backbone
 from anomaly_lib.backbones.clip import ClipBackbone
+from anomaly_lib.backbones.identity import weights_of
 from anomaly_lib.data import ImageTransform, Item
 from anomaly_lib.data.base import load_pixels
-from anomaly_lib.detect.frozen import weights_of
 from anomaly_lib.engine.amp import autocast_for
 from anomaly_lib.engine.log import progress
 from anomaly_lib.errors import UserError

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anomaly_lib.config import Switch, arg
+from anomaly_lib.config import Options, Switch, arg
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json, write_json
 from anomaly_lib.fusion import fusion_by_name
@@ -34,7 +34,7 @@ ORIGINAL = re.compile(
 
 
 @dataclass
-class GateArgs:
+class GateArgs(Options):
     """Gate experiment: branches, fusions and oracle of trained checkpoints."""
 
     checkpoint_dir: Optional[str] = arg(None, "tree of checkpoints written by train_cls.py / train_seg.py", type=str)

@@ -3,14 +3,14 @@
 from dataclasses import dataclass, replace
 from typing import Optional, TypeVar
 
-from anomaly_lib.config import Switch, arg, override
+from anomaly_lib.config import Options, Switch, arg, override
 from anomaly_lib.errors import UserError
 from anomaly_lib.fusion import CALIBRATIONS, FUSIONS
 from anomaly_lib.options import BackboneArgs, CacheArgs, DataArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
 
 
 @dataclass
-class PromptArgs:
+class PromptArgs(Options):
     """The learned prompts."""
 
     n_ctx: int = arg(4, "tokens of a normal context", at_least=1)
@@ -25,7 +25,7 @@ class PromptArgs:
 
 
 @dataclass
-class ScoreArgs:
+class ScoreArgs(Options):
     """Scores and their fusion."""
 
     fusion_mode: str = arg(
@@ -64,7 +64,7 @@ class ScoreArgs:
 
 
 @dataclass
-class QuirkArgs:
+class QuirkArgs(Options):
     """Quirks of the original (None = decided by --protocol)."""
 
     logit_scale: Optional[str] = arg(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from anomaly_lib.config import Switch, arg
+from anomaly_lib.config import Options, Switch, arg
 from anomaly_lib.data.demo.items import CATEGORIES
 from anomaly_lib.engine.sweep import Job
 from anomaly_lib.errors import UserError
@@ -28,7 +28,7 @@ KEY_CLASSES: dict[str, list[str]] = {
 
 
 @dataclass
-class SweepArgs:
+class SweepArgs(Options):
     """PromptAD sweep: data sets x classes x shots x tasks."""
 
     datasets: list[str] = arg([], "data sets; empty = mvtec and visa with --data-path, else the demo data", type=str)

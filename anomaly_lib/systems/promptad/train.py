@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anomaly_lib.backbones.identity import weight_remarks
 from anomaly_lib.data import Item
 from anomaly_lib.data.base import load_pixels
 from anomaly_lib.detect.contract import EvaluateArgs, Evaluation
-from anomaly_lib.detect.frozen import random_notes, record_weights
 from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
 from anomaly_lib.engine.checkpoint import TrainState
 from anomaly_lib.engine.distributed import single_process_only
@@ -101,7 +101,7 @@ def train(args: Args) -> RunResult:
         say_what_runs(run.log.line, args, data)
         run.note(support=data.chosen, skipped=data.skipped)
         experiment = build(args, device, data)
-        record_weights(run, experiment.towers.weights)
+        run.note(weights=experiment.towers.weights)
         model, towers = experiment.model, experiment.towers
         features = experiment.support.for_task(args.task)  # [k, D] or [k, P, D]
         optimizer = torch.optim.SGD(
@@ -115,7 +115,6 @@ def train(args: Args) -> RunResult:
         for epoch in range(run.restore(state), args.epochs):
             values: dict[str, float] = {}
             for rows in torch.arange(len(features)).split(args.batch_size):
-                run.stop.check()
                 with autocast_for(device, args.precision):
                     losses = model.losses(features[rows], towers.text)
                     total = torch.stack(list(losses.values())).sum()
@@ -210,7 +209,7 @@ def finish(run: Run, state: TrainState, experiment: Experiment) -> RunResult:
     branches = branch_scores(model, features, settings)
     prediction, metrics = test_metrics(branches, settings, labels, masks, detector.threshold)
     metrics["threshold"] = detector.threshold
-    report_lines(run.log.line, args, metrics, state, random_notes(towers.weights))
+    report_lines(run.log.line, args, metrics, state, weight_remarks(towers.weights))
     if args.figures:
         run.note(figures=[path.name for path in draw(run.dir, data.test, prediction, labels, detector.threshold)])
     final = run.save(state, len(state.history), "best_model.pt") if chosen else None
@@ -304,7 +303,7 @@ def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
         image=lambda index: detector.transform.denormalise(detector.transform(load_pixels(items[index])[0])),
         normal_scores=image_scores(detector.normal, detector.settings).cpu().numpy(),
         threshold=detector.threshold,
-        notes=notes + random_notes(towers.weights),
+        notes=notes + weight_remarks(towers.weights),
         facts={"epochs": options.epochs, "seed": options.seed, "fusion": detector.settings.fusion},
     )
 

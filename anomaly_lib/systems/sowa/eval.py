@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from anomaly_lib.backbones.clip import ClipBackbone, create_clip
+from anomaly_lib.backbones.identity import weight_remarks, weights_of
 from anomaly_lib.data import Item, class_names
 from anomaly_lib.data.base import load_pixels
 from anomaly_lib.data.images import read_image
 from anomaly_lib.detect.contract import EvaluateArgs, Evaluation
-from anomaly_lib.detect.frozen import random_notes, weights_of
 from anomaly_lib.detect.tables import Cell, Table
 from anomaly_lib.engine.amp import autocast_for, pick_device
 from anomaly_lib.engine.checkpoint import check_weights, load_checkpoint
@@ -316,6 +316,6 @@ def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
         masks=torch.stack(truth).numpy() if known else None,
         image=lambda i: detector.transform.denormalise(detector.transform(load_pixels(data.items[i])[0])),
         threshold=detector.threshold if options.shot == detector.args.shot else None,
-        notes=notes + random_notes(weights_of(detector.taps.clip)),
+        notes=notes + weight_remarks(weights_of(detector.taps.clip)),
         facts={"epochs": options.epochs, "seed": options.seed, "k": options.shot},
     )

@@ -1,7 +1,7 @@
 """An epoch of SOWA, and how many of them transfer: measured on training classes that are left out in turn."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,6 @@ class Fitter:
     taps: Taps
     optimizer: torch.optim.Optimizer
     args: Args
-    check: Callable[[], None]  # raises when the run is to stop
 
     def __post_init__(self) -> None:
         self.device = next(self.taps.clip.parameters()).device
@@ -79,7 +78,6 @@ class Fitter:
         started, sums = time.monotonic(), dict.fromkeys(("loss", "image", "focal", "dice"), 0.0)
         batches = epoch_batches(len(rows), args.batch_size, seed=args.seed, epoch=number)
         for places, _ in batches[: 1 if args.fast_dev_run else None]:
-            self.check()
             here = rows[places]
             names = [data.items[int(row)].class_name for row in here]
             with autocast_for(device, args.precision):
@@ -114,9 +112,7 @@ def calibrate(model: AnomalyCLIP, taps: Taps, data: TrainingSet, rows: Tensor, a
 # -- how long to train -------------------------------------------------------------------------------------------------
 
 
-def transfer_curves(
-    clip: ClipBackbone, taps: Taps, data: TrainingSet, args: Args, check: Callable[[], None]
-) -> dict[str, list[float]]:
+def transfer_curves(clip: ClipBackbone, taps: Taps, data: TrainingSet, args: Args) -> dict[str, list[float]]:
     """For every training class: how well it is told apart after 0, 1, ... epochs without it.
 
     Classes are left out one by one, or in three groups where there are more. The value is the mean of image and pixel
@@ -129,7 +125,7 @@ def transfer_curves(
         torch.manual_seed(args.seed)
         for group in groups:
             model = make_model(args, clip)
-            fitter = Fitter(model, taps, make_optimizer(model, args), args, check)
+            fitter = Fitter(model, taps, make_optimizer(model, args), args)
             learn = data.rows_of(*(name for name in names if name not in group))
             calibrate(model, taps, data, learn, args)
             curves |= {name: [class_value(model, taps, data, name, args)] for name in group}

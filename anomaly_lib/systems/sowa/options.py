@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Optional
 
-from anomaly_lib.config import Switch, arg, override
+from anomaly_lib.config import Options, Switch, arg, override
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.sowa.model import PROMPTS
 from anomaly_lib.models.sowa.scores import IMAGE_SCORES, SCALINGS
@@ -13,7 +13,7 @@ from anomaly_lib.options import BackboneArgs, CacheArgs, DataArgs, EvalArgs, Opt
 
 
 @dataclass
-class AdapterArgs:
+class AdapterArgs(Options):
     """The window adapters (one value for all stages, or one per stage)."""
 
     feature_map_idx: list[int] = arg(
@@ -38,7 +38,7 @@ class AdapterArgs:
 
 
 @dataclass
-class PromptArgs:
+class PromptArgs(Options):
     """The prompts."""
 
     prompt_learner: str = arg(
@@ -61,7 +61,7 @@ class PromptArgs:
 
 
 @dataclass
-class ScoreArgs:
+class ScoreArgs(Options):
     """Scores."""
 
     shot: int = arg(0, "normal images remembered per test class (0 = zero-shot)", at_least=0, aliases=["k-shot"])

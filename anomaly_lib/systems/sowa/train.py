@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from anomaly_lib.backbones.identity import weight_remarks, weights_of
 from anomaly_lib.data import Item, class_names
 from anomaly_lib.data.base import load_pixels
-from anomaly_lib.detect.frozen import random_notes, record_weights, weights_of
 from anomaly_lib.detect.tables import Cell, Table
 from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.checkpoint import TrainState
@@ -93,7 +93,7 @@ def train(args: Args) -> RunResult:
 
         optimizer = make_optimizer(model, args)
         scheduler = make_schedule(optimizer, args.schedule, args.epochs)
-        fitter = Fitter(model, taps, optimizer, args, run.stop.check)
+        fitter = Fitter(model, taps, optimizer, args)
         state = TrainState(model=model, optimizer=optimizer, scheduler=scheduler, scaler=fitter.scaler)
         first = run.restore(state)
         if first == 0 and args.epochs:
@@ -125,7 +125,7 @@ def announce(run: Run, experiment: Experiment) -> None:
     size = images * taps.row_bytes / 2**20
     place = "on disk" if taps.store.on_disk else "in memory"
     seconds = seconds_per_image(taps, experiment.train)
-    record_weights(run, weights_of(taps.clip))
+    run.note(weights=weights_of(taps.clip))
     run.note(
         trained_values=count, train_classes=trained, test_classes=tested, skipped=experiment.test.skipped,
         tap_mib=round(size, 1), seconds_per_image=seconds,
@@ -176,7 +176,7 @@ def chosen_epochs(run: Run, experiment: Experiment, data: TrainingSet) -> int:
         return args.epochs
     if "transfer" not in run.record:
         started = time.monotonic()
-        curves = transfer_curves(experiment.taps.clip, experiment.taps, data, args, run.stop.check)
+        curves = transfer_curves(experiment.taps.clip, experiment.taps, data, args)
         run.note(transfer=curves, seconds_transfer=round(time.monotonic() - started, 1))
     curves = run.record["transfer"]
     best = best_epochs(curves)
@@ -218,7 +218,7 @@ def finish(run: Run, state: TrainState, experiment: Experiment) -> RunResult:
     notes = ["oracle: epoch chosen on the test classes"] if args.select == "best-on-test" else []
     if memories and args.score_scaling == "transductive":
         notes.append("transductive: image scores are scaled over the test set")
-    notes += random_notes(weights_of(taps.clip))
+    notes += weight_remarks(weights_of(taps.clip))
     table = metric_table(rows, notes)
     table.write(run.dir / "classes")
     epochs: list[dict[str, Cell]] = [dict(row) for row in state.history]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_lib.backbones import FrozenBackbone
-from anomaly_lib.detect.frozen import weights_of
+from anomaly_lib.backbones.identity import weights_of
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.weld.causal_film_parts import Branch, pool_tokens
 

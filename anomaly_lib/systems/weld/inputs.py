@@ -7,7 +7,7 @@ from typing import Any, Optional, Protocol
 import torch
 
 from anomaly_lib.backbones import create_backbone
-from anomaly_lib.config import Switch, arg
+from anomaly_lib.config import Options, Switch, arg
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.weld.causal_film import parse_branches
 from anomaly_lib.options import CacheArgs, DataArgs, RunArgs
@@ -20,7 +20,7 @@ from anomaly_lib.systems.weld.features import WeldFeatures
 
 
 @dataclass
-class WeldDemoArgs:
+class WeldDemoArgs(Options):
     """The built-in welds."""
 
     demo_seed: int = arg(0, "built-in data: seed of the welds", at_least=0)
@@ -30,7 +30,7 @@ class WeldDemoArgs:
 
 
 @dataclass
-class WeldDataArgs:
+class WeldDataArgs(Options):
     """Weld data and preprocessing."""
 
     video_frames: Optional[int] = arg(None, "frames of a clip; None = 16 (built-in data: 8)", type=int, at_least=1)
@@ -52,7 +52,7 @@ class WeldDataArgs:
 
 
 @dataclass
-class LegacyArgs:
+class LegacyArgs(Options):
     """Slips of the original (--protocol paper switches all of them on)."""
 
     legacy_video: Switch = arg(False, "feed the post-weld photos as the process video")
@@ -63,7 +63,7 @@ class LegacyArgs:
 
 
 @dataclass
-class WeldEncoderArgs:
+class WeldEncoderArgs(Options):
     """The frozen encoders."""
 
     video_backbone: Optional[str] = arg(

@@ -9,7 +9,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
-from anomaly_lib.config import arg
+from anomaly_lib.config import Options, arg
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import write_json
 from anomaly_lib.metrics import auroc, expected_calibration_error
@@ -29,7 +29,7 @@ OUTPUTS = ("features", "logits", "anomaly_score")
 
 
 @dataclass
-class Args:
+class Args(Options):
     """Study of a V4 checkpoint."""
 
     checkpoint: Optional[str] = arg(None, "best_model.pth of scripts/weld/train_supcon.py", type=str)

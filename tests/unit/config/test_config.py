@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomaly_lib.config import Switch, arg, command, normalise, override, parse, to_plain
+from anomaly_lib.config import Options, Switch, arg, command, normalise, override, parse, to_plain
 from anomaly_lib.errors import TrainingFailure, UserError
 from anomaly_lib.options import OptimArgs, RunArgs
 
 
 @dataclass
-class FusionArgs:
+class FusionArgs(Options):
     """Fusion."""
 
     fusion_mode: str = arg("max", "how scores are merged", choices=["max", "harmonic"])
@@ -79,9 +79,9 @@ def test_quoted_list_and_defaults_are_not_shared() -> None:
     [
         ("--fusion-mod harmonic", "did you mean --fusion-mode?"),
         ("--epoc 3", "did you mean --epochs?"),
-        ("--fusion-mode harmonik", "invalid choice"),
+        ("--fusion-mode harmonik", "choose from max, harmonic; did you mean harmonic?"),
         ("--amp maybe", "expected True or False"),
-        ("--k-shot 0", "--k-shot must be at least 1"),
+        ("--k-shot 0", "--k-shot 0: must be at least 1"),
         ("--k-shot two", "invalid int value"),
         ("stray", "unexpected argument"),
         ("--config missing.json", "missing.json: no such file"),
@@ -125,7 +125,7 @@ def test_help_shows_real_defaults_in_sections(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         parse(Args, ["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for piece in ("(default: max)", "(default: 5 8)", "100% of it", "--Epoch", "Fusion", "Optimisation"):
+    for piece in ("(default: max;", "(default: 5 8)", "100% of it", "--Epoch", "Fusion", "Optimisation"):
         assert piece in text
     assert "MISSING" not in text
 
@@ -148,7 +148,7 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_declaration_traps_are_named() -> None:
     @dataclass
-    class Plain:
+    class Plain(Options):
         flag: bool = arg(False, "x")
 
     with pytest.raises(TypeError, match="Switch"):

@@ -15,9 +15,9 @@ import anomaly_lib
 from anomaly_lib import backbones
 from anomaly_lib.backbones import create_backbone
 from anomaly_lib.backbones.hashed_text import HashedTextEncoder
+from anomaly_lib.backbones.identity import weight_remarks, weights_of
 from anomaly_lib.backbones.weights import file_sha256
 from anomaly_lib.detect.contract import EvaluateArgs
-from anomaly_lib.detect.frozen import random_notes, weights_of
 from anomaly_lib.engine.checkpoint import check_weights
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json, write_json
@@ -168,8 +168,8 @@ def test_one_network_from_two_files_has_two_entries() -> None:
     inside = nn.ModuleDict({"deep": nn.Sequential(first)})
     assert weights_of(inside, None, same, other) == {"tiny-dinov2": "random", "tiny-dinov2 #2": "a" * 64}
     assert weights_of() == {}
-    assert random_notes({"a": "random", "b": "0" * 64, "c": "random"}) == ["random weights: a, c"]
-    assert random_notes({"b": "0" * 64}) == []
+    assert weight_remarks({"a": "random", "b": "0" * 64, "c": "random"}) == ["random weights: a, c"]
+    assert weight_remarks({"b": "0" * 64}) == []
 
 
 def test_checkpoints_that_named_one_network_only_are_compared_too() -> None:

@@ -1,4 +1,4 @@
-"""docs/results.md says what the run folders say, and the README's marked part is renewed, nothing else."""
+"""docs/manual/results.md says what the run folders say, and the README's marked part is renewed, nothing else."""
 
 import importlib.util
 import json

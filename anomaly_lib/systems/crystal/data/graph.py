@@ -5,7 +5,7 @@ Here a whole shell is kept when it lies within ``tolerance`` of the k-th distanc
 enlarged cell gives the same graph.
 
 Neighbours come from vesin: BSD-3, no dependencies, several thousand cells a second. matscipy is as fast but LGPL
-and needs ASE; ASE's own list and jarvis-tools are more than ten times slower (docs/crystal.md has the measurement).
+and needs ASE; ASE's own list and jarvis-tools are more than ten times slower (docs/manual/crystal.md has the measurement).
 """
 
 from dataclasses import dataclass

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
-from anomaly_lib.config import Switch, arg, command, to_plain
-from anomaly_lib.detect.frozen import random_notes
+from anomaly_lib.backbones.identity import weight_remarks
+from anomaly_lib.config import Options, Switch, arg, command, to_plain
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json
 from anomaly_lib.systems.detectors.hdmap import recipe as hdmap
@@ -38,7 +38,7 @@ TITLES = {"patchcore": "PatchCore", "padim": "PaDiM", "reverse_distillation": "R
 
 
 @dataclass
-class ScriptArgs:
+class ScriptArgs(Options):
     """One condition of a file on one GPU."""
 
     gpu_id: Optional[str] = arg(None, "GPU to use, as CUDA numbers it; without CUDA only a name", type=str)
@@ -148,7 +148,7 @@ def _success(condition: dict[str, Any], args: Args, run_dir: Path, checkpoint: P
         "avg_target_auroc": analysis["avg_target_auroc"],
         "analysis": analysis,
         "options": to_plain(resolve(args)),
-        "notes": (["synthetic maps"] if args.data_path is None else []) + random_notes(weights),
+        "notes": (["synthetic maps"] if args.data_path is None else []) + weight_remarks(weights),
     }
 
 

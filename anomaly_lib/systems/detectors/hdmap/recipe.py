@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from anomaly_lib.backbones.identity import weight_remarks, weights_of
 from anomaly_lib.detect.contract import EvaluateArgs, Evaluation
-from anomaly_lib.detect.frozen import random_notes, record_weights, weights_of
 from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.checkpoint import TrainState
 from anomaly_lib.engine.distributed import process_group
@@ -63,7 +63,7 @@ def train(args: Args) -> RunResult:
             f"targets {', '.join(data.target_domains)}"
         )
         detector = build(args, device)
-        record_weights(run, weights_of(detector))
+        run.note(weights=weights_of(detector))
         selects = args.model in TRAINED
 
         def validate() -> float:
@@ -85,7 +85,7 @@ def train(args: Args) -> RunResult:
         summary = transfer_metrics(results, data.source_domain, data.target_domains)
         write_json(run.dir / "domains.json", results)
         run.note(domains=results, source_domain=data.source_domain, target_domains=data.target_domains)
-        run.log.line(transfer_line(summary, args, random_notes(run.record["weights"])))
+        run.log.line(transfer_line(summary, args, weight_remarks(run.record["weights"])))
         return finish(run, state, summary, final)
 
 
@@ -147,7 +147,7 @@ def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
         maps=torch.cat(maps).numpy() if maps else None,
         image=lambda i: (images[i].expand(3, -1, -1).clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy(),
         threshold=detector.threshold,
-        notes=random_notes(weights_of(detector.model)),
+        notes=weight_remarks(weights_of(detector.model)),
         facts={"model": options.model, "seed": options.seed, "source_domain": options.source_domain},
     )
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from anomaly_lib.backbones.identity import weight_remarks
 from anomaly_lib.detect.contract import EvaluateArgs, Evaluation
-from anomaly_lib.detect.frozen import random_notes
 from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.checkpoint import check_weights, load_checkpoint
 from anomaly_lib.engine.run import Run
@@ -107,7 +107,7 @@ def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
         value = split_metrics(second.score_runs(chosen), chosen)["image_auroc"]
         notes.append(f"weights {detector.weights}: AUROC {metrics['image_auroc']:.4f}; {other}: {value:.4f}")
     notes += final_report(scores, chosen, metrics)
-    notes += random_notes(detector.features.encoders.weights)
+    notes += weight_remarks(detector.features.encoders.weights)
     val = usable_of(runs, detector.features, "val", lambda _: None)
     val_scores = detector.score_runs(val)
     val_labels = torch.tensor([run.label for run in val])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, Optional
 
-from anomaly_lib.config import Switch, arg, override
+from anomaly_lib.config import Options, Switch, arg, override
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.weld.causal_film import TARGET_MODES, CausalFiLMConfig, model_config
 from anomaly_lib.models.weld.causal_film_loss import LOSS_PRESETS, SCORE_KINDS, LossConfig, loss_config
@@ -13,7 +13,7 @@ from anomaly_lib.systems.weld.inputs import WeldInputArgs
 
 
 @dataclass
-class CausalModelArgs:
+class CausalModelArgs(Options):
     """The model."""
 
     preset: str = arg("best", "published stage whose values the None options take", choices=list(LOSS_PRESETS))
@@ -53,7 +53,7 @@ class CausalModelArgs:
 
 
 @dataclass
-class CausalLossArgs:
+class CausalLossArgs(Options):
     """The loss."""
 
     l1_kind: Optional[str] = arg(None, "None = smooth_l1, doc and stage1: l1", type=str, choices=["l1", "smooth_l1"])
@@ -69,7 +69,7 @@ class CausalLossArgs:
 
 
 @dataclass
-class CausalTrainArgs:
+class CausalTrainArgs(Options):
     """Schedule, averaging and stopping."""
 
     warmup_epochs: int = arg(8, "epochs of linear warm-up", at_least=0)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anomaly_lib.detect.frozen import record_weights
 from anomaly_lib.engine import distributed
 from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
 from anomaly_lib.engine.checkpoint import TrainState, save_checkpoint
@@ -64,7 +63,7 @@ def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
         train_runs = select_runs(runs, "train", normal_only=True)
         val_runs = select_runs(runs, "val")
         features = features or build_features(args, device, settings)
-        record_weights(run, features.encoders.weights)
+        run.note(weights=features.encoders.weights)
         if args.on_error == "skip":
             runs, skipped = features.readable(runs)
             run.note(skipped=skipped)
@@ -145,7 +144,6 @@ def loop(
         scores: list[Tensor] = []
         batches = distributed.epoch_batches(len(train_runs), args.batch_size, seed=args.seed, epoch=epoch)
         for number, (indices, weight) in enumerate(batches):
-            run.stop.check()
             batch = features.batch([train_runs[i] for i in indices.tolist()], training=True)
             with autocast_for(device, args.precision):
                 terms = wrapped(batch, slow_encodings(args, task, ema, batch))

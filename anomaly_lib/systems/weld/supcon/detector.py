@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from anomaly_lib.backbones.identity import weight_remarks
 from anomaly_lib.detect.contract import EvaluateArgs, Evaluation
-from anomaly_lib.detect.frozen import random_notes
 from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.checkpoint import check_weights, load_checkpoint
 from anomaly_lib.systems.weld.data.manifest import CLASSES, WeldRun, select_runs
@@ -87,6 +87,6 @@ def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
         paths=[str(run.folder) for run in chosen],
         groups=["weld"] * len(chosen),
         defects=[run.class_name for run in chosen],
-        notes=[*notes, *random_notes(detector.features.encoders.weights)],
+        notes=[*notes, *weight_remarks(detector.features.encoders.weights)],
         facts={"epoch": detector.epoch, "seed": own.seed},
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, Optional
 
-from anomaly_lib.config import Switch, arg, override
+from anomaly_lib.config import Options, Switch, arg, override
 from anomaly_lib.errors import UserError
 from anomaly_lib.metrics.knn import METRICS
 from anomaly_lib.models.weld.supcon_quad import FREEZE_POLICIES, QuadConfig
@@ -12,7 +12,7 @@ from anomaly_lib.systems.weld.inputs import WeldDemoArgs, WeldEncoderArgs, WeldI
 
 
 @dataclass
-class QuadModelArgs:
+class QuadModelArgs(Options):
     """The model."""
 
     hidden_dim: Optional[int] = arg(None, "width; None = 512 (tiny encoders: 64)", type=int, at_least=8)
@@ -35,7 +35,7 @@ class QuadModelArgs:
 
 
 @dataclass
-class SupConArgs:
+class SupConArgs(Options):
     """The objective."""
 
     loss_type: str = arg("combined", "contrastive alone, or with the class loss", choices=["supcon", "combined"])
@@ -54,7 +54,7 @@ class SupConArgs:
 
 
 @dataclass
-class SupConTrainArgs:
+class SupConTrainArgs(Options):
     """Schedule and checks."""
 
     warmup_epochs: int = arg(5, "epochs of linear warm-up", at_least=0)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_lib.data.samplers import BalancedBatchSampler, StratifiedBatchSampler
-from anomaly_lib.detect.frozen import record_weights
 from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
 from anomaly_lib.engine.checkpoint import TrainState
 from anomaly_lib.engine.distributed import single_process_only
@@ -74,7 +73,7 @@ def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
         if len({run.class_name for run in train_runs}) < 2:
             raise UserError("contrastive training needs at least two classes in the training split")
         features = features or build_features(args, device, settings)
-        record_weights(run, features.encoders.weights)
+        run.note(weights=features.encoders.weights)
         features.prepare([*train_runs, *val_runs])
         seed_everything(args.seed)
         task = build(args, device, dims=features.dims())
@@ -117,7 +116,6 @@ def pretrain(args: Args, run: Run, task: QuadTask, features: WeldFeatures, runs:
         sampler.set_epoch(epoch)
         total, count = 0.0, 0
         for indices in sampler:
-            run.stop.check()
             batch = quad_batch(features, [runs[i] for i in indices])
             if args.pretrain == "masked":
                 loss = masked(batch["sensors"])
@@ -150,7 +148,6 @@ def loop(
         sums: dict[str, float] = {}
         batches = list(sampler)
         for number, indices in enumerate(batches):
-            run.stop.check()
             chosen = [train_runs[i] for i in indices]
             batch, labels = check_quad_batch(quad_batch(features, chosen), task.model.config), labels_of(chosen, device)
             with autocast_for(device, args.precision):

@@ -9,7 +9,7 @@ from typing import Optional
 
 import torch
 
-from anomaly_lib.config import arg
+from anomaly_lib.config import Options, arg
 from anomaly_lib.errors import UserError
 from anomaly_lib.fusion import z_score_calibration
 from anomaly_lib.metrics import auroc
@@ -21,7 +21,7 @@ from anomaly_lib.systems.weld.video_ae.train import load_detector as load_video_
 
 
 @dataclass
-class FusionArgs:
+class FusionArgs(Options):
     """Late fusion of Causal-FiLM (A) and the video auto-encoder (B)."""
 
     causal_checkpoint: Optional[str] = arg(

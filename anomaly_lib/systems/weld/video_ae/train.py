@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from anomaly_lib.backbones import FrozenBackbone, create_backbone
-from anomaly_lib.config import arg, override
+from anomaly_lib.backbones.identity import weight_remarks, weights_of
+from anomaly_lib.config import Options, arg, override
 from anomaly_lib.detect.contract import EvaluateArgs, Evaluation
-from anomaly_lib.detect.frozen import random_notes, record_weights, weights_of
 from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.checkpoint import TrainState, check_weights, load_checkpoint
 from anomaly_lib.engine.distributed import epoch_batches, single_process_only
@@ -36,7 +36,7 @@ BEST = "best_model.pt"
 
 
 @dataclass
-class VideoAEArgs:
+class VideoAEArgs(Options):
     """The clip vectors."""
 
     backbone: Optional[str] = arg(
@@ -128,13 +128,12 @@ def train(args: Args) -> RunResult:
             return already_done(run)
         runs = open_runs(args)
         encoder = ClipEncoder.of(args, device)
-        record_weights(run, weights_of(encoder.backbone))
+        run.note(weights=weights_of(encoder.backbone))
         clips = encoder(select_runs(runs, "train", normal_only=True))
         model = build(args, device, dim=clips.shape[1])
         optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
         state = TrainState(model=model, optimizer=optimizer)
         for epoch in range(run.restore(state, best_name=BEST), args.epochs):
-            run.stop.check()
             losses = []
             for indices, _ in epoch_batches(len(clips), args.batch_size, seed=args.seed, epoch=epoch):
                 loss = model.score(clips[indices]).mean()
@@ -210,7 +209,7 @@ def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
         defects=[run.class_name for run in chosen],
         normal_scores=val_scores[val_labels == 0].numpy(),
         validation=(val_scores.numpy(), val_labels.numpy()),
-        notes=random_notes(weights_of(detector.encoder.backbone)),
+        notes=weight_remarks(weights_of(detector.encoder.backbone)),
         facts={"epoch": detector.epoch, "seed": own.seed},
     )
 

@@ -1,0 +1,100 @@
+"""What a detector says of many samples, with what is known of them, and the figures that follow."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anomaly_lib.detect.decision import Decision
+from anomaly_lib.metrics import auroc, image_metrics, pixel_auroc, pixel_metrics
+from anomaly_lib.metrics.inputs import to_numpy
+from anomaly_lib.metrics.prediction import classification_metrics, regression_metrics
+
+RANKING = ("auroc", "ap", "f1_max")
+AT_DECISION = ("accuracy", "f1")
+PIXEL = ("auroc", "ap", "f1_max", "aupro")
+
+
+@dataclass
+class Scores:
+    """Scores of N samples. Metrics, tables, thresholds, figures and reports are computed from this alone."""
+
+    system: str
+    name: str  # what was scored, e.g. "demo capsule k=1 seg"
+    scores: Any  # [N] anomaly scores, probabilities (classification) or values (regression)
+    labels: Any  # [N] 0 normal, 1 anomalous; targets of a regression
+    paths: list[str]  # [N] a unique name for each sample
+    groups: list[str]  # [N] class of each sample: a row of the table each
+    kind: str = "detection"  # "detection", "classification" or "regression"
+    split: str = "test"  # names of classification and regression figures begin with it
+    averaged: bool = False  # figures are the mean over groups, as papers on many classes report them
+    defects: list[str] | None = None  # [N] finer kind, shown in the report
+    maps: Any = None  # [N, H, W] anomaly maps
+    masks: Any = None  # [N, H, W] bool; None where no pixel truth exists
+    parts: dict[str, Any] = field(default_factory=dict)  # branch -> its scores [N] or its maps [N, H, W]
+    image: Callable[[int], np.ndarray] | None = None  # sample index -> [H, W, 3] uint8, what the network saw
+    validation: tuple[Any, Any] | None = None  # (scores, labels) of a validation split, where the system has one
+    own: dict[str, float] = field(default_factory=dict)  # figures that only this system knows, e.g. a transfer ratio
+    notes: list[str] = field(default_factory=list)  # e.g. "transductive: ..."
+    facts: dict[str, Any] = field(default_factory=dict)  # e.g. epoch, seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+@dataclass
+class Evaluated:
+    """One detector's scores of a split, the decision in force, and the figures that follow."""
+
+    checkpoint: Path
+    scores: Scores
+    decision: Decision | None
+    metrics: dict[str, float]
+    remarks: list[str]  # what must stand beside the figures
+
+
+def summary(scores: Scores, decision: Decision | None = None) -> dict[str, float]:
+    """The figures of a whole split under the names that training, evaluation and tables share."""
+    if scores.kind == "regression":
+        found = regression_metrics(to_numpy(scores.scores), to_numpy(scores.labels))
+        return {f"{scores.split}_{name}": float(value) for name, value in found.items()} | scores.own
+    if scores.kind == "classification":
+        assert decision is not None
+        found = classification_metrics(scores.scores, scores.labels, threshold=decision.threshold)
+        return {f"{scores.split}_{name}": float(value) for name, value in found.items()} | scores.own
+    groups = np.array(scores.groups)
+    every = np.ones(len(groups), bool)
+    rows = [_figures(scores, groups == name) for name in sorted(set(groups))] if scores.averaged else [
+        _figures(scores, every)
+    ]  # fmt: skip
+    metrics = {name: _mean(rows, name) for name in dict.fromkeys(name for row in rows for name in row)}
+    if decision is not None:
+        found = image_metrics(scores.scores, scores.labels, threshold=decision.threshold)
+        metrics |= {f"image_{name}": float(found[name]) for name in AT_DECISION}
+    return metrics | scores.own
+
+
+def _figures(scores: Scores, rows: np.ndarray) -> dict[str, float]:
+    """Ranking figures of some samples: images, pixels where all masks are known, then each branch alone."""
+    labels = to_numpy(scores.labels)[rows]
+    found = image_metrics(to_numpy(scores.scores)[rows], labels)
+    metrics = {f"image_{name}": float(found[name]) for name in RANKING}
+    masks = None if scores.masks is None else to_numpy(scores.masks)[rows]
+    if masks is not None and masks.any() and scores.maps is not None:
+        pixels = pixel_metrics(to_numpy(scores.maps)[rows], masks)
+        metrics |= {f"pixel_{name}": float(pixels[name]) for name in PIXEL}
+    for name, part in scores.parts.items():
+        values = to_numpy(part)[rows]
+        if values.ndim == 1:
+            metrics[f"{name}_auroc"] = float(auroc(values, labels))
+        elif masks is not None and masks.any():
+            metrics[f"{name}_pixel_auroc"] = float(pixel_auroc(values, masks))
+    return metrics
+
+
+def _mean(rows: list[dict[str, float]], name: str) -> float:
+    """Unweighted mean over the groups that have the figure; nan where none has."""
+    values = [row[name] for row in rows if name in row and not np.isnan(row[name])]
+    return float(np.mean(values)) if values else float("nan")

@@ -1,0 +1,71 @@
+"""Options of the programs over detectors."""
+
+from dataclasses import dataclass
+from typing import Optional
+
+from anomaly_lib.config import Options, Switch, arg
+from anomaly_lib.detect.choice import Choice
+
+POLICIES = ("stored", "support-quantile", "f1", "youden", "false-alarms")
+FORMATS = ("onnx", "torch")
+
+
+@dataclass
+class DetectorFile(Options):
+    """The trained detector."""
+
+    checkpoint: Optional[str] = arg(
+        None, "checkpoint file, run folder (searched below) or glob pattern in quotes", type=str
+    )
+    weights: Optional[str] = arg(
+        None, "weight file of its frozen network, if it has moved since training; 'random' = untrained", type=str
+    )
+    device: str = arg("auto", "auto, cpu, cuda or cuda:N")
+
+
+@dataclass
+class EvaluateArgs(DetectorFile, Choice):
+    """Evaluation of trained checkpoints."""
+
+    parameters: str = arg(
+        "auto",
+        "averaged (ema) or raw trained parameters; auto = averaged where the checkpoint has them",
+        choices=["auto", "ema", "raw"],
+    )
+    output_dir: Optional[str] = arg(
+        None, "folder for tables and figures; None = evaluation/ beside the checkpoint", type=str, aliases=["output"]
+    )
+    compare: list[str] = arg([], "more checkpoints to set beside --checkpoint, in the table and in the report")
+    report: Optional[str] = arg(None, "also write an HTML report into this folder", type=str)
+    policy: str = arg("stored", "how the decision threshold is set", choices=list(POLICIES))
+    false_alarms: float = arg(0.05, "target false-alarm rate of --policy false-alarms", at_least=0, at_most=1)
+    support_quantile: float = arg(0.99, "quantile of --policy support-quantile", at_least=0, at_most=1)
+    bootstrap: int = arg(1000, "resamples behind the 95% confidence intervals; 0 = none", at_least=0)
+    fpr_limits: list[float] = arg([0.3], "false-positive limits of AUPRO", at_least=0, at_most=1)
+    figures: Switch = arg(True, "draw figures")
+    verbose: Switch = arg(False, "also print a line for every sample")
+
+
+@dataclass
+class PredictArgs(DetectorFile):
+    """Score images that have no labels."""
+
+    input: list[str] = arg([], "images, folders (searched below) or glob patterns; may stand without the flag")
+    output_dir: str = arg("predictions", "folder for predictions.csv and overlays/", aliases=["out", "output"])
+    batch_size: int = arg(8, "images scored together", at_least=1)
+    threshold: Optional[float] = arg(None, "decide by this score instead of the stored threshold", type=float)
+    overlays: Switch = arg(True, "write an overlay of each image")
+    on_error: str = arg("fail", "a damaged image stops the run, or is listed and skipped", choices=["fail", "skip"])
+    watch: Switch = arg(False, "keep looking for new images until interrupted")
+    poll_seconds: float = arg(1.0, "pause between two looks of --watch", at_least=0)
+    idle_seconds: float = arg(0.0, "end --watch when nothing new came for this long; 0 = never", at_least=0)
+
+
+@dataclass
+class ExportArgs(DetectorFile):
+    """Export of a trained image detector."""
+
+    format: str = arg("onnx", "onnx = for onnxruntime; torch = a torch.export program", choices=list(FORMATS))
+    output_dir: Optional[str] = arg(None, "folder; None = export/ beside the checkpoint", type=str, aliases=["output"])
+    repeats: int = arg(10, "calls behind the median latency", at_least=1)
+    tolerance: float = arg(1e-3, "largest allowed difference to the detector, relative to its range", at_least=0)
