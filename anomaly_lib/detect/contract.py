@@ -92,8 +92,8 @@ class System(Protocol):
     @property
     def Args(self) -> type[Options]: ...
 
-    def tiny(self) -> Any:
-        """Options of a run of seconds on a CPU, without a download."""
+    def tiny(self, **changes: Any) -> Any:
+        """Options of a run of seconds on a CPU, without a download, with `changes`."""
 
     def train(self, args: Any) -> RunResult: ...
 

@@ -146,10 +146,7 @@ def check_weights(path: Path | str, extra: Mapping[str, Any], found: Mapping[str
 
     A checkpoint that does not say what they were is taken as it is.
     """
-    wanted = extra.get("weights")
-    if wanted is None and "weights_id" in extra:  # PromptAD and SOWA before every system had the entry
-        wanted = {next(iter(found)): extra["weights_id"]}
-    for name, want in (wanted or {}).items():
+    for name, want in extra.get("weights", {}).items():
         have = found.get(name, "none")
         if have != want:
             raise UserError(

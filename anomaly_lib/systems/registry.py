@@ -35,8 +35,8 @@ class LazySystem:
     def Args(self) -> "type[Options]":
         return self._module("options").Args  # type: ignore[no-any-return]
 
-    def tiny(self) -> Any:
-        return self._module("options").tiny()
+    def tiny(self, **changes: Any) -> Any:
+        return self._module("options").tiny(**changes)
 
     def train(self, args: Any) -> RunResult:
         return self._module("train").train(args)  # type: ignore[no-any-return]

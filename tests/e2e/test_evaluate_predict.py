@@ -5,7 +5,6 @@ import importlib.util
 import json
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from anomaly_lib.__main__ import main
 from anomaly_lib.data.demo.items import render
-from anomaly_lib.evaluation.predict import main as predict
 from anomaly_lib.evaluation.predict import split_inputs
 from anomaly_lib.files import read_json
-from anomaly_lib.systems.promptad import train as promptad
+from anomaly_lib.systems.registry import SYSTEMS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SPEC = importlib.util.spec_from_file_location("evaluate_script", ROOT / "evaluate.py")
@@ -28,10 +27,14 @@ SPEC.loader.exec_module(SCRIPT)
 evaluate = SCRIPT.main
 
 
+def predict(argv: list[str]) -> int:
+    return main(["predict", *argv])
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    promptad.train(replace(promptad.tiny(), output_dir=str(folder), task="seg", figures=False))
+    SYSTEMS["promptad"].train(SYSTEMS["promptad"].tiny(output_dir=str(folder), task="seg", figures=False))
     return folder
 
 
@@ -105,11 +108,11 @@ def test_predict_scores_and_draws(run: Path, images: Path, tmp_path: Path, capsy
     assert "5 images scored" in capsys.readouterr().out
     table = rows(tmp_path)
     assert [Path(row["path"]).name for row in table] == [f"{i} ü.png" for i in range(5)]
-    detector = promptad.load_detector(run / "checkpoint.pt")
+    detector = SYSTEMS.load(run / "checkpoint.pt")
     pixels = np.asarray(Image.open(images / "1 ü.png"))
     assert float(table[1]["score"]) == pytest.approx(float(detector.predict([pixels]).score[0]), abs=1e-5)
     for row in table:
-        assert int(row["anomalous"]) == (float(row["score"]) >= detector.threshold)
+        assert int(row["anomalous"]) == (float(row["score"]) >= detector.decision.threshold)
     assert (tmp_path / "overlays" / "inner" / "3 ü.png.png").is_file()
     overlays = sorted((tmp_path / "overlays").rglob("*.png"))
     assert len(overlays) == 5

@@ -2,8 +2,8 @@
 
 import importlib.util
 import json
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +12,7 @@ import torch
 from anomaly_lib import load
 from anomaly_lib.data.demo.items import render
 from anomaly_lib.evaluation.export import load_exported
-from anomaly_lib.systems.detectors import train as detectors
-from anomaly_lib.systems.promptad import train as promptad
-from anomaly_lib.systems.sowa import train as sowa
+from anomaly_lib.systems.registry import SYSTEMS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SPEC = importlib.util.spec_from_file_location("export_script", ROOT / "scripts" / "export.py")
@@ -25,19 +23,17 @@ SPEC.loader.exec_module(SCRIPT)
 
 
 def train(system: str, folder: Path) -> Path:
-    if system == "promptad":
-        args = replace(promptad.tiny(), output_dir=str(folder), task="seg")
-        result = promptad.train(args)
-    elif system == "sowa":
-        result = sowa.train(replace(sowa.tiny(), output_dir=str(folder)))
-    else:
-        options = (
-            {}
-            if system in ("patchcore", "padim")
-            else {"epochs": 1, "repair_width": 8, "segment_width": 8, "patch_width_range": [8, 24]}
-        )
-        known = {name: value for name, value in options.items() if hasattr(detectors.tiny(), name)}
-        result = detectors.train(replace(detectors.tiny(), model=system, output_dir=str(folder), **known))
+    changes: dict[str, dict[str, Any]] = {
+        "promptad": {"task": "seg"},
+        "sowa": {},
+        "patchcore": {},
+        "padim": {},
+        "reverse_distillation": {"epochs": 1},
+        "draem": {"epochs": 1, "repair_width": 8, "segment_width": 8},
+        "draem_sevnet": {"epochs": 1, "repair_width": 8, "segment_width": 8, "patch_width_range": [8, 24]},
+    }
+    name, own = (system, {}) if system in SYSTEMS else ("detectors", {"model": system})
+    result = SYSTEMS[name].train(SYSTEMS[name].tiny(output_dir=str(folder), **own, **changes[system]))
     assert result.checkpoint is not None
     return result.checkpoint
 
@@ -63,7 +59,7 @@ def test_parity_of_both_formats(system: str, tmp_path: Path, capsys: pytest.Capt
         np.testing.assert_allclose(score, wanted.score.numpy(), rtol=2e-3, atol=1e-5)
         np.testing.assert_allclose(score_map, wanted.map.numpy(), rtol=2e-3, atol=2e-4)
         description = json.loads(path.with_suffix(".json").read_text())
-        assert description["threshold"] == pytest.approx(detector.threshold, nan_ok=True)
+        assert description["decision"] == (None if detector.decision is None else detector.decision.plain())
         assert description["input"]["shape"] == list(batch.shape)
     other = detector.transform(render("woven", "good", 1, size=96)[0][0])[None]
     assert not torch.equal(detector.predict(other).map, wanted.map)  # the input matters

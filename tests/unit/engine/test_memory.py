@@ -27,8 +27,7 @@ def test_peak_memory_counts_what_was_freed_again() -> None:
 
 def test_the_best_epoch_is_written_before_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
-    run = Run.__new__(Run)
-    run.dir, run.trackers, run.args = tmp_path, None, SimpleNamespace(save_every=1, epochs=2)
+    run = Run("test", SimpleNamespace(save_every=1, epochs=2), tmp_path)
     monkeypatch.setattr(run, "save", lambda state, done, name="checkpoint.pt": written.append(f"{name} {done}"))
     state = TrainState(model=nn.Linear(1, 1))
     run.end_epoch(state, 0, {"loss": 1.0}, best="best_model.pt")

@@ -8,30 +8,45 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
-from anomaly_lib.detect.contract import EvaluateArgs, Evaluation
-from anomaly_lib.detect.scoring import class_table
+from anomaly_lib.detect.decision import Decision
+from anomaly_lib.detect.scores import Evaluated, Scores, summary
+from anomaly_lib.detect.scoring import class_table, prediction_rows
 from anomaly_lib.detect.tables import Table
-from anomaly_lib.detect.thresholds import choose_threshold, false_alarm_threshold
+from anomaly_lib.detect.thresholds import POLICIES, choose_decision, false_alarm_threshold
 from anomaly_lib.errors import UserError
+from anomaly_lib.evaluation import options
 from anomaly_lib.evaluation.evaluate import find_checkpoints
+from anomaly_lib.types import Prediction
 
 RNG = np.random.default_rng(0)
-ARGS = EvaluateArgs(bootstrap=200)
 
 
-def evaluation(**changes) -> Evaluation:
+def evaluation(**changes) -> Scores:
     labels = np.tile([0, 0, 1], 40)
     scores = RNG.normal(labels * 1.2, 1.0)
     groups = ["nut" if i < 60 else "bolt" for i in range(120)]
-    base = Evaluation("demo", "demo run", {}, scores, labels, [f"{i}.png" for i in range(120)], groups)
+    base = Scores("demo", "demo run", scores, labels, [f"{i}.png" for i in range(120)], groups)
     return replace(base, **changes)
+
+
+def evaluated(scores: Scores, decision: Decision | None = None) -> Evaluated:
+    return Evaluated(Path("x.pt"), scores, decision, {}, scores.notes)
+
+
+def table_of(scores: Scores, decision: Decision | None = None) -> Table:
+    return class_table([evaluated(scores, decision)], bootstrap=200)
+
+
+def choose(scores: Scores, policy: str, stored: Decision | None = None, **numbers: float) -> Decision | None:
+    return choose_decision(scores, stored, policy, **({"false_alarms": 0.05, "support_quantile": 0.99} | numbers))
 
 
 def test_rows_are_the_metrics_of_each_class_and_their_mean() -> None:
     one = evaluation()
-    table = class_table([(one, None)], ARGS)
+    table = table_of(one)
     bolt, nut, mean = table.rows
     rows = np.array([g == "nut" for g in one.groups])
     assert nut["auroc"] == pytest.approx(roc_auc_score(one.labels[rows], one.scores[rows]), abs=1e-9)
@@ -44,7 +59,7 @@ def test_rows_are_the_metrics_of_each_class_and_their_mean() -> None:
 
 def test_compared_sets_get_a_mean_each() -> None:
     better = evaluation(scores=np.tile([0, 0, 1], 40).astype(float), name="better")
-    table = class_table([(evaluation(), None), (better, None)], ARGS, sets=["a.pt", "b.pt"])
+    table = class_table([evaluated(evaluation()), evaluated(better)], bootstrap=200, sets=["a.pt", "b.pt"])
     assert [row["run"] for row in table.rows] == ["demo run"] * 2 + ["better"] * 2 + ["a.pt", "b.pt"]
     assert table.rows[-1]["auroc"] == 1.0
 
@@ -52,39 +67,68 @@ def test_compared_sets_get_a_mean_each() -> None:
 def test_pixel_columns_and_regression() -> None:
     masks = np.zeros((120, 8, 8), dtype=bool)
     masks[2::3, 2:5, 2:5] = True
-    row = class_table([(evaluation(maps=masks.astype(np.float32), masks=masks), None)], ARGS).rows[0]
+    row = table_of(evaluation(maps=masks.astype(np.float32), masks=masks)).rows[0]
     assert row["pixel_auroc"] == row["pixel_aupro"] == row["pixel_auroc_low"] == row["pixel_aupro_high"] == 1.0
     noisy = masks * 0.5 + RNG.normal(size=masks.shape)
-    table = class_table([(evaluation(maps=noisy, masks=masks), None)], ARGS)
+    table = table_of(evaluation(maps=noisy, masks=masks))
     for row in table.rows[:2]:
         assert row["pixel_ap_low"] < row["pixel_ap"] < row["pixel_ap_high"]
     assert f"{table.rows[0]['pixel_ap']:.3f} [{table.rows[0]['pixel_ap_low']:.3f}, " in table.text()
     assert "pixel_ap_low" not in table.rows[-1]  # an interval of the mean is not the mean of intervals
     target = RNG.normal(size=120)
-    table = class_table([(evaluation(kind="regression", scores=target + 0.5, labels=target), None)], ARGS)
+    table = table_of(evaluation(kind="regression", scores=target + 0.5, labels=target))
     assert table.rows[0]["mae"] == pytest.approx(0.5)
     assert table.rows[0]["mae_low"] == pytest.approx(0.5)
 
 
 def test_threshold_policies() -> None:
     normal = np.arange(100.0)
-    one = evaluation(threshold=0.7, normal_scores=normal)
-    stored = choose_threshold(one, ARGS)
-    assert (stored.value, stored.oracle) == (0.7, False)
-    assert choose_threshold(replace(one, threshold=None), ARGS) is None
-    quantile = choose_threshold(one, replace(ARGS, policy="support-quantile", support_quantile=0.5))
-    assert quantile.value == 49.5
-    alarms = choose_threshold(one, replace(ARGS, policy="false-alarms", false_alarms=0.05))
-    assert (normal >= alarms.value).sum() == 5
+    one, stored = evaluation(), Decision(0.7, "stored in training", tuple(normal))
+    assert choose(one, "stored", stored) is stored
+    assert choose(one, "stored") is None
+    assert choose(one, "support-quantile", stored, support_quantile=0.5).threshold == 49.5
+    alarms = choose(one, "false-alarms", stored, false_alarms=0.05)
+    assert (normal >= alarms.threshold).sum() == 5
     assert not alarms.oracle
     for policy in ("f1", "youden", "false-alarms"):
-        assert choose_threshold(evaluation(), replace(ARGS, policy=policy)).oracle, policy
-    fair = choose_threshold(evaluation(validation=([0.0, 1.0, 2.0, 3.0], [0, 0, 1, 1])), replace(ARGS, policy="f1"))
-    assert (fair.value, fair.oracle) == (2.0, False)
+        assert choose(evaluation(), policy).oracle, policy
+    fair = choose(evaluation(validation=([0.0, 1.0, 2.0, 3.0], [0, 0, 1, 1])), "f1")
+    assert (fair.threshold, fair.oracle) == (2.0, False)
     with pytest.raises(UserError, match="support-quantile"):
-        choose_threshold(evaluation(), replace(ARGS, policy="support-quantile"))
+        choose(evaluation(), "support-quantile")
     with pytest.raises(UserError, match="one label only"):
-        choose_threshold(evaluation(labels=np.zeros(120)), replace(ARGS, policy="youden"))
+        choose(evaluation(labels=np.zeros(120)), "youden")
+    assert options.POLICIES == POLICIES  # the options are declared where no torch is
+
+
+def test_a_decision_counts_normal_scores_at_or_above_and_the_new_one() -> None:
+    decision = Decision.of(2.0, "by hand", [3.0, 1.0, 2.0])
+    prediction = decision.decide(Prediction(torch.tensor([0.0, 2.0, 2.5, 9.0])))
+    assert prediction.anomalous.tolist() == [False, True, True, True]
+    assert prediction.p_value.tolist() == [1.0, 0.75, 0.5, 0.25]
+    assert Decision.from_plain(decision.plain()) == decision
+    assert Decision.of(float("nan"), "no normal data") is None
+
+
+def test_summary_is_over_all_or_the_mean_of_the_classes() -> None:
+    one = evaluation(parts={"text": RNG.random(120)})
+    pooled, mean = summary(one), summary(replace(one, averaged=True))
+    assert pooled["image_auroc"] == pytest.approx(roc_auc_score(one.labels, one.scores))
+    assert pooled["text_auroc"] == pytest.approx(roc_auc_score(one.labels, one.parts["text"]))
+    each = [roc_auc_score(one.labels[rows], one.scores[rows]) for rows in (np.arange(60), np.arange(60, 120))]
+    assert mean["image_auroc"] == pytest.approx(np.mean(each))
+    assert "image_accuracy" not in pooled
+    decided = summary(one, Decision(0.5, "by hand"))
+    assert decided["image_accuracy"] == pytest.approx(((one.scores >= 0.5) == one.labels).mean())
+    found = summary(evaluation(kind="regression", scores=np.array(one.scores) + 0.5, labels=one.scores))
+    assert found["test_mae"] == pytest.approx(0.5)
+
+
+def test_rows_of_predictions_name_the_defect_and_the_decision() -> None:
+    one = evaluation(defects=["hole" if label else "good" for label in np.tile([0, 0, 1], 40)])
+    rows = prediction_rows(evaluated(one, Decision(0.5, "by hand")))
+    assert [row["defect"] for row in rows[:3]] == ["good", "good", "hole"]
+    assert all(row["decision"] == (row["score"] >= 0.5) for row in rows)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.01, 0.05, 0.33, 1.0])
@@ -97,15 +141,14 @@ def test_false_alarm_rate_is_kept_with_ties(rate: float) -> None:
 
 
 def test_oracle_is_said_in_the_notes() -> None:
-    args = replace(ARGS, policy="f1")
     one = evaluation(notes=["transductive: scaled over the test set"])
-    notes = "\n".join(class_table([(one, choose_threshold(one, args))], args).notes)
+    notes = "\n".join(table_of(one, choose(one, "f1")).notes)
     assert "oracle" in notes
     assert "transductive" in notes
 
 
 def test_one_class_only_is_not_available_never_zero() -> None:
-    text = class_table([(evaluation(labels=np.zeros(120, dtype=int)), None)], ARGS).text()
+    text = table_of(evaluation(labels=np.zeros(120, dtype=int))).text()
     assert "n/a" in text
     assert "0.000" not in text
 
@@ -143,7 +186,7 @@ def test_checkpoints_by_file_folder_and_pattern(tmp_path: Path) -> None:
     ]  # fmt: skip
     (tmp_path / "a/run.json").write_text(json.dumps({"checkpoint": "elsewhere/checkpoint.pt"}))
     assert find_checkpoints(str(tmp_path / "a")) == [tmp_path / "a/checkpoint.pt"]
-    with pytest.raises(UserError, match=r"--checkpoint .*nothing"):
+    with pytest.raises(UserError, match=r"checkpoint=.*nothing"):
         find_checkpoints(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="is needed"):
         find_checkpoints(None)

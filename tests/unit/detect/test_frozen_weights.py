@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,11 @@ from anomaly_lib.backbones import create_backbone
 from anomaly_lib.backbones.hashed_text import HashedTextEncoder
 from anomaly_lib.backbones.identity import weight_remarks, weights_of
 from anomaly_lib.backbones.weights import file_sha256
-from anomaly_lib.detect.contract import EvaluateArgs
-from anomaly_lib.engine.checkpoint import check_weights
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json, write_json
 from anomaly_lib.systems.detectors.build import build
-from anomaly_lib.systems.detectors.options import resolve
-from anomaly_lib.systems.detectors.train import Args as DetectorArgs
-from anomaly_lib.systems.registry import recipe_of
+from anomaly_lib.systems.detectors.options import Args as DetectorArgs
+from anomaly_lib.systems.registry import SYSTEMS
 from anomaly_lib.types import RunResult
 from scripts.pages.results_page import FinishedRun, result_table
 
@@ -53,8 +49,7 @@ def change(path: Path) -> None:
 
 
 def train(system: str, folder: Path, **options: Any) -> RunResult:
-    recipe = recipe_of(system)
-    return recipe.train(replace(recipe.tiny(), output_dir=str(folder), **options))
+    return SYSTEMS[system].train(SYSTEMS[system].tiny(output_dir=str(folder), **options))
 
 
 def weld(files: dict[str, Path]) -> dict[str, Any]:
@@ -93,9 +88,7 @@ def test_weight_files_are_recorded_and_compared(system: str, files: dict[str, Pa
     assert "random" not in record["weights"].values()
     assert "random weights" not in result_table([FinishedRun(result.run_dir, record)]).markdown()
     assert "random weights" not in (result.run_dir / "log.txt").read_text(encoding="utf-8")
-    evaluation = recipe_of(system).evaluate(result.checkpoint, EvaluateArgs(device="cpu"))
-    assert not any("random" in note for note in evaluation.notes)
-    assert hasattr(anomaly_lib.load(result.checkpoint), "predict")
+    assert not any("random" in note for note in anomaly_lib.load(result.checkpoint).facts.remarks())
 
     change(own[part])
     now = file_sha256(own[part])
@@ -104,10 +97,6 @@ def test_weight_files_are_recorded_and_compared(system: str, files: dict[str, Pa
     text = str(refused.value)
     assert all(word in text for word in (str(result.checkpoint), net, was[:16], now[:16], "--fresh"))
     assert "\n" not in text
-    content = torch.load(result.checkpoint, weights_only=True)
-    del content["extra"]["weights"]
-    torch.save(content, tmp_path / "old.pt")  # as they were before checkpoints had the entry
-    assert hasattr(anomaly_lib.load(tmp_path / "old.pt"), "predict")
 
 
 def test_another_text_encoder_is_refused_when_texts_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,9 +112,8 @@ def test_another_text_encoder_is_refused_when_texts_are_read(tmp_path: Path, mon
     with pytest.raises(UserError, match="hashed-text-1 of hashed-text"):
         detector.prepare(crystals, texts)
     random = train("crystal", tmp_path / "random", backbone="tiny-bert", weights="random")
-    evaluation = recipe_of("crystal").evaluate(random.checkpoint, EvaluateArgs(device="cpu"))
-    assert "random weights: tiny-bert" in evaluation.notes
-    assert "random weights: tiny-bert (untrained" in (random.run_dir / "log.txt").read_text(encoding="utf-8")
+    assert "random weights: tiny-bert" in anomaly_lib.load(random.checkpoint).facts.remarks()
+    assert "frozen: tiny-bert, UNTRAINED" in (random.run_dir / "log.txt").read_text(encoding="utf-8")
 
 
 def test_a_second_untrained_network_is_marked_too(files: dict[str, Path], tmp_path: Path) -> None:
@@ -134,10 +122,10 @@ def test_a_second_untrained_network_is_marked_too(files: dict[str, Path], tmp_pa
     record = read_json(result.run_dir / "run.json")
     assert record["weights"] == {"tiny-clip": file_sha256(files["tiny"]), "tiny-dinov2": "random"}
     log = (result.run_dir / "log.txt").read_text(encoding="utf-8")
-    assert log.count("random weights: tiny-dinov2") == 2  # at the start, and behind the result
+    assert log.count("frozen: tiny-dinov2, UNTRAINED (random weights") == 1  # at the start
+    assert log.count("[random weights: tiny-dinov2]") == 1  # and behind the result
     assert "random weights" in result_table([FinishedRun(result.run_dir, record)]).markdown()
-    evaluation = recipe_of("promptad").evaluate(result.checkpoint, EvaluateArgs(device="cpu"))
-    assert "random weights: tiny-dinov2" in evaluation.notes
+    assert "random weights: tiny-dinov2" in anomaly_lib.load(result.checkpoint).facts.remarks()
 
 
 def test_a_run_is_not_continued_on_other_weights(files: dict[str, Path], tmp_path: Path) -> None:
@@ -158,7 +146,7 @@ def test_a_run_is_not_continued_on_other_weights(files: dict[str, Path], tmp_pat
 def test_a_detector_without_a_frozen_network_has_no_weights_whatever_it_was_told() -> None:
     small: dict[str, Any] = {"repair_width": 4, "segment_width": 4, "backbone": "resnet18", "weights": "random"}
     options = [DetectorArgs(model=model, **small) for model in ("draem", "reverse_distillation")]
-    found = [weights_of(build(resolve(one), torch.device("cpu"))) for one in options]
+    found = [weights_of(build(one, torch.device("cpu"))) for one in options]
     assert found == [{}, {"resnet18": "random"}]
 
 
@@ -170,10 +158,3 @@ def test_one_network_from_two_files_has_two_entries() -> None:
     assert weights_of() == {}
     assert weight_remarks({"a": "random", "b": "0" * 64, "c": "random"}) == ["random weights: a, c"]
     assert weight_remarks({"b": "0" * 64}) == []
-
-
-def test_checkpoints_that_named_one_network_only_are_compared_too() -> None:
-    check_weights("old.pt", {"weights_id": "a" * 64}, {"clip": "a" * 64})
-    check_weights("older.pt", {}, {"clip": "b" * 64})
-    with pytest.raises(UserError, match=r"trained with weights a{16} of clip, which has b{16} now"):
-        check_weights("old.pt", {"weights_id": "a" * 64}, {"clip": "b" * 64, "visual": "a" * 64})

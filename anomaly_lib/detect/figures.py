@@ -1,0 +1,51 @@
+"""The figures that a training run of an image detector leaves in its folder, drawn from its scores alone."""
+
+from pathlib import Path
+
+import numpy as np
+
+from anomaly_lib import viz
+from anomaly_lib.detect.decision import Decision
+from anomaly_lib.detect.scores import Scores
+from anomaly_lib.metrics.inputs import to_numpy
+
+ANOMALOUS, NORMAL = 8, 4  # images shown of each kind
+
+
+def draw_maps(folder: Path, scores: Scores, decision: Decision | None) -> list[Path]:
+    """Write ``scores.png`` and ``maps.png`` (and the same as SVG) into `folder`; returns the paths.
+
+    ``scores``: histogram of normal and anomalous images, with the decision's threshold. ``maps``: anomalous images from
+    the most to the least suspicious and the most suspicious normal ones, the truth outlined, under each its heat map;
+    left out for a detector without maps.
+    """
+    found, labels = to_numpy(scores.scores), to_numpy(scores.labels)
+    threshold = None if decision is None else decision.threshold
+    name = "threshold" if decision is None or not decision.oracle else "oracle threshold"
+    histogram = viz.score_histogram(found, labels, threshold=threshold, threshold_name=name, title=scores.name)
+    written = viz.save_figure(histogram, folder / "scores.png")
+    if scores.maps is None or scores.image is None:
+        return written
+    shown = images_to_show(found, labels)
+    grid = viz.overlay_grid(
+        [scores.image(i) for i in shown],
+        [to_numpy(scores.maps[i]) for i in shown],
+        masks=None if scores.masks is None else [to_numpy(scores.masks[i]) for i in shown],
+        titles=[_title(scores, i) for i in shown],
+    )
+    return written + viz.save_figure(grid, folder / "maps.png")
+
+
+def images_to_show(scores: np.ndarray, labels: np.ndarray) -> list[int]:
+    """Anomalous images evenly spaced from the highest to the lowest score, then the highest normal ones."""
+    order = np.argsort(-scores, kind="stable")
+    anomalous, normal = order[labels[order] > 0], order[labels[order] == 0]
+    count = min(ANOMALOUS, len(anomalous))
+    spaced = np.linspace(0, len(anomalous) - 1, count).round().astype(int) if count else np.array([], int)
+    return [int(i) for i in (*anomalous[spaced], *normal[:NORMAL])]
+
+
+def _title(scores: Scores, index: int) -> str:
+    kind = scores.defects[index] if scores.defects is not None else ""
+    group = scores.groups[index] if len(set(scores.groups)) > 1 else ""
+    return " ".join(word for word in (group, kind, f"{float(scores.scores[index]):.3g}") if word)
