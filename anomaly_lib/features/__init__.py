@@ -6,21 +6,29 @@ keys = extract(net.encode, items, store, load=lambda item: transform(load_pixels
 features = store.rows(keys)  # {"layer.5": [N, P, C], ...}
 """
 
-from anomaly_lib.features.extract import extract
-from anomaly_lib.features.maintenance import StoreInfo, clear_store, store_info
-from anomaly_lib.features.spec import FeatureSpec, array_key, file_key, item_key
-from anomaly_lib.features.store import FeatureStore, MissingFeatures, default_cache_dir
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "FeatureSpec",
-    "FeatureStore",
-    "MissingFeatures",
-    "StoreInfo",
-    "array_key",
-    "clear_store",
-    "default_cache_dir",
-    "extract",
-    "file_key",
-    "item_key",
-    "store_info",
-]
+from anomaly_lib.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from anomaly_lib.features.extraction import extract
+    from anomaly_lib.features.maintenance import StoreInfo, clear_store, store_info
+    from anomaly_lib.features.spec import FeatureSpec, array_key, file_key, item_key
+    from anomaly_lib.features.store import FeatureStore, MissingFeatures, default_cache_dir
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "FeatureSpec": "spec",
+        "FeatureStore": "store",
+        "MissingFeatures": "store",
+        "StoreInfo": "maintenance",
+        "array_key": "spec",
+        "clear_store": "maintenance",
+        "default_cache_dir": "store",
+        "extract": "extraction",
+        "file_key": "spec",
+        "item_key": "spec",
+        "store_info": "maintenance",
+    },
+)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anomaly_lib.errors import UserError
 from anomaly_lib.fusion.calibration import quantile_calibration, z_score_calibration
+from anomaly_lib.fusion.names import REFERENCE_MODES
 
 Scores = Tensor | np.ndarray | Sequence[float] | float
 
@@ -106,9 +107,6 @@ FUSIONS: dict[str, Callable[..., Tensor]] = {
     "rank": rank_mean,
 }
 """Score fusion by name, the values of ``--fusion-mode``."""
-
-REFERENCE_MODES = ("z-score", "rank")
-"""Modes that need the scores of normal samples (``references=``)."""
 
 
 def fusion_by_name(mode: str) -> Callable[..., Tensor]:

@@ -5,8 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anomaly_lib.errors import UserError
-
-METRICS = ("cosine", "euclidean", "manhattan")
+from anomaly_lib.metrics.names import KNN_METRICS
 
 
 def knn_vote(
@@ -15,8 +14,8 @@ def knn_vote(
     """(class of each query [Q], share of its k neighbours in each class [Q, C]); equal votes go to the smallest class
     index.
     """
-    if metric not in METRICS:
-        raise UserError(f"unknown k-NN metric {metric!r}; choose from {', '.join(METRICS)}")
+    if metric not in KNN_METRICS:
+        raise UserError(f"unknown k-NN metric {metric!r}; choose from {', '.join(KNN_METRICS)}")
     if not 1 <= k <= len(bank):
         raise UserError(f"k = {k} neighbours from a bank of {len(bank)} samples: choose k between 1 and {len(bank)}")
     if metric == "cosine":

@@ -62,7 +62,7 @@ def regression_metrics(predicted: Any, target: Any) -> dict[str, float]:
 
 
 def classification_metrics(probabilities: Any, target: Any, *, threshold: float = 0.5) -> dict[str, float]:
-    """`accuracy`, `precision`, `recall` of ``probability > threshold``, and `auroc` (nan where one label is missing)."""
+    """`accuracy`, `precision`, `recall` of ``probability > threshold``, and `auroc` (nan where a label is missing)."""
     probability, truth = _pair(to_float(probabilities), to_numpy(target) > 0.5)
     positive = probability > threshold
     hit = float((positive & truth).sum())

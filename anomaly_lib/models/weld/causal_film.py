@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_lib.fusion.film import film
+from anomaly_lib.fusion.modulation import film
 from anomaly_lib.models.weld.causal_film_parts import (
     AntiGenDecoder,
     Branch,

@@ -5,7 +5,7 @@ from typing import Any, Optional
 
 from anomaly_lib.config import Options, Switch, arg, override
 from anomaly_lib.errors import UserError
-from anomaly_lib.metrics.knn import METRICS
+from anomaly_lib.metrics.names import KNN_METRICS
 from anomaly_lib.models.weld.supcon_quad import FREEZE_POLICIES, QuadConfig
 from anomaly_lib.options import DataArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
 from anomaly_lib.systems.weld.inputs import WeldDemoArgs, WeldEncoderArgs, WeldInputArgs
@@ -71,7 +71,7 @@ class SupConTrainArgs(Options):
     )
     sampler: str = arg("stratified", "how batches are drawn", choices=["stratified", "balanced"])
     k: int = arg(5, "neighbours of the k-NN evaluation", at_least=1)
-    metric: str = arg("cosine", "its distance", choices=list(METRICS))
+    metric: str = arg("cosine", "its distance", choices=KNN_METRICS)
     quick_test: Switch = arg(False, "3 epochs, batches of 4, tiny data, a log line per batch")
     debug: Switch = arg(False, "describe the first batch: labels, features, similarities, positives, gradients")
     mixed_precision: Switch = arg(False, "same as --precision bf16 on a CPU, fp16 on a GPU")
