@@ -13,14 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 SET_UP = (
     "pip install",
-    "python -m pip",
     "git clone",
     "cd ",
     "make ",
-    "python -m pytest",
-    "python -m venv",
-    ". ",
-    "source ",
+    "python3 -m venv",  # the two commands: .ci/run runs the second as it stands, a test below the first's job
 )
 # The main job itself always runs; the other systems' scripts take up to a minute each.
 LONG = ("train_seg", "train_sowa", "train_causal", "train_with", "train_detector", "for ")
@@ -62,6 +58,14 @@ def test_command_runs(line: str, folder: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", line], cwd=folder, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
+
+
+def test_the_two_commands_are_one_line_each_and_need_python_alone(folder: Path) -> None:
+    first, second = [line for line in shell_lines() if line.startswith("python3 -m venv")]
+    assert second.endswith("pytest -q -n auto")
+    made, job = first.rsplit(" && ", 1)
+    assert made == "python3 -m venv .venv && .venv/bin/pip install -e ."
+    test_command_runs(job.replace(".venv/bin/python", "python"), folder)
 
 
 @pytest.mark.parametrize("line", SHOWN_ONLY)
