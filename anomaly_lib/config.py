@@ -32,6 +32,7 @@ from anomaly_lib.interrupt import stop_signals
 Switch = Annotated[bool, "takes an optional value: --x, --x True, --x False, --no-x"]
 TRUE = frozenset({"true", "yes", "on", "1", "t", "y"})
 FALSE = frozenset({"false", "no", "off", "0", "f", "n"})
+ANY = object()  # of `needs`: whatever is neither None, False nor empty
 LARGEST_INT = 2**53  # what a float64 and a JSON reader still hold exactly
 A = TypeVar("A")
 
@@ -49,10 +50,12 @@ def arg(
     at_least: float | None = None,
     at_most: float | None = None,
     length: int | None = None,
+    needs: Mapping[str, Any] | None = None,
 ) -> Any:
     """One option. `aliases` are the originals' other spellings; a ``None`` default needs its `type` said.
 
-    `length`: how many values a list takes.
+    `length`: how many values a list takes. `needs`: what other options must be for this one to have an effect (a tuple
+    of values that all do, or `ANY` for anything but None, False and nothing); given without that, it is refused.
     """
     if default is None and type is None:
         raise TypeError("an option whose default is None must say its type")
@@ -63,6 +66,7 @@ def arg(
         "at_most": at_most,
         "options": list(choices) if choices is not None else None,
         "length": length,
+        "needs": dict(needs or {}),
     }
     metadata["help"] = _help_text(help, default, metadata)
     if isinstance(default, bool):
@@ -83,6 +87,7 @@ def override(
     help: str | None = None,
     aliases: Sequence[str] = (),
     choices: Sequence[Any] | None = None,
+    needs: Mapping[str, Any] | None = None,
 ) -> Any:
     """The option `name` of a shared group with another default, help, choices or more aliases for one system."""
     base: Field[Any] = next(f for f in fields(owner) if f.name == name)
@@ -97,6 +102,7 @@ def override(
         at_least=meta["at_least"],
         at_most=meta["at_most"],
         length=meta["length"],
+        needs=meta["needs"] if needs is None else needs,
     )
 
 
@@ -136,7 +142,9 @@ class _FilledFromPresets(type):
                 close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
                 remedy = f"; did you mean {close[0]}?" if close else ""
                 raise OptionError(f"{cls.__name__} has no option {name!r}{remedy}")
-        return cast(A, type.__call__(cls, **(cls.implied(given) | given)))  # type: ignore[attr-defined]
+        args = cast(A, type.__call__(cls, **(cls.implied(given) | given)))  # type: ignore[attr-defined]
+        refuse_without_effect(args, given)
+        return args
 
 
 @dataclass
@@ -197,6 +205,30 @@ def check_values(args: Any) -> None:
             checked = _check_value(f, one)
             if checked is not one and not isinstance(value, list):
                 setattr(args, f.name, checked)
+
+
+def refuse_without_effect(args: Any, given: Mapping[str, Any]) -> None:
+    """Refuse what was given, and is not its default anyway, where the options it needs are not set so."""
+    for f in fields(args):
+        unmet = {name: wanted for name, wanted in f.metadata["needs"].items() if not _met(getattr(args, name), wanted)}
+        if f.name not in given or not unmet:
+            continue
+        rest = {name: value for name, value in given.items() if name != f.name}
+        if given[f.name] != type(args).implied(rest).get(f.name, default_of(f)):
+            need = " and ".join(f"{name}={_wish(wanted)}" for name, wanted in unmet.items())
+            raise OptionError(f"{f.name}={shown(given[f.name])}: has no effect without {need}")
+
+
+def _met(value: Any, wanted: Any) -> bool:
+    if wanted is ANY:
+        return value not in (None, False, []) and value != 0
+    return value in wanted if isinstance(wanted, tuple) else bool(value == wanted)
+
+
+def _wish(wanted: Any) -> str:
+    if wanted is ANY:
+        return "..."
+    return "|".join(map(str, wanted)) if isinstance(wanted, tuple) else str(wanted)
 
 
 def _check_value(f: "Field[Any]", value: Any) -> Any:

@@ -1,15 +1,16 @@
 """Every way a user may type an option reaches the same value; every mistake is one line and exit code 2."""
 
 import json
-from dataclasses import dataclass
-from typing import Optional
+import re
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Optional
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomaly_lib.config import Options, Switch, arg, command, normalise, override, parse, to_plain
-from anomaly_lib.errors import TrainingFailure, UserError
+from anomaly_lib.config import Options, Preset, Switch, arg, as_flags, command, normalise, override, parse, to_plain
+from anomaly_lib.errors import OptionError, TrainingFailure, UserError
 from anomaly_lib.options import OptimArgs, RunArgs
 
 
@@ -155,6 +156,106 @@ def test_declaration_traps_are_named() -> None:
         parse(Plain, [])
     with pytest.raises(TypeError, match="None"):
         arg(None, "x")
+
+
+@dataclass
+class Rated(Options):
+    """Options that depend on each other."""
+
+    PRESETS: ClassVar[tuple[Preset, ...]] = (
+        Preset(when={"protocol": "paper"}, then={"gamma": 0.5, "sizes": [1, 2]}),
+        Preset(when={"model": ("b", "c")}, then={"width": 7}, unless=("name",)),
+    )
+    protocol: str = arg("clean", "protocol", choices=["clean", "paper"])
+    model: str = arg("a", "model", choices=["a", "b", "c"])
+    name: Optional[str] = arg(None, "name", type=str)
+    schedule: str = arg("constant", "curve", choices=["constant", "step"])
+    gamma: float = arg(0.1, "factor", at_least=0, needs={"schedule": "step"})
+    width: int = arg(3, "width", at_least=1)
+    sizes: list[int] = arg([4, 5], "sizes", length=2)
+    rate: float = arg(1.0, "rate")
+
+    def check(self) -> None:
+        if self.width > 100 and self.model == "a":
+            raise OptionError(f"width={self.width}: too wide for model={self.model}")
+
+
+def test_presets_fill_what_is_not_given_in_python_as_on_the_command_line() -> None:
+    for kwargs, argv in (
+        ({}, ""),
+        ({"protocol": "paper"}, "--protocol paper"),
+        ({"protocol": "paper", "gamma": 0.5, "schedule": "step"}, "--protocol paper --gamma 0.5 --schedule step"),
+        ({"model": "c"}, "--model c"),
+        ({"model": "c", "width": 9}, "--model c --width 9"),
+        ({"model": "b", "name": "x"}, "--model b --name x"),
+    ):
+        assert Rated(**kwargs) == parse(Rated, argv.split())
+    assert (Rated(protocol="paper").gamma, Rated(protocol="paper").sizes) == (0.5, [1, 2])
+    assert Rated(model="b").width == 7
+    assert Rated(model="b", name="x").width == 3
+    Rated(protocol="paper").sizes.append(9)
+    assert Rated(protocol="paper").sizes == [1, 2]
+    changed = replace(Rated(protocol="paper"), rate=2.0)  # all fields are given: presets have nothing left to say
+    assert (changed.gamma, changed.rate) == (0.5, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "said"),
+    [
+        ({"protocol": "papr"}, "protocol=papr: choose from clean, paper; did you mean paper?"),
+        ({"widht": 3}, "has no option 'widht'; did you mean width?"),
+        ({"width": 0}, "width=0: must be at least 1"),
+        ({"width": 2.5}, "width=2.5: takes a whole number"),
+        ({"width": True}, "width=True: takes a whole number"),
+        ({"width": None}, "width=None: takes a whole number"),
+        ({"width": 10**20}, "too large"),
+        ({"rate": float("nan")}, "rate=nan: must be a finite number"),
+        ({"rate": float("inf")}, "rate=inf: must be a finite number"),
+        ({"rate": "fast"}, "rate='fast': takes a number"),
+        ({"sizes": 3}, "sizes=3: takes a list"),
+        ({"sizes": [1, 2, 3]}, "sizes=1 2 3: takes 2 values, got 3"),
+        ({"width": 200}, "width=200: too wide for model=a"),
+        ({"gamma": 0.3}, "gamma=0.3: has no effect without schedule=step"),
+    ],
+)
+def test_python_and_argv_refuse_alike(kwargs: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)) as refused:
+        Rated(**kwargs)
+    assert "\n" not in str(refused.value)
+    ((name, value),) = kwargs.items()
+    if value is None or isinstance(value, bool):
+        return
+    words = [str(one) for one in value] if isinstance(value, list) else [str(value)]
+    with pytest.raises(SystemExit) as leaving:
+        parse(Rated, [f"--{name}", *words])
+    assert leaving.value.code == 2
+    assert f"--{name}" in capsys.readouterr().err
+
+
+def test_messages_of_arguments_become_flags() -> None:
+    text = "data_path=a=b: no such folder; give data_path= or weights=FILE (x=1 is no option, n_rate=2 neither)"
+    names = as_flags(text, DataLike)
+    assert names == (
+        "--data-path a=b: no such folder; give --data-path or --weights FILE (x=1 is no option, n_rate=2 neither)"
+    )
+
+
+@dataclass
+class DataLike(Options):
+    """Data."""
+
+    data_path: Optional[str] = arg(None, "folder", type=str)
+    weights: Optional[str] = arg(None, "file", type=str)
+    device: str = arg("auto", "device")
+    precision: str = arg("fp32", "format")
+
+
+def test_spellings_of_the_originals_are_translated() -> None:
+    assert parse(DataLike, ["--gpu-id", "2"]).device == "cuda:2"
+    assert parse(DataLike, ["--gpu_id=1"]).device == "cuda:1"
+    assert parse(DataLike, ["--use-cpu", "True", "--mixed-precision"]).device == "cpu"
+    assert parse(DataLike, ["--use-cpu", "False"]).device == "auto"
+    assert parse(DataLike, ["--mixed_precision"]).precision == "bf16"
 
 
 SPELLINGS = ["--fusion_mode", "--fusion-mode=max", "--no_amp", "--amp", "--layers", "--gain", "--unknown_x"]
