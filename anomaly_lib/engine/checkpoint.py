@@ -1,5 +1,6 @@
 """Checkpoints: plain tensors and plain Python types, written whole or not at all, opened without unpickling code."""
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,6 +114,22 @@ def is_ours(content: Any) -> bool:
     return isinstance(content, Mapping) and "system" in content and "format" in content
 
 
+def verify_records(path: Path | str) -> None:
+    """Refuse a file whose bytes have changed since it was written: torch.load itself compares no checksum.
+
+    Every record of the archive (each tensor, and what ties them together) carries a CRC-32 that torch.save wrote.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            return  # not what torch.save writes today; the reader says what it is
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: damaged ({error}); restore a copy of it or train again") from None
+    if damaged is not None:
+        raise UserError(f"{path}: damaged (the record {damaged} has changed); restore a copy of it or train again")
+
+
 def check_format(path: Path | str, content: Mapping[str, Any]) -> None:
     """Refuse a file that a newer edition has written."""
     if content["format"] > FORMAT:
@@ -126,6 +143,7 @@ def load_checkpoint(path: Path | str, *, system: str | None = None, lazily: bool
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint")
+    verify_records(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except Exception as error:  # noqa: BLE001  (torch raises many kinds; all mean the file cannot be used)

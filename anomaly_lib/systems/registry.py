@@ -70,11 +70,12 @@ class Registry(Mapping[str, "System"]):
     def read(self, path: str | Path) -> "Checkpoint":
         """A checkpoint file, ours or one that a system's authors released; the file is opened once."""
         from anomaly_lib.backbones.weights import read_torch_file
-        from anomaly_lib.engine.checkpoint import Checkpoint, check_format, is_ours
+        from anomaly_lib.engine.checkpoint import Checkpoint, check_format, is_ours, verify_records
 
         path = Path(path)
         if not path.is_file():
             raise UserError(f"{path}: no such checkpoint")
+        verify_records(path)
         content = read_torch_file(path)
         if is_ours(content):
             check_format(path, content)
