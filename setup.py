@@ -16,6 +16,7 @@ REQUIRED = [
     "timm>=1.0.9",
     "transformers>=4.56",
     "safetensors>=0.4.3",
+    "filelock>=3.30",
     "scikit-learn>=1.3",
     "scipy>=1.11",
     "opencv-python-headless>=4.8",

@@ -109,7 +109,7 @@ class ClipBackbone(FrozenBackbone):
     def _encode(self, batch: Tensor) -> dict[str, Tensor]:
         if tuple(batch.shape[-2:]) != self.image_size:
             raise UserError(
-                f"{self.name} takes images of {self.image_size}, got {tuple(batch.shape[-2:])}; set --image-size"
+                f"{self.name} takes images of {self.image_size}, got {tuple(batch.shape[-2:])}; give image_size="
             )
         visual = self.clip.visual
         wanted = set(self.outputs)

@@ -104,19 +104,17 @@ def resolve_weights(
         if root and (Path(root) / path).exists():
             return Path(root) / path
         raise UserError(
-            f"--weights {weights}: no such file or folder (also not below ${ROOT_VARIABLE}={root or 'unset'})"
+            f"weights={weights}: no such file or folder (also not below ${ROOT_VARIABLE}={root or 'unset'})"
         )
     for source in sources:
         found = (source.in_folder(Path(root)) if root else None) or source.in_caches()
         if found:
             return found
     if not sources:
-        raise UserError(f"backbone {owner} has no published weights; give --weights PATH or --weights random")
+        raise UserError(f"backbone {owner} has no published weights; give weights=FILE or weights=random")
     first = sources[0]
     if first.file:
-        raise UserError(
-            f"backbone {owner}: {first.file} is missing; reinstall, or give --weights PATH or --weights random"
-        )
+        raise UserError(f"backbone {owner}: {first.file} is missing; reinstall, or give weights=FILE or weights=random")
     if download:
         try:
             return first.fetch()
@@ -130,4 +128,4 @@ def resolve_weights(
 def _advice(source: WeightSource, root: str) -> str:
     place = root or "weights"
     remember = "" if root else f"export {ROOT_VARIABLE}=weights && "
-    return f"get them with `{remember}{source.command(place)}`, or pass --weights PATH, --download or --weights random"
+    return f"get them with `{remember}{source.command(place)}`, or give weights=FILE, download=True or weights=random"

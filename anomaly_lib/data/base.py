@@ -107,9 +107,9 @@ class ImageDataset(Dataset[Sample]):
         on_error: str = "fail",
     ) -> None:
         if not items:
-            raise UserError("the dataset is empty: check --data-path and --obj")
+            raise UserError("the dataset is empty: check data_path= and obj=")
         if on_error not in ("fail", "skip"):
-            raise UserError(f"--on-error must be fail or skip, got {on_error!r}")
+            raise UserError(f"on_error={on_error}: choose from fail, skip")
         self.items = list(items)
         self.transform = transform
         self.mask_size = mask_size
@@ -172,7 +172,7 @@ class ImageDataset(Dataset[Sample]):
 
 
 def readable_items(items: list[Item], on_error: str) -> tuple[list[Item], list[dict[str, str]]]:
-    """With --on-error skip every file is opened once, and those that cannot be are left out and listed."""
+    """With ``on_error="skip"`` every file is opened once, and those that cannot be are left out and listed."""
     if on_error != "skip":
         return items, []
     kept, skipped = [], []

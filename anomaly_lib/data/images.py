@@ -28,7 +28,7 @@ def _open(path: Path) -> Image.Image:
         raise UserError(f"{path}: no such image file") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise UserError(f"{path}: unreadable image ({reason}); replace it or pass --on-error skip") from None
+        raise UserError(f"{path}: unreadable image ({reason}); replace it or give on_error=skip") from None
 
 
 def read_image(path: Path | str) -> np.ndarray:
@@ -39,7 +39,7 @@ def read_image(path: Path | str) -> np.ndarray:
         if image.mode != "F":
             grey = grey / 65535.0
         if not np.isfinite(grey).all():
-            raise UserError(f"{path}: the image has non-finite values; repair the file or pass --on-error skip")
+            raise UserError(f"{path}: the image has non-finite values; repair the file or give on_error=skip")
         return np.repeat(grey[:, :, None], 3, axis=2)
     return np.asarray(image.convert("RGB"))
 

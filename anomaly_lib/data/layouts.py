@@ -44,7 +44,7 @@ def _only_classes(items: list[Item], classes: Iterable[str] | None, root: Path) 
     present = sorted({item.class_name for item in items})
     wanted = set(present if classes is None else classes)
     for name in sorted(wanted - set(present)):
-        raise UserError(f"--obj {name}: not in {root}; it has {', '.join(present)}")
+        raise UserError(f"obj={name}: not in {root}; it has {', '.join(present)}")
     return sort_items(item for item in items if item.class_name in wanted)
 
 
@@ -61,7 +61,7 @@ def read_folders(
     found = {root.resolve().name: root} if own else {p.name: p for p in sorted(root.iterdir()) if p.is_dir()}
     found = {name: path for name, path in found.items() if _normal_folder(path) is not None}
     if not found:
-        raise UserError(f"--data-path {root}: found no {'/, '.join(NORMAL_NAMES)}/ folder with normal images")
+        raise UserError(f"data_path={root}: found no {'/, '.join(NORMAL_NAMES)}/ folder with normal images")
     items = [item for name, path in found.items() for item in _read_class(path, name, train_share, seed)]
     return _only_classes(items, classes, root)
 

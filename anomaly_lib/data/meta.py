@@ -33,7 +33,7 @@ def read_meta(root: Path | str, *, classes: Iterable[str] | None = None) -> list
     present = sorted({item.class_name for item in items})
     wanted = set(present if classes is None else classes)
     for name in sorted(wanted - set(present)):
-        raise UserError(f"--obj {name}: not in {file}; it has {', '.join(present)}")
+        raise UserError(f"obj={name}: not in {file}; it has {', '.join(present)}")
     return sort_items(item for item in items if item.class_name in wanted)
 
 

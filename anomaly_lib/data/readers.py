@@ -12,10 +12,10 @@ NORMAL_NAMES = ("good", "ok", "normal")
 
 def existing_root(root: Path | str | None, dataset: str) -> Path:
     if root is None or str(root) == "":
-        raise UserError(f"--dataset {dataset} needs --data-path (or use --dataset demo, which needs none)")
+        raise UserError(f"dataset={dataset}: give data_path= (or dataset=demo, which needs none)")
     path = Path(root).expanduser()
     if not path.is_dir():
-        raise UserError(f"--data-path {path}: no such folder")
+        raise UserError(f"data_path={path}: no such folder")
     return path
 
 
@@ -27,12 +27,12 @@ def class_folders(root: Path, classes: Iterable[str] | None, marker: str) -> lis
         found = {path.name: path for path in sorted(root.iterdir()) if (path / marker).is_dir()}
     if not found:
         raise UserError(
-            f"--data-path {root}: no class folder with a {marker}/ folder inside; check the layout or --dataset"
+            f"data_path={root}: no class folder with a {marker}/ folder inside; check the layout or dataset="
         )
     wanted = list(found) if classes is None else list(classes)
     for name in wanted:
         if name not in found:
-            raise UserError(f"--obj {name}: not in {root}; it has {', '.join(found)}")
+            raise UserError(f"obj={name}: not in {root}; it has {', '.join(found)}")
     return [found[name] for name in wanted]
 
 

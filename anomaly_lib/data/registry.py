@@ -31,5 +31,5 @@ DATASETS: dict[str, Callable[..., list[Item]]] = {
 def open_dataset(name: str, root: Path | str | None, *, classes: Iterable[str] | None = None) -> list[Item]:
     """All items (train and test) of the dataset `name` at `root`, sorted; `classes` limits them."""
     if name not in DATASETS:
-        raise UserError(f"--dataset {name}: unknown; known are {', '.join(sorted(DATASETS))}")
+        raise UserError(f"dataset={name}: choose from {', '.join(sorted(DATASETS))}")
     return DATASETS[name](root, classes=classes)

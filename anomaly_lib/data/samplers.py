@@ -16,7 +16,7 @@ class StratifiedBatchSampler(Sampler[list[int]]):
 
     def __init__(self, labels: Sequence[int], batch_size: int, *, seed: int = 0, drop_last: bool = False) -> None:
         if batch_size < 2:
-            raise UserError(f"--batch-size {batch_size}: a contrastive batch needs at least 2 samples")
+            raise UserError(f"batch_size={batch_size}: a contrastive batch needs at least 2 samples")
         self.labels = np.asarray(labels)
         self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
         self.epoch = 0

@@ -52,7 +52,7 @@ def k_shot(
     if len(names) != 1:
         raise UserError(f"k-shot selection needs the images of one class, got {', '.join(names) or 'none'}")
     if not 1 <= k <= len(normal):
-        raise UserError(f"--shot {k}: {names[0]} has {len(normal)} normal training images; use 1 to {len(normal)}")
+        raise UserError(f"shot={k}: {names[0]} has {len(normal)} normal training images; use 1 to {len(normal)}")
     if shots is None:
         # random.Random.sample is stable across platforms and Python versions >= 3.
         return KShot(
@@ -62,7 +62,7 @@ def k_shot(
         table = PROMPTAD_SHOTS.get(names[0], {})
         if k not in table:
             raise UserError(
-                f"--shots promptad: no published list for {names[0]} with k={k}; leave --shots out to draw by seed"
+                f"shots=promptad: no published list for {names[0]} with k={k}; leave shots= out to draw by seed"
             )
         return KShot([_at(normal, position, "promptad") for position in table[k]], "promptad positions")
     path = Path(shots)
@@ -73,7 +73,7 @@ def k_shot(
 def read_shot_list(path: Path) -> tuple[dict[int, list[str]], dict[tuple[int, int], list[str]]]:
     """Both published formats: `#4: 029 045 192 218` (k: positions) and `0-4: stem stem ...` (experiment-k: stems)."""
     if not path.is_file():
-        raise UserError(f"--shots {path}: no such list")
+        raise UserError(f"shots={path}: no such list")
     positions: dict[int, list[str]] = {}
     stems: dict[tuple[int, int], list[str]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -115,6 +115,6 @@ def _from_list(normal: list[Item], path: Path, k: int, experiment: int) -> list[
 def _at(normal: list[Item], position: int, source: str) -> Item:
     if position >= len(normal):
         raise UserError(
-            f"--shots {source}: position {position}, but {normal[0].class_name} has {len(normal)} training images"
+            f"shots={source}: position {position}, but {normal[0].class_name} has {len(normal)} training images"
         )
     return normal[position]

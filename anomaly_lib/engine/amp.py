@@ -1,4 +1,4 @@
-"""Devices and number formats: one place decides what `--device` and `--precision` mean."""
+"""Devices and number formats: one place decides what the options `device` and `precision` mean."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -20,9 +20,9 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
+        raise UserError(f"device={name}: expected auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; try --device cpu")
+        raise UserError(f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices; give device=cpu")
     return device
 
 

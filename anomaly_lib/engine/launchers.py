@@ -16,6 +16,7 @@ from anomaly_lib.errors import UserError
 
 GRACE_SECONDS = 4.0
 GPU_MARK = "{gpu}"
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has no SIGKILL
 NOT_STARTED = 127  # what a shell answers for a command it cannot find
 
 
@@ -40,7 +41,7 @@ class LocalLauncher:
 
     def __init__(self, *, parallel: int = 1, gpus: Sequence[str] = ()) -> None:
         if parallel < 1:
-            raise UserError(f"--parallel must be at least 1, got {parallel}")
+            raise UserError(f"parallel={parallel}: must be at least 1")
         self.gpus = list(gpus)
         self.capacity = len(self.gpus) or parallel
         self._free = list(range(self.capacity))
@@ -62,8 +63,7 @@ class LocalLauncher:
                     stdin=subprocess.DEVNULL,
                     stdout=stream,
                     stderr=subprocess.STDOUT,
-                    pass_fds=[lock],
-                    start_new_session=True,  # Ctrl-C reaches the runner alone, which then ends its jobs in order
+                    **_own_group(lock),
                 )
         except OSError as error:
             with log.open("a", encoding="utf-8") as stream:
@@ -91,7 +91,7 @@ class LocalLauncher:
             try:
                 one.process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                _signal_group(one.process, signal.SIGKILL)
+                _signal_group(one.process, KILL)
                 one.process.wait()
         self._running.clear()
 
@@ -115,7 +115,7 @@ class RayLauncher:
         try:
             import ray
         except ImportError:
-            raise UserError("--launcher ray needs Ray: pip install 'anomaly_lib[cluster]'") from None
+            raise UserError("launcher=ray needs Ray: pip install 'anomaly_lib[cluster]'") from None
         self._ray: Any = ray
         if not ray.is_initialized():
             ray.init(
@@ -181,7 +181,17 @@ def _run_on_worker(argv: list[str], environment: Mapping[str, str], log: str, fo
             raise
 
 
+def _own_group(lock: int) -> dict[str, Any]:
+    """Ctrl-C reaches the runner alone, which then ends its jobs in order; where it can, the child inherits the lock."""
+    if os.name == "posix":
+        return {"pass_fds": [lock], "start_new_session": True}
+    return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}  # type: ignore[attr-defined]
+
+
 def _signal_group(process: "subprocess.Popen[bytes]", number: int) -> None:
+    if os.name != "posix":
+        process.kill() if number == KILL else process.terminate()
+        return
     try:
         os.killpg(process.pid, number)
     except ProcessLookupError:

@@ -46,7 +46,7 @@ class NonFiniteGuard:
         if self.in_a_row >= self.limit:
             raise TrainingFailure(
                 f"{what} was not finite {self.in_a_row} steps in a row: "
-                "lower --learning-rate, set --grad-clip, or use --precision fp32"
+                "lower learning_rate=, set grad_clip=, or give precision=fp32"
             )
 
     def stepped(self) -> None:

@@ -1,12 +1,13 @@
 """One results table for many processes: a row per key, never lost, never twice."""
 
 import csv
-import fcntl
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import lock_descriptor
 
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import write_text
@@ -58,7 +59,7 @@ class ResultsTable:
     def _locked(self) -> Iterator[None]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock_descriptor(lock.fileno(), poll_interval=0.005)
             yield
 
 

@@ -30,6 +30,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from filelock import lock_descriptor
 
 from anomaly_lib.backbones.identity import weight_remarks, weights_in_words
 from anomaly_lib.config import to_plain
@@ -183,18 +184,10 @@ class Run:
 
     def _lock(self) -> None:
         """Two processes must not write one folder. The lock dies with its process, kill -9 included."""
-        try:
-            import fcntl
-        except ImportError:  # Windows: no lock, no harm for a single user
-            return
         handle = self._stack.enter_context((self.dir / ".lock").open("w"))
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not lock_descriptor(handle.fileno(), blocking=False):
             self._stack.close()
-            raise UserError(
-                f"{self.dir}: another process is writing this run; wait for it or choose another --output-dir"
-            ) from None
+            raise UserError(f"{self.dir}: another process is writing this run; wait for it or give another output_dir=")
 
     def _refuse_other_options(self, earlier: dict[str, Any]) -> None:
         if earlier.get("system") != self.system:

@@ -6,7 +6,6 @@
 The folder holds one `jobs/NAME/` per job (state.json, lock, log.txt) and the results table `results.csv`.
 """
 
-import fcntl
 import json
 import os
 import shlex
@@ -16,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+from filelock import lock_descriptor
 
 from anomaly_lib.engine.results import ResultsTable
 from anomaly_lib.errors import UserError
@@ -59,7 +60,7 @@ class Launcher(Protocol):
         """The equivalent shell command."""
 
     def start(self, job: Job, log: Path, lock: int) -> None:
-        """Begin; output goes to `log`. The child may inherit the descriptor `lock`, which says that the job runs."""
+        """Begin; output goes to `log`. A child that inherits the descriptor `lock` keeps the job locked."""
 
     def ended(self) -> list[Ended]:
         """Jobs that are over since the last call."""
@@ -203,14 +204,12 @@ class Sweep:
         return self.folder / "jobs" / job.name
 
     def _take(self, job: Job) -> bool:
-        """Lock the job. The child inherits the lock: it holds as long as the job runs, even if this runner is
-        killed.
+        """Lock the job. On POSIX the child inherits the lock, which then holds as long as the job runs, even if this
+        runner is killed.
         """
         self._job_folder(job).mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._job_folder(job) / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not lock_descriptor(descriptor, blocking=False):
             os.close(descriptor)
             return False
         self._locks[job.name] = descriptor

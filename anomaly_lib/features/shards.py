@@ -1,10 +1,10 @@
 """Rows of one spec on disk: safe under kill -9 at any byte, several writers at once, flipped bytes and a full disk.
 
-A shard is two files. `.rows` holds fixed-size rows; `.index` one record a row, appended after the row's bytes:
+A shard is three files. `.rows` holds fixed-size rows; `.index` one record a row, appended after the row's bytes:
 
     key (16 bytes) | CRC-32 of each tensor of the row | CRC-32 of the layout and the record
 
-Each writer owns its shard (flock on the index, released by the kernel when the process dies), so writers never meet.
+Each writer owns its shard (a lock on `.lock`, released by the system when the process dies), so writers never meet.
 A row without a whole record does not exist; the next writer of the shard cuts such leftovers off. Every read is checked
 against the row's checksums; a damaged row is struck from the index and reported as missing. The layout carries its own
 checksum and enters that of every record: a damaged layout counts as none, and a record never answers under another one.
@@ -13,8 +13,8 @@ files.
 """
 
 import errno
-import fcntl
 import io
+import itertools
 import json
 import os
 import struct
@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from filelock import lock_descriptor
 
 from anomaly_lib.errors import UserError
 from anomaly_lib.features.layout import Bytes, Field, RowLayout, checksum_of
@@ -109,10 +110,10 @@ class ShardFolder:
         """Does another process hold one of the shards?"""
         self._close_writer()
         for path in self.folder.glob("*.index"):
-            stream = _lock(path, "r+b")
-            if stream is None:
+            lock = _lock(path)
+            if lock is None:
                 return path.exists() and os.access(path, os.W_OK)
-            stream.close()
+            lock.close()
         return False
 
     def close(self) -> None:
@@ -134,7 +135,7 @@ class ShardFolder:
         except OSError as error:
             why = "no space left" if error.errno in NO_SPACE else f"cannot be written ({error.strerror})"
             raise CacheWriteError(
-                f"feature cache {self.folder}: {why}; mend that, or choose another --cache-dir or --cache ram"
+                f"feature cache {self.folder}: {why}; mend that, or give another cache_dir= or cache=ram"
             ) from None
 
     def _read_layout(self) -> bool:
@@ -152,8 +153,10 @@ class ShardFolder:
         shard, row, sums = place
         try:
             if shard not in self._rows_files:
-                self._rows_files[shard] = os.open(self.folder / f"{shard}.rows", os.O_RDONLY)
-            got = os.preadv(self._rows_files[shard], [out.data], row * self.layout.row_bytes + field.start)
+                self._rows_files[shard] = os.open(
+                    self.folder / f"{shard}.rows", os.O_RDONLY | getattr(os, "O_BINARY", 0)
+                )
+            got = _read_at(self._rows_files[shard], row * self.layout.row_bytes + field.start, out.data)
         except OSError:
             return False
         return got == field.size and sums[self.layout.fields.index(field)] == zlib.crc32(out.data)
@@ -165,7 +168,8 @@ class ShardFolder:
         record = _record(self.layout)
         try:
             with (self.folder / f"{shard}.index").open("r+b", buffering=0) as index:
-                os.pwrite(index.fileno(), bytes(record.size), row * record.size)
+                index.seek(row * record.size)
+                index.write(bytes(record.size))
         except OSError:
             return
 
@@ -173,9 +177,9 @@ class ShardFolder:
 class ShardWriter:
     """Appends to one shard that nobody else writes."""
 
-    def __init__(self, index: io.FileIO, rows: io.FileIO, layout: RowLayout) -> None:
+    def __init__(self, lock: io.FileIO, index: io.FileIO, rows: io.FileIO, layout: RowLayout) -> None:
         self.process = os.getpid()
-        self._index, self._rows, self._layout = index, rows, layout
+        self._lock, self._index, self._rows, self._layout = lock, index, rows, layout
         self._record = _record(layout)
         self._count = os.fstat(index.fileno()).st_size // self._record.size
         self._cut()
@@ -185,17 +189,20 @@ class ShardWriter:
         """Continue a shard whose writer is gone, else begin a new one."""
         for path in sorted(folder.glob("*.index")):
             rows = path.with_suffix(".rows")
-            if rows.exists() and rows.stat().st_size < shard_bytes and (index := _lock(path, "r+b")) is not None:
-                return cls(index, rows.open("r+b", buffering=0), layout)
-        number = 0
-        while True:
+            if rows.exists() and rows.stat().st_size < shard_bytes and (lock := _lock(path)) is not None:
+                try:
+                    return cls(lock, path.open("r+b", buffering=0), rows.open("r+b", buffering=0), layout)
+                except (FileNotFoundError, PermissionError):  # cleared meanwhile, or not ours to write
+                    lock.close()
+        for number in itertools.count():
             path = folder / f"{number:05d}.index"
-            if not path.exists():
-                (folder / f"{number:05d}.rows").touch()
-                index = _lock(path, "x+b")
-                if index is not None and os.fstat(index.fileno()).st_size == 0:
-                    return cls(index, path.with_suffix(".rows").open("r+b", buffering=0), layout)
-            number += 1
+            if path.exists() or (lock := _lock(path)) is None:
+                continue
+            if path.exists():  # another process has made and left it since
+                lock.close()
+                continue
+            return cls(lock, path.open("x+b", buffering=0), path.with_suffix(".rows").open("w+b", buffering=0), layout)
+        raise AssertionError("unreachable")
 
     @property
     def bytes_written(self) -> int:
@@ -217,7 +224,7 @@ class ShardWriter:
 
     def close(self) -> None:
         """Bring everything to the disk (rows before records) and let go of the shard, whatever the disk says."""
-        with self._index, self._rows:
+        with self._lock, self._index, self._rows:
             os.fsync(self._rows.fileno())
             os.fsync(self._index.fileno())
 
@@ -233,18 +240,26 @@ def _record(layout: RowLayout) -> struct.Struct:
     return struct.Struct(f"<{KEY_BYTES}s{len(layout.fields)}II")
 
 
-def _lock(path: Path, mode: str) -> io.FileIO | None:
-    """The open file if no other process holds it, else None."""
+def _lock(index: Path) -> io.FileIO | None:
+    """The open lock file of a shard, locked, if no other process writes the shard; else None."""
     try:
-        stream = path.open(mode, buffering=0)
-    except (FileExistsError, FileNotFoundError, PermissionError):
+        stream = index.with_suffix(".lock").open("ab", buffering=0)
+    except PermissionError:
         return None
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        stream.close()
-        return None
-    return stream  # type: ignore[return-value]
+    if lock_descriptor(stream.fileno(), blocking=False):
+        return stream
+    stream.close()
+    return None
+
+
+def _read_at(descriptor: int, start: int, out: memoryview) -> int:
+    """Bytes read into `out`. Processes forked from one another share a descriptor's position, so it is not used."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [out], start)
+    os.lseek(descriptor, start, os.SEEK_SET)  # Windows: nothing is forked
+    content = os.read(descriptor, len(out))
+    out[: len(content)] = content
+    return len(content)
 
 
 def _write_all(stream: io.FileIO, data: memoryview) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -51,10 +52,10 @@ class FeatureStore:
         notice: Callable[[str], None] | None = None,
     ) -> None:
         if cache not in MODES:
-            raise UserError(f"--cache must be one of {', '.join(MODES)}; got {cache!r}")
+            raise UserError(f"cache={cache}: choose from {', '.join(MODES)}")
         if cache == "disk" and spec.is_random:
             raise UserError(
-                "--cache disk cannot keep features of random weights (they have no identity): use --cache ram"
+                "cache=disk: features of random weights have no identity and cannot be kept; give cache=ram"
             )
         self.spec = spec
         self.cache = cache
@@ -162,7 +163,7 @@ class FeatureStore:
         if self._writes_to_disk and need > (free := shutil.disk_usage(self.folder).free):
             text = f"the features need {_gib(need)}, {self.folder} has {_gib(free)} free"
             if self.cache == "disk":
-                raise UserError(f"{text}: free some, or choose another --cache-dir or --cache ram")
+                raise UserError(f"{text}: free some, or give another cache_dir= or cache=ram")
             self.notice(f"{text}: they are kept in memory")
             self._writes_to_disk = False
         if not self._writes_to_disk:
@@ -174,7 +175,7 @@ class FeatureStore:
             )
 
     def begin(self) -> None:
-        """`extract` calls this first: with --cache off nothing is kept from one extraction to the next."""
+        """`extract` calls this first: with ``cache="off"`` nothing is kept from one extraction to the next."""
         if self.cache == "off":
             self._ram.clear()
 
@@ -203,9 +204,7 @@ class FeatureStore:
                 write_json(self.folder / "spec.json", asdict(self.spec))
         except OSError as error:
             if self.cache == "disk":
-                raise UserError(
-                    f"{self.folder}: cannot be used ({error.strerror}); choose another --cache-dir"
-                ) from None
+                raise UserError(f"{self.folder}: cannot be used ({error.strerror}); give another cache_dir=") from None
             self.notice(f"{self.folder}: {error.strerror}; features are kept in memory")
             self._disk, self._writes_to_disk = None, False
 
@@ -242,7 +241,7 @@ class FeatureStore:
 
 def _check_memory(need: int, why: str = "") -> None:
     if need > (free := available_memory()):
-        raise UserError(f"{why}the features need {_gib(need)} of memory, {_gib(free)} are free: use --cache disk")
+        raise UserError(f"{why}the features need {_gib(need)} of memory, {_gib(free)} are free: give cache=disk")
 
 
 def available_memory() -> int:
@@ -251,7 +250,8 @@ def available_memory() -> int:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None  # Windows has no such question
+        return sys.maxsize if pages is None else pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _raw(key: str) -> bytes:

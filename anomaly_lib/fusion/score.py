@@ -106,7 +106,7 @@ FUSIONS: dict[str, Callable[..., Tensor]] = {
     "z-score": z_score_sum,
     "rank": rank_mean,
 }
-"""Score fusion by name, the values of ``--fusion-mode``."""
+"""Score fusion by name, the values of option ``fusion_mode``."""
 
 
 def fusion_by_name(mode: str) -> Callable[..., Tensor]:

@@ -100,7 +100,7 @@ def demo_items(
     items = []
     for name in list(CATEGORIES) if categories is None else categories:
         if name not in CATEGORIES:
-            raise UserError(f"--obj {name}: no such demo category; there are {', '.join(CATEGORIES)}")
+            raise UserError(f"obj={name}: no such demo category; there are {', '.join(CATEGORIES)}")
         groups = [("train", "good", train), ("test", "good", test_good)]
         groups += [("test", defect, per_defect) for defect in CATEGORIES[name].defects]
         for split, defect, count in groups:

@@ -95,7 +95,7 @@ def test_the_line_names_what_its_command_makes(name: str, caches: Path, monkeypa
         create_backbone(name)
     line = str(caught.value)
     assert "\n" not in line
-    assert "--weights PATH, --download or --weights random" in line
+    assert "weights=FILE, download=True or weights=random" in line
     found = re.search(r"needs the weights (\S+); get them with `(.*)`", line)
     assert found is not None
     wanted, command = found.groups()

@@ -116,7 +116,7 @@ def test_skip_lists_what_it_skipped(tmp_path: Path) -> None:
     assert [Path(entry["path"]).name for entry in dataset.skipped] == ["1.png"]
     with pytest.raises(UserError, match="none of the 1 images"):
         ImageDataset([items[1]], transform=PLAIN, on_error="skip")
-    with pytest.raises(UserError, match="--on-error"):
+    with pytest.raises(UserError, match="on_error="):
         ImageDataset(items, transform=PLAIN, on_error="ignore")
 
 

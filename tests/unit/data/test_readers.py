@@ -70,7 +70,7 @@ def test_visa_split_csv(tmp_path: Path) -> None:
         ("candle/Data/Images/Normal/0000.JPG", 0, "candle", "train", "good", None),
         ("candle/Data/Images/Anomaly/000.JPG", 1, "candle", "test", "bad", "candle/Data/Masks/Anomaly/000.png"),
     ]
-    with pytest.raises(UserError, match="--obj pcb1"):
+    with pytest.raises(UserError, match="obj=pcb1"):
         open_dataset("visa", tmp_path, classes=["pcb1"])
 
 
@@ -160,11 +160,11 @@ def test_wrong_meta(tmp_path: Path, content: str, message: str) -> None:
 
 
 def test_missing_things_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="needs --data-path"):
+    with pytest.raises(UserError, match="give data_path="):
         open_dataset("mvtec", None)
     with pytest.raises(UserError, match="nowhere: no such folder"):
         open_dataset("mvtec", tmp_path / "nowhere")
-    with pytest.raises(UserError, match="known are"):
+    with pytest.raises(UserError, match="dataset=mvtecad: choose from btad, demo"):
         open_dataset("mvtecad", tmp_path)
     with pytest.raises(UserError, match="no class folder with a train/"):
         open_dataset("mvtec", tmp_path)
@@ -175,7 +175,7 @@ def test_missing_things_are_named(tmp_path: Path) -> None:
     (tmp_path / "bottle/ground_truth/crack").mkdir(parents=True)
     with pytest.raises(UserError, match=r"no mask 007_mask\.png"):
         open_dataset("mvtec", tmp_path)
-    with pytest.raises(UserError, match=r"--obj cable: not in .* it has bottle"):
+    with pytest.raises(UserError, match=r"obj=cable: not in .* it has bottle"):
         open_dataset("mvtec", tmp_path, classes=["cable"])
 
 

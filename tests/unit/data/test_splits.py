@@ -58,9 +58,9 @@ def test_wrong_lists_name_file_and_line(tmp_path: Path, text: str, k: int, messa
 
 
 def test_k_out_of_range_and_mixed_classes() -> None:
-    with pytest.raises(UserError, match="--shot 21"):
+    with pytest.raises(UserError, match="shot=21"):
         k_shot(train_items(20), 21)
-    with pytest.raises(UserError, match="--shot 0"):
+    with pytest.raises(UserError, match="shot=0"):
         k_shot(train_items(20), 0)
     with pytest.raises(UserError, match="one class"):
         k_shot(train_items(3) + train_items(3, "cable"), 1)

@@ -300,7 +300,7 @@ def test_full_disk(tmp_path: Path, cache: str, limit: int) -> None:
         assert finished  # the rest is kept in memory and everything is right
         assert said[0].endswith("the remaining features are kept in memory")
     else:
-        assert said[0].endswith("--cache-dir or --cache ram")
+        assert said[0].endswith("cache_dir= or cache=ram")
     kept = check(tmp_path)
     assert kept % 4 == 0  # whole batches stay
     assert kept > 0 or limit == 300
@@ -356,7 +356,7 @@ def test_no_space_on_a_real_file_system(tmp_path: Path) -> None:
         assert "\n" not in said[0]
         assert str(tmp_path / "cache") in said[0]
         assert "no space left" in said[0].lower() or "free" in said[0], case
-        assert said[0].endswith("kept in memory" if cache == "auto" else ("--cache-dir", "--cache ram")), case
+        assert said[0].endswith("kept in memory" if cache == "auto" else ("cache_dir=", "cache=ram")), case
         assert kept % 4 == 0  # whole batches stay
         assert kept >= 4 * when, case
         assert refilled == COUNT - kept, case
@@ -444,7 +444,7 @@ def test_memory_does_not_grow_with_the_store(tmp_path: Path) -> None:
 
 def test_unusable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="choose another --cache-dir"):
+    with pytest.raises(UserError, match="give another cache_dir="):
         FeatureStore(SPEC, root=tmp_path / "file", cache="disk")
     said: list[str] = []
     assert not FeatureStore(SPEC, root=tmp_path / "file", notice=said.append).on_disk
