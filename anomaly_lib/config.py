@@ -14,6 +14,7 @@ Files that declare Args must not use ``from __future__ import annotations``: the
 import argparse
 import copy
 import difflib
+import errno
 import json
 import math
 import re
@@ -563,10 +564,39 @@ def command(
     except TrainingFailure as error:
         sys.stderr.write(f"{prog}: {error}\n")
         return 1
+    except BrokenPipeError:  # the reader of our output has gone (| head)
+        sys.stderr.close()
+        return 1
+    except OSError as error:
+        sys.stderr.write(f"{prog}: {as_flags(in_words(error), cls)}\n")
+        return 2
     except KeyboardInterrupt as error:
         sys.stderr.write(f"{prog}: interrupted{f' ({error})' if str(error) else ''}\n")
         return 130
     return outcome if isinstance(outcome, int) and not isinstance(outcome, bool) else 0
+
+
+REMEDIES = {
+    errno.ENOSPC: "free some space and run the same command again, which goes on",
+    errno.EDQUOT: "free some of your quota and run the same command again, which goes on",
+    errno.EACCES: "give a place you may use, e.g. another output_dir=",
+    errno.EPERM: "give a place you may use, e.g. another output_dir=",
+    errno.EROFS: "it is mounted read-only: give another output_dir=",
+    errno.ENOTDIR: "a file stands where a folder is needed: give another output_dir=",
+    errno.EEXIST: "a file stands where a folder is needed: give another output_dir=",
+    errno.EISDIR: "a folder stands where a file is needed: give another name",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOENT: "was it deleted or moved while it was in use? run the same command again",
+    errno.ELOOP: "a link points to itself: mend or remove it",
+    errno.EMFILE: "too many open files: raise `ulimit -n`",
+}
+
+
+def in_words(error: OSError) -> str:
+    """One line for what the operating system refused: where, what, and the remedy."""
+    where = f"{error.filename}: " if error.filename else ""
+    remedy = REMEDIES.get(error.errno or 0, "")
+    return f"{where}{error.strerror or error}" + (f" ({remedy})" if remedy else "")
 
 
 def configure(cls: type[A], config: A | None, options: Mapping[str, Any]) -> A:

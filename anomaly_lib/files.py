@@ -43,6 +43,12 @@ def atomic_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     fsync_folder(path.parent)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed writes of `atomic_file` have left in `folder`; call it where nobody else writes there."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def _umask() -> int:
     current = os.umask(0)
     os.umask(current)

@@ -41,11 +41,19 @@ class TrainState:
         states = {name: None if part is None else dict(part.state_dict()) for name, part in parts.items()}
         return {**states, "best": self.best, "history": self.history, "extra": self.extra, "rng": rng_state()}
 
-    def load_dict(self, saved: Mapping[str, Any], *, rng: bool = True) -> None:
+    def load_dict(self, saved: Mapping[str, Any], *, source: str = "checkpoint", rng: bool = True) -> None:
+        """Take over a checkpoint's content; `source` names it where a part is missing or does not fit."""
         for name in self.PARTS:
             part, state = getattr(self, name), saved.get(name)
-            if part is not None and state is not None:
+            if part is None:
+                continue
+            if state is None:
+                raise UserError(f"{source}: has no {name} to go on from; give another resume=, or fresh=True")
+            try:
                 part.load_state_dict(state)
+            except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+                reason = next((line.strip() for line in str(error).splitlines()[::-1] if line.strip()), repr(error))
+                raise UserError(f"{source}: its {name} does not fit these options ({reason[:120]})") from error
         self.best, self.history, self.extra = dict(saved["best"]), list(saved["history"]), dict(saved["extra"])
         if rng:
             set_rng_state(saved["rng"])
@@ -131,7 +139,11 @@ def verify_records(path: Path | str) -> None:
 
 
 def check_format(path: Path | str, content: Mapping[str, Any]) -> None:
-    """Refuse a file that a newer edition has written."""
+    """Refuse a file that a newer edition has written, and one whose head is odd."""
+    kinds = {"format": int, "system": str, "args": Mapping, "extra": Mapping, "epoch": int}
+    odd = [name for name, kind in kinds.items() if name in content and not isinstance(content[name], kind)]
+    if odd:
+        raise UserError(f"{path}: not a checkpoint that this library writes (its {', '.join(odd)} is odd)")
     if content["format"] > FORMAT:
         raise UserError(f"{path}: written by a newer anomaly_lib (format {content['format']}); upgrade to read it")
 

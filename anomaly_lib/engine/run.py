@@ -40,7 +40,7 @@ from anomaly_lib.engine.log import Log, Trackers
 from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.errors import UserError
 from anomaly_lib.features import MissingFeatures
-from anomaly_lib.files import atomic_file, read_json, write_json, write_text
+from anomaly_lib.files import atomic_file, read_json, remove_leftovers, write_json, write_text
 from anomaly_lib.interrupt import stop_signals
 from anomaly_lib.types import RunResult
 
@@ -102,6 +102,22 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
+RECORD_TYPES: dict[str, type] = {"system": str, "status": str, "args": dict, "metrics": dict}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A run.json that is one: what it must hold is there, in its type."""
+    record = read_json(path)
+    wrong = [
+        name
+        for name, kind in RECORD_TYPES.items()
+        if not isinstance(record, dict) or not isinstance(record.get(name), kind)
+    ]
+    if wrong:
+        raise UserError(f"{path}: not the record of a run ({', '.join(wrong)} missing or odd); give fresh=True")
+    return dict(record)
+
+
 def data_in_words(args: Any) -> str:
     """The data that the options name."""
     path, dataset = getattr(args, "data_path", None), getattr(args, "dataset", None)
@@ -146,7 +162,8 @@ class Run:
         self.dir.mkdir(parents=True, exist_ok=True)
         if distributed.is_main():
             self._lock()
-        earlier = read_json(self.dir / "run.json") if (self.dir / "run.json").is_file() else None
+            remove_leftovers(self.dir)
+        earlier = read_record(self.dir / "run.json") if (self.dir / "run.json").is_file() else None
         nothing_done = earlier is not None and earlier.get("status") in ("new", "failed")
         if self.args.fresh or (nothing_done and not self.checkpoint.is_file()):
             earlier = None  # a run that failed before its first checkpoint stands in nobody's way
@@ -191,15 +208,15 @@ class Run:
 
     def _refuse_other_options(self, earlier: dict[str, Any]) -> None:
         if earlier.get("system") != self.system:
-            raise UserError(f"{self.dir}: holds a run of {earlier.get('system')!r}; choose another --output-dir")
+            raise UserError(f"{self.dir}: holds a run of {earlier.get('system')!r}; give another output_dir=")
         if self.args.resume:
             return  # asked for in so many words: go on with the options given now
         old, new = earlier["args"], result_options(self.args)
-        changed = [f"--{k.replace('_', '-')} {old.get(k)} -> {v}" for k, v in new.items() if old.get(k) != v]
+        changed = [f"{k}={old.get(k)} -> {v}" for k, v in new.items() if old.get(k) != v]
         if changed:
             raise UserError(
                 f"{self.dir}: holds a run with other options ({'; '.join(changed[:3])}): "
-                "use --fresh, another --output-dir, or --resume latest"
+                "give fresh=True, another output_dir= or resume=latest"
             )
 
     # -- state --------------------------------------------------------------------------------------------------
@@ -216,11 +233,11 @@ class Run:
         """The checkpoint to go on from: what --resume names, else this folder's own unfinished one."""
         if self.args.resume in (None, "latest", "last"):
             if self.args.resume and not self.checkpoint.is_file():
-                raise UserError(f"--resume {self.args.resume}: there is no {self.checkpoint}")
+                raise UserError(f"resume={self.args.resume}: there is no {self.checkpoint}")
             return self.checkpoint if self.checkpoint.is_file() else None
         path = self.dir / best_name if self.args.resume == "best" else Path(self.args.resume)
         if not path.is_file():
-            raise UserError(f"--resume {self.args.resume}: there is no {path}")
+            raise UserError(f"resume={self.args.resume}: there is no {path}")
         return path
 
     def restore(self, state: TrainState, *, best_name: str = "best_model.pt") -> int:
@@ -235,7 +252,7 @@ class Run:
             return 0
         if "weights" in self.record:
             check_weights(str(path), saved["extra"], self.record["weights"])
-        state.load_dict(saved, rng=distributed.rank() == 0)
+        state.load_dict(saved, source=str(path), rng=distributed.rank() == 0)
         if distributed.is_main():
             write_text(self.dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in state.history))
         self.log.line(f"continuing {path} after epoch {saved['epoch']}")

@@ -93,7 +93,16 @@ class Registry(Mapping[str, "System"]):
     ) -> "Detector":
         """The trained detector of any checkpoint, ready for ``detector.predict(...)``."""
         checkpoint = self.read(path)
-        return self[checkpoint.system].load(checkpoint, device=device, weights=weights, which=which)
+        system = self[checkpoint.system]
+        try:
+            return system.load(checkpoint, device=device, weights=weights, which=which)
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            reason = next((line.strip() for line in str(error).splitlines()[::-1] if line.strip()), repr(error))
+            raise UserError(
+                f"{path}: no complete checkpoint of {system.name} ({type(error).__name__}: {reason[:120]})"
+            ) from error
 
 
 SYSTEMS = Registry(
