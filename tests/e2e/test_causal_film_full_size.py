@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from anomaly_lib.backbones import create_backbone
-from anomaly_lib.models.weld.causal_film import CausalFiLM, model_config, parse_branches
-from anomaly_lib.models.weld.causal_film_loss import CausalFiLMLoss, anomaly_score, loss_config
+from anomaly_lib.models.weld.causal_film import CausalFiLM
+from anomaly_lib.models.weld.causal_film_loss import CausalFiLMLoss, anomaly_score
 from anomaly_lib.systems.weld.data.demo import weld_demo_runs
-from anomaly_lib.systems.weld.data.runs import WeldSettings
-from anomaly_lib.systems.weld.encoders import TokenSettings, WeldEncoders
+from anomaly_lib.systems.weld.encoders import WeldEncoders, image_outputs
 from anomaly_lib.systems.weld.features import WeldFeatures
+from anomaly_lib.systems.weld.options import WeldSettings
 
 pytestmark = pytest.mark.slow
 
@@ -39,24 +39,23 @@ def test_full_size_forward_from_weight_files(tmp_path: Path) -> None:
     video = write_folder(tmp_path / "vjepa2", t.VJEPA2Model, t.VJEPA2Config(**KNOWN["vjepa2-vitl"].config))
     audio = write_folder(tmp_path / "ast", t.ASTModel, t.ASTConfig(**KNOWN["ast-14-14"].config))
     image = write_folder(tmp_path / "dinov3", t.DINOv3ViTModel, t.DINOv3ViTConfig(**KNOWN["dinov3-vith16plus"].config))
-    tokens = TokenSettings(branches=parse_branches("best"))
+    settings = WeldSettings(branches="best", video_frames=4, views=2)
     encoders = WeldEncoders(
         create_backbone("vjepa2-vitl", weights=video, layers=["patch_tokens"]),
         create_backbone("ast-14-14", weights=audio, layers=["tokens"]),
-        create_backbone("dinov3-vith16plus", weights=image, layers=tokens.backbone_outputs()),
-        tokens,
+        create_backbone("dinov3-vith16plus", weights=image, layers=image_outputs(settings)),
+        settings,
     )
     assert not encoders.image.is_random
-    settings = WeldSettings(video_frames=4, views=2)
     features = WeldFeatures(settings, encoders, cache="off", device=torch.device("cpu"))
     assert features.dims() == {"video_dim": 1024, "audio_dim": 768, "image_dim": 1280}
     batch = features.batch(weld_demo_runs(train=1, good=1, per_defect=1)[:1])
     assert batch["video"].shape == (1, 2 * 14 * 14, 1024)
     assert batch["audio"].shape == (1, 659, 768)
     assert [tuple(x.shape) for x in batch["images"]] == [(1, 2, 1, 1280), (1, 2, 201, 1280), (1, 2, 1, 1280)]
-    model = CausalFiLM(model_config("best", **features.dims()))
+    model = CausalFiLM(**features.dims())
     assert sum(p.numel() for p in model.parameters()) == 18_264_385
     out = model(batch)
-    CausalFiLMLoss(loss_config(), d_model=512)(out.z_result, out.z_pred)["loss"].backward()
+    CausalFiLMLoss()(out.z_result, out.z_pred)["loss"].backward()
     assert anomaly_score(out.z_result, out.z_pred).isfinite().all()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())

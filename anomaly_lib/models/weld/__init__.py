@@ -1,1 +1,56 @@
-"""The weld systems' networks."""
+"""Networks of the weld systems, by the names their documents give them."""
+
+from typing import TYPE_CHECKING
+
+from anomaly_lib.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from anomaly_lib.models.weld.causal_film import CausalFiLM
+    from anomaly_lib.models.weld.causal_film_loss import CausalFiLMLoss
+    from anomaly_lib.models.weld.causal_film_loss import CausalFiLMLoss as CausalFILMLoss
+    from anomaly_lib.models.weld.causal_film_parts import (
+        AntiGenDecoder,
+        ProcessEncoder,
+        RobustResultEncoder,
+        SensorModulator,
+    )
+    from anomaly_lib.models.weld.config import CausalFiLMConfig, LossConfig
+    from anomaly_lib.models.weld.quad_config import QuadConfig
+    from anomaly_lib.models.weld.supcon_quad import CrossAttentionFusion, QuadModal, SensorEncoder
+    from anomaly_lib.models.weld.video_ae import VideoAE
+
+PLACES = {
+    "AntiGenDecoder": "causal_film_parts",
+    "CausalFILMLoss": "causal_film_loss:CausalFiLMLoss",
+    "CausalFiLM": "causal_film",
+    "CausalFiLMConfig": "config",
+    "CausalFiLMLoss": "causal_film_loss",
+    "CrossAttentionFusion": "supcon_quad",
+    "LossConfig": "config",
+    "ProcessEncoder": "causal_film_parts",
+    "QuadConfig": "quad_config",
+    "QuadModal": "supcon_quad",
+    "RobustResultEncoder": "causal_film_parts",
+    "SensorEncoder": "supcon_quad",
+    "SensorModulator": "causal_film_parts",
+    "VideoAE": "video_ae",
+}
+"""Name -> file of this folder it lies in."""
+
+__getattr__, __dir__ = lazy_names(__name__, PLACES)
+__all__ = [
+    "AntiGenDecoder",
+    "CausalFILMLoss",
+    "CausalFiLM",
+    "CausalFiLMConfig",
+    "CausalFiLMLoss",
+    "CrossAttentionFusion",
+    "LossConfig",
+    "ProcessEncoder",
+    "QuadConfig",
+    "QuadModal",
+    "RobustResultEncoder",
+    "SensorEncoder",
+    "SensorModulator",
+    "VideoAE",
+]

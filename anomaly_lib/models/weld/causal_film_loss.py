@@ -1,58 +1,36 @@
 """Causal-FiLM's loss (L4), its anomaly score, and the monitor that notices when both encodings collapse together."""
 
-from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomaly_lib.config import configure
+from anomaly_lib.errors import UserError
 from anomaly_lib.losses import cosine_loss, feature_l1_loss, gram_loss, topk_mean
-from anomaly_lib.models.weld.causal_film_parts import one_of
-
-SCORE_KINDS = ("combined", "cosine", "l1", "mean_abs")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Weights and forms of the four terms."""
-
-    l1_kind: str = "smooth_l1"
-    smooth_l1_beta: float = 0.1
-    topk_ratio: float = 0.5
-    lambda_l1: float = 1.0
-    lambda_gram: float = 1.0
-    lambda_text: float = 0.01
-    gram_mode: str = "feature"
-    gram_norm: str = "mse"
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-LOSS_PRESETS: dict[str, dict[str, Any]] = {
-    "best": {},
-    "doc": {"l1_kind": "l1", "topk_ratio": 1.0, "lambda_l1": 10.0, "lambda_text": 0.1},
-    "stage1": {"l1_kind": "l1", "topk_ratio": 1.0, "lambda_l1": 10.0, "lambda_gram": 0.0, "lambda_text": 0.1},
-}
-
-
-def loss_config(preset: str = "best", **changes: Any) -> LossConfig:
-    one_of("preset", preset, tuple(LOSS_PRESETS))
-    return replace(LossConfig(), **{**LOSS_PRESETS[preset], **changes})
+from anomaly_lib.models.weld.config import SCORE_KINDS, CausalFiLMConfig, CausalScoreArgs, LossConfig
 
 
 class CausalFiLMLoss(nn.Module):
     """cos + lambda_l1 * L1 + lambda_gram * Gram + lambda_text * (1 - cos(head(z_pred), text)); returns every term.
 
-    `text` is the frozen CLIP embedding of "a normal weld" [T]; without it the text term is 0. The head is trained:
-    give this module's parameters to the optimiser and keep them in the checkpoint.
+    ``CausalFiLMLoss(config)`` or ``CausalFiLMLoss(lambda_l1=10.0, ...)``. `text` is the frozen CLIP embedding of "a
+    normal weld" [T]; without it the text term is 0. The head is trained: give this module's parameters to the optimiser
+    and keep them in the checkpoint. `d_model`: width of the encodings that the head reads.
     """
 
     text: Tensor | None
 
-    def __init__(self, config: LossConfig, *, d_model: int, text: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        config: LossConfig | None = None,
+        *,
+        d_model: int = CausalFiLMConfig.d_model,
+        text: Tensor | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__()
-        self.config = config
+        config = self.config = configure(LossConfig, config, options)
         self.text_head: nn.Sequential | None = None
         self.register_buffer("text", None if text is None else F.normalize(text.float(), dim=-1))
         if text is not None and config.lambda_text > 0:
@@ -60,7 +38,19 @@ class CausalFiLMLoss(nn.Module):
                 nn.Linear(d_model, 256), nn.LayerNorm(256), nn.GELU(), nn.Dropout(0.1), nn.Linear(256, text.numel())
             )
 
+    def extra_repr(self) -> str:
+        c = self.config
+        return (
+            f"lambda_l1={c.lambda_l1}, lambda_gram={c.lambda_gram}, lambda_text={c.lambda_text}, l1_kind={c.l1_kind!r}"
+        )
+
     def forward(self, z_result: Tensor, z_pred: Tensor) -> dict[str, Tensor]:
+        """Encodings [B, d] -> `loss` [] and each term [] by name."""
+        if z_result.shape != z_pred.shape or z_result.ndim != 2:
+            raise UserError(
+                f"expected two encodings [batch, width] of one shape, got {list(z_result.shape)} and "
+                f"{list(z_pred.shape)}"
+            )
         c = self.config
         result, pred = z_result.float(), z_pred.float()
         terms = {
@@ -91,12 +81,19 @@ class CausalFiLMLoss(nn.Module):
         return cosine_loss(self.text_head(z_pred), self.text.expand(len(z_pred), -1))
 
 
-def anomaly_score(z_result: Tensor, z_pred: Tensor, *, kind: str = "combined", topk_ratio: float = 0.5) -> Tensor:
+def anomaly_score(
+    z_result: Tensor,
+    z_pred: Tensor,
+    *,
+    kind: str = CausalScoreArgs.score_kind,
+    topk_ratio: float = CausalScoreArgs.score_topk,
+) -> Tensor:
     """Score [B] = (1 - cos) + 10 * mean of the largest half of ``|z_result - z_pred|``; higher is more anomalous.
 
     Absolute errors even where training used smooth L1: small errors still order normal welds.
     """
-    one_of("score_kind", kind, SCORE_KINDS)
+    if kind not in SCORE_KINDS:
+        raise UserError(f"kind={kind}: choose from {', '.join(SCORE_KINDS)}")
     result, pred = z_result.float(), z_pred.float()
     cosine = cosine_loss(pred, result, reduction="none")
     if kind == "cosine":

@@ -1,43 +1,20 @@
 """The trainable parts of Causal-FiLM: sensor modulator (L1), process and result encoders (L2), decoder (L3)."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomaly_lib.config import configure
+from anomaly_lib.errors import UserError
 from anomaly_lib.models.mamba import Mamba
+from anomaly_lib.models.weld.config import SENSOR_CHANNELS, CausalFiLMConfig, parse_branches
 
-POOLS = ("mean", "max", "gem", "cls")
-GEM_MODES = ("clamp", "signed", "softplus")
-MODULATORS = ("mamba", "gru", "transformer", "none")
-DECODERS = ("mlp", "bottleneck", "linear_attention")
-
-
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-    return value
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One view of the image backbone: which layer (as the user counts layers) and how its tokens become one vector."""
-
-    layer: int
-    pool: str
-
-    @property
-    def name(self) -> str:
-        return f"L{self.layer}.{self.pool}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Branch":
-        """``L21.gem`` or ``21.gem``."""
-        layer, _, pool = text.strip().removeprefix("L").partition(".")
-        if not layer.isdigit() or pool not in POOLS:
-            raise ValueError(f"branch {text!r}: write LAYER.POOL, e.g. 21.gem; pools are {', '.join(POOLS)}")
-        return cls(int(layer), pool)
+IMAGE_DIM = 1280  # token width of DINOv3 ViT-H/16+
+BOTTLENECK = 64  # width of the narrow decoder
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 
 class GeM(nn.Module):
@@ -47,11 +24,15 @@ class GeM(nn.Module):
     ``signed`` keeps the sign outside the power, ``softplus`` makes the tokens positive first.
     """
 
-    def __init__(self, *, p: float = 3.0, mode: str = "clamp", eps: float = 1e-6) -> None:
+    def __init__(
+        self, *, p: float = CausalFiLMConfig.gem_p, mode: str = CausalFiLMConfig.gem_mode, eps: float = 1e-6
+    ) -> None:
         super().__init__()
         self.p = nn.Parameter(torch.tensor(float(p)))
-        self.mode = one_of("gem_mode", mode, GEM_MODES)
-        self.eps = eps
+        self.mode, self.eps = mode, eps
+
+    def extra_repr(self) -> str:
+        return f"p={float(self.p.detach()):.3g}, mode={self.mode!r}"
 
     def forward(self, tokens: Tensor) -> Tensor:  # [..., N, C] -> [..., C]
         p = self.p.float().clamp_min(1.0)
@@ -71,7 +52,7 @@ def pool_tokens(tokens: Tensor, pool: str) -> Tensor:  # [..., N, C] -> [..., C]
         return tokens.amax(-2)
     if pool == "cls":
         return tokens[..., 0, :]
-    raise ValueError(f"pool {pool!r} is not one of mean, max, cls")
+    raise UserError(f"pool={pool}: is not one of mean, max, cls")
 
 
 def projector(input_dim: int, d_model: int, *, dropout: float = 0.0) -> nn.Sequential:
@@ -94,76 +75,68 @@ class MambaBlock(nn.Module):
 
 
 class SensorModulator(nn.Module):
-    """A sensor series [B, S, C] -> (gamma, beta) [B, 1, d] or [B, 2, d] (a pair a modality); identity at step 0."""
+    """A sensor series [B, S, C] -> (gamma, beta) [B, 1, d] or, with `split_film`, [B, 2, d]; identity at step 0.
+
+    ``SensorModulator(config)`` or ``SensorModulator(d_model=..., sensor_hidden=..., modulator="gru")``.
+    """
 
     def __init__(
-        self,
-        *,
-        channels: int = 6,
-        hidden: int = 128,
-        d_model: int = 512,
-        layers: int = 2,
-        kind: str = "mamba",
-        pairs: int = 1,
-        scan_backend: str = "auto",
+        self, config: CausalFiLMConfig | None = None, *, sensor_channels: int = SENSOR_CHANNELS, **options: Any
     ) -> None:
         super().__init__()
-        self.kind = one_of("modulator", kind, MODULATORS)
-        self.pairs = pairs
-        self.d_model = d_model
-        if kind == "none":
+        c = self.config = configure(CausalFiLMConfig, config, options)
+        self.pairs = 2 if c.split_film else 1
+        if c.modulator == "none":
             return
+        hidden = c.sensor_hidden
         self.blocks: nn.Module
-        self.embed = nn.Linear(channels, hidden)
+        self.embed = nn.Linear(sensor_channels, hidden)
         self.norm = nn.LayerNorm(hidden)
-        self.head = nn.Linear(hidden, 2 * d_model * pairs)
-        if kind == "mamba":
-            self.blocks = nn.Sequential(*[MambaBlock(width=hidden, backend=scan_backend) for _ in range(layers)])
-        elif kind == "transformer":
+        self.head = nn.Linear(hidden, 2 * c.d_model * self.pairs)
+        if c.modulator == "mamba":
+            blocks = [MambaBlock(width=hidden, backend=c.scan_backend) for _ in range(c.sensor_layers)]
+            self.blocks = nn.Sequential(*blocks)
+        elif c.modulator == "transformer":
             layer = nn.TransformerEncoderLayer(hidden, 4, 2 * hidden, dropout=0.0, batch_first=True)
-            self.blocks = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+            self.blocks = nn.TransformerEncoder(layer, c.sensor_layers, enable_nested_tensor=False)
         else:
-            self.gru = nn.GRU(hidden, hidden, num_layers=layers, batch_first=True)
+            self.gru = nn.GRU(hidden, hidden, num_layers=c.sensor_layers, batch_first=True)
         nn.init.xavier_uniform_(self.embed.weight)
         nn.init.zeros_(self.embed.bias)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, sensors: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Gamma and beta [B, pairs, d]; a run without sensors is modulated by the identity."""
-        batch = sensors.shape[0]
-        if self.kind == "none":
-            gamma = sensors.new_ones(batch, self.pairs, self.d_model)
+        """Gamma and beta [B, pairs, d]; where `present` [B] is False the run has no sensors: the identity."""
+        batch, d = sensors.shape[0], self.config.d_model
+        if self.config.modulator == "none":
+            gamma = sensors.new_ones(batch, self.pairs, d)
             return gamma, torch.zeros_like(gamma)
         context = self._context(self.embed(sensors))  # [B, hidden]
-        scale, beta = self.head(context).view(batch, self.pairs, 2 * self.d_model).chunk(2, dim=-1)
+        scale, beta = self.head(context).view(batch, self.pairs, 2 * d).chunk(2, dim=-1)
         if present is not None:
             known = present.view(-1, 1, 1).to(scale.dtype)
             scale, beta = scale * known, beta * known
         return scale + 1, beta
 
     def _context(self, x: Tensor) -> Tensor:
-        if self.kind == "gru":
+        if self.config.modulator == "gru":
             return self.norm(self.gru(x)[1][-1])  # the last layer's final hidden state
         return self.norm(self.blocks(x))[:, -1]  # the last step has seen the whole series
 
 
 class ProcessEncoder(nn.Module):
-    """Video tokens ask audio tokens: a post-norm transformer decoder, mean over tokens, LayerNorm -> [B, d]."""
+    """Video tokens [B, Tv, d] ask audio tokens [B, Ta, d]: a post-norm transformer decoder, mean over tokens,
+    LayerNorm -> [B, d]."""
 
-    def __init__(
-        self,
-        *,
-        d_model: int = 512,
-        heads: int = 4,
-        layers: int = 2,
-        feed_forward: int | None = None,
-        dropout: float = 0.1,
-    ) -> None:
+    def __init__(self, config: CausalFiLMConfig | None = None, **options: Any) -> None:
         super().__init__()
-        layer = nn.TransformerDecoderLayer(d_model, heads, feed_forward or 2 * d_model, dropout, batch_first=True)
-        self.decoder = nn.TransformerDecoder(layer, layers)
-        self.norm = nn.LayerNorm(d_model)
+        c = self.config = configure(CausalFiLMConfig, config, options)
+        layer = nn.TransformerDecoderLayer(
+            c.d_model, c.process_heads, 2 * c.d_model, c.process_dropout, batch_first=True
+        )
+        self.decoder = nn.TransformerDecoder(layer, c.process_layers)
+        self.norm = nn.LayerNorm(c.d_model)
 
     def forward(self, video: Tensor, audio: Tensor, present: Tensor | None = None) -> Tensor:
         """`present` [B, 2] (video, audio). An absent modality is all-zero tokens *after* projection and modulation:
@@ -175,46 +148,34 @@ class ProcessEncoder(nn.Module):
 
 
 class RobustResultEncoder(nn.Module):
-    """Photos of the finished weld -> [B, d]: pool, normalise, gate several backbone layers, project, pool views."""
+    """Photos of the finished weld -> [B, d]: pool, normalise, gate several backbone layers, project, pool views.
 
-    def __init__(
-        self,
-        *,
-        branches: tuple[Branch, ...],
-        image_dim: int = 1280,
-        d_model: int = 512,
-        reduce: int | None = None,
-        gate: bool = True,
-        gate_activation: str = "silu",
-        gem_p: float = 3.0,
-        gem_mode: str = "clamp",
-        view_pool: str = "max",
-        dropout: float = 0.0,
-    ) -> None:
+    Takes one tensor of tokens [B, V, N, C] for each branch (V views of a weld, N tokens of C channels; already pooled
+    ones have N = 1). ``RobustResultEncoder(branches="10.gem,21.gem", image_dim=1280)``.
+    """
+
+    def __init__(self, config: CausalFiLMConfig | None = None, *, image_dim: int = IMAGE_DIM, **options: Any) -> None:
         super().__init__()
-        if not branches:
-            raise ValueError("the result encoder needs at least one branch, e.g. 21.gem")
-        for branch in branches:
-            one_of("pool", branch.pool, POOLS)
-        self.branches = branches
-        self.view_pool = one_of("view_pool", view_pool, ("max", "mean"))
-        self.gem = nn.ModuleDict(
-            {str(i): GeM(p=gem_p, mode=gem_mode) for i, branch in enumerate(branches) if branch.pool == "gem"}
-        )
-        self.norms = nn.ModuleList([nn.LayerNorm(image_dim) for _ in branches])
-        self.reduce = nn.ModuleList([nn.Linear(image_dim, reduce) for _ in branches]) if reduce else None
-        width = (reduce or image_dim) * len(branches)
+        c = self.config = configure(CausalFiLMConfig, config, options)
+        self.branches, self.image_dim = parse_branches(c.branches), image_dim
+        gems = [str(i) for i, branch in enumerate(self.branches) if branch.pool == "gem"]
+        self.gem = nn.ModuleDict({i: GeM(p=c.gem_p, mode=c.gem_mode) for i in gems})
+        self.norms = nn.ModuleList([nn.LayerNorm(image_dim) for _ in self.branches])
+        self.reduce = nn.ModuleList([nn.Linear(image_dim, c.reduce) for _ in self.branches]) if c.reduce else None
+        width = (c.reduce or image_dim) * len(self.branches)
         self.gate: nn.Sequential | None = None
-        if gate:
-            squash = nn.SiLU() if one_of("gate_activation", gate_activation, ("silu", "relu")) == "silu" else nn.ReLU()
+        if c.gate:
+            squash = ACTIVATIONS[c.gate_activation]()
             self.gate = nn.Sequential(nn.Linear(width, width // 4), squash, nn.Linear(width // 4, width), nn.Sigmoid())
         # No norm or activation at the end: the size of Z_result carries information.
-        self.project = nn.Sequential(
-            nn.Linear(width, 512), nn.LayerNorm(512), nn.SiLU(), nn.Dropout(dropout), nn.Linear(512, d_model)
-        )
+        self.project = nn.Sequential(nn.Linear(width, 512), nn.LayerNorm(512), nn.SiLU(), nn.Linear(512, c.d_model))
 
-    def forward(self, layers: list[Tensor], views: Tensor | None = None) -> Tensor:
-        """One tensor [B, V, N, C] per branch (already pooled ones have N = 1); `views` [B, V] marks the real photos."""
+    def extra_repr(self) -> str:
+        return f"branches={[branch.name for branch in self.branches]}, view_pool={self.config.view_pool!r}"
+
+    def forward(self, layers: Sequence[Tensor], views: Tensor | None = None) -> Tensor:
+        """One tensor [B, V, N, C] per branch; `views` [B, V] marks the real photos. Answers [B, d]."""
+        self._check(layers, views)
         vectors = []
         for i, (branch, tokens) in enumerate(zip(self.branches, layers, strict=True)):
             pooled = self.gem[str(i)](tokens) if branch.pool == "gem" else pool_tokens(tokens, branch.pool)
@@ -225,11 +186,25 @@ class RobustResultEncoder(nn.Module):
             joined = joined * self.gate(joined)
         return self._pool_views(self.project(joined), views)
 
+    def _check(self, layers: Sequence[Tensor], views: Tensor | None) -> None:
+        if isinstance(layers, Tensor) or len(layers) != len(self.branches):
+            names = ", ".join(branch.name for branch in self.branches)
+            raise UserError(f"expected a list of {len(self.branches)} tensors of tokens, one a branch ({names})")
+        for branch, tokens in zip(self.branches, layers, strict=True):
+            if tokens.ndim != 4 or tokens.shape[-1] != self.image_dim:
+                raise UserError(
+                    f"branch {branch.name}: expected tokens [batch, views, tokens, {self.image_dim}], got "
+                    f"{list(tokens.shape)}; one photo a weld is tokens.unsqueeze(1)"
+                )
+        if views is not None and views.shape != layers[0].shape[:2]:
+            raise UserError(f"views: expected [batch, views] = {list(layers[0].shape[:2])}, got {list(views.shape)}")
+
     def _pool_views(self, z: Tensor, views: Tensor | None) -> Tensor:  # [B, V, d] -> [B, d]
+        pool = self.config.view_pool
         if views is None:
-            return z.amax(1) if self.view_pool == "max" else z.mean(1)
+            return z.amax(1) if pool == "max" else z.mean(1)
         real = views.unsqueeze(-1)
-        if self.view_pool == "mean":
+        if pool == "mean":
             return (z * real).sum(1) / real.sum(1).clamp_min(1)
         pooled = z.masked_fill(~real, float("-inf")).amax(1)
         return torch.where(views.any(1, keepdim=True), pooled, torch.zeros_like(pooled))
@@ -259,32 +234,27 @@ class LinearAttentionBlock(nn.Module):
 
 
 class AntiGenDecoder(nn.Module):
-    """Z_process -> predicted Z_result through a small, noisy map, so that it cannot generalise to defects."""
+    """Z_process [B, d] -> predicted Z_result [B, d] through a small, noisy map, so that it cannot generalise to
+    defects."""
 
-    def __init__(
-        self,
-        *,
-        d_model: int = 512,
-        kind: str = "mlp",
-        activation: str = "relu",
-        dropout: float = 0.2,
-        dropout_position: str = "hidden",
-    ) -> None:
+    def __init__(self, config: CausalFiLMConfig | None = None, **options: Any) -> None:
         super().__init__()
-        one_of("decoder", kind, DECODERS)
-        one_of("dropout_position", dropout_position, ("hidden", "input"))
-        act = nn.ReLU() if one_of("decoder_activation", activation, ("relu", "silu")) == "relu" else nn.SiLU()
-        self.kind = kind
-        self.noise = nn.Dropout(dropout if dropout_position == "input" or kind == "linear_attention" else 0.0)
-        if kind == "linear_attention":
-            self.net = nn.Sequential(*[LinearAttentionBlock(width=d_model) for _ in range(2)], nn.LayerNorm(d_model))
+        c = self.config = configure(CausalFiLMConfig, config, options)
+        at_input = c.decoder_dropout_position == "input"
+        self.noise = nn.Dropout(c.decoder_dropout if at_input or c.decoder == "linear_attention" else 0.0)
+        if c.decoder == "linear_attention":
+            blocks = [LinearAttentionBlock(width=c.d_model) for _ in range(2)]
+            self.net = nn.Sequential(*blocks, nn.LayerNorm(c.d_model))
             return
-        hidden = 64 if kind == "bottleneck" else d_model
-        inside = dropout if dropout_position == "hidden" else 0.0
+        hidden = BOTTLENECK if c.decoder == "bottleneck" else c.d_model
         self.net = nn.Sequential(
-            nn.Linear(d_model, hidden), nn.LayerNorm(hidden), act, nn.Dropout(inside), nn.Linear(hidden, d_model)
+            nn.Linear(c.d_model, hidden),
+            nn.LayerNorm(hidden),
+            ACTIVATIONS[c.decoder_activation](),
+            nn.Dropout(0.0 if at_input else c.decoder_dropout),
+            nn.Linear(hidden, c.d_model),
         )
 
     def forward(self, z_process: Tensor) -> Tensor:  # [B, d] -> [B, d]
         noisy = self.noise(z_process)
-        return self.net(noisy.unsqueeze(1)).squeeze(1) if self.kind == "linear_attention" else self.net(noisy)
+        return self.net(noisy.unsqueeze(1)).squeeze(1) if self.config.decoder == "linear_attention" else self.net(noisy)

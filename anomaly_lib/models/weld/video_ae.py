@@ -18,8 +18,10 @@ class VideoAE(nn.Module):
             nn.Linear(128, dim),
         )
 
-    def forward(self, clips: Tensor) -> Tensor:  # [B, dim] -> [B, dim]
+    def forward(self, clips: Tensor) -> Tensor:
+        """[B, dim] -> [B, dim]."""
         return self.net(clips)
 
-    def score(self, clips: Tensor) -> Tensor:  # [B, dim] -> [B]
+    def score(self, clips: Tensor) -> Tensor:
+        """[B, dim] -> [B], higher is more anomalous."""
         return (self(clips) - clips).square().mean(-1)

@@ -10,41 +10,31 @@ from torch import Tensor
 
 from anomaly_lib.backbones import FrozenBackbone
 from anomaly_lib.backbones.identity import weights_of
-from anomaly_lib.errors import UserError
-from anomaly_lib.models.weld.causal_film_parts import Branch, pool_tokens
+from anomaly_lib.errors import OptionError, UserError
+from anomaly_lib.models.weld.causal_film_parts import pool_tokens
+from anomaly_lib.models.weld.config import Branch, parse_branches
+from anomaly_lib.systems.weld.options import WeldSettings
 
-LAYER_INDEX_MODES = ("block", "seed")
-VIDEO_TOKEN_POOLS = ("none", "spatial")
+
+def block_of(branch: Branch, settings: WeldSettings) -> int:
+    """0-based block whose output the branch reads."""
+    block = branch.layer - (2 if settings.layer_index == "seed" else 1)
+    if block < 0:
+        raise OptionError(
+            f"branches={settings.branches}: with layer_index={settings.layer_index} no block is numbered as low as "
+            f"that of {branch.name}"
+        )
+    return block
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenSettings:
-    """Which tokens of the frozen encoders the model sees; stored in the checkpoint."""
-
-    branches: tuple[Branch, ...]
-    layer_index: str = "seed"  # the published numbers read hidden_states[L - 1], which is the output of block L - 1
-    patch_only: bool = False
-    video_token_pool: str = "none"
-    swap_audio_axes: bool = False
-    mels: int = 128  # rows of the spectra that come in; the encoder's own number may be another
-
-    def block_of(self, branch: Branch) -> int:
-        """0-based block whose output the branch reads."""
-        block = branch.layer - (2 if self.layer_index == "seed" else 1)
-        if block < 0:
-            raise UserError(f"branch {branch.name}: with --layer-index {self.layer_index} no block is numbered so low")
-        return block
-
-    @property
-    def blocks(self) -> list[int]:
-        return sorted({self.block_of(branch) for branch in self.branches})
-
-    def backbone_outputs(self) -> list[str | int]:
-        """What to ask the image backbone for."""
-        outputs: list[str | int] = list(self.blocks)
-        if not self.patch_only or any(branch.pool == "cls" for branch in self.branches):
-            outputs += [f"prefix.{block}" for block in self.blocks]
-        return outputs
+def image_outputs(settings: WeldSettings) -> list[str | int]:
+    """What to ask the image backbone for."""
+    branches = parse_branches(settings.branches)
+    blocks = sorted({block_of(branch, settings) for branch in branches})
+    outputs: list[str | int] = list(blocks)
+    if not settings.patch_only or any(branch.pool == "cls" for branch in branches):
+        outputs += [f"prefix.{block}" for block in blocks]
+    return outputs
 
 
 @dataclass
@@ -54,7 +44,12 @@ class WeldEncoders:
     video: FrozenBackbone
     audio: FrozenBackbone
     image: FrozenBackbone
-    tokens: TokenSettings
+    settings: WeldSettings
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """What is read of the photographs; one tensor of `encode_images` each."""
+        return parse_branches(self.settings.branches)
 
     def to(self, device: torch.device) -> "WeldEncoders":
         for backbone in (self.video, self.audio, self.image):
@@ -73,7 +68,7 @@ class WeldEncoders:
         """[B, T, 1 or 3, S, S] -> tokens [B, T/2 * P, C], or [B, T/2, C] with spatial pooling."""
         frames = batch["video"]
         tokens = self.video.encode(frames)["patch_tokens"]
-        if self.tokens.video_token_pool == "spatial":
+        if self.settings.video_token_pool == "spatial":
             tokens = tokens.unflatten(1, (max(1, frames.shape[1] // 2), -1)).mean(2)
         return {"video": tokens, "has_video": batch["has_video"]}
 
@@ -83,15 +78,15 @@ class WeldEncoders:
         config = net.config
         time, mels = int(config.max_length), int(config.num_mel_bins)
         spectrum = batch["audio"]
-        if spectrum.shape[-2] != self.tokens.mels:  # resized, turned axes would run and mean nothing
+        if spectrum.shape[-2] != self.settings.mels:  # resized, turned axes would run and mean nothing
             raise UserError(
-                f"audio of shape {tuple(spectrum.shape)}: expected [B, 1, {self.tokens.mels} mel bins, frames]; "
+                f"audio of shape {tuple(spectrum.shape)}: expected [B, 1, {self.settings.mels} mel bins, frames]; "
                 "turn the spectrum so that frequency comes before time"
             )
         if tuple(spectrum.shape[-2:]) != (mels, time):
             spectrum = F.interpolate(spectrum, (mels, time), mode="bilinear", align_corners=False)
         spectrum = spectrum.squeeze(1)
-        if self.tokens.swap_audio_axes:
+        if self.settings.legacy_audio_axes:
             # The original's slip: AST takes (mel, time) without complaint. The content is turned, not the shape.
             spectrum = F.interpolate(spectrum.transpose(1, 2).unsqueeze(1), (mels, time)).squeeze(1)
         return {"audio": self.audio.encode(spectrum.transpose(1, 2))["tokens"], "has_audio": batch["has_audio"]}
@@ -101,11 +96,11 @@ class WeldEncoders:
         images = batch["images"]
         found = self.image.encode(images.flatten(0, 1))
         answer: dict[str, Tensor] = {"views": batch["views"]}
-        for i, branch in enumerate(self.tokens.branches):
-            block = self.tokens.block_of(branch)
+        for i, branch in enumerate(self.branches):
+            block = block_of(branch, self.settings)
             patches = found[f"layer.{block}"]
             prefix = found.get(f"prefix.{block}")
-            whole = prefix is not None and (not self.tokens.patch_only or branch.pool == "cls")
+            whole = prefix is not None and (not self.settings.patch_only or branch.pool == "cls")
             tokens = torch.cat([prefix, patches], dim=1) if whole and prefix is not None else patches
             pooled = tokens if branch.pool == "gem" else pool_tokens(tokens, branch.pool).unsqueeze(1)
             answer[f"branch{i}"] = pooled.unflatten(0, images.shape[:2])

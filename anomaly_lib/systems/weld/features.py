@@ -6,7 +6,7 @@ what input augmentation needs.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from anomaly_lib.features import FeatureSpec, FeatureStore, extract, file_key
 from anomaly_lib.systems.weld.data.manifest import WeldRun
 from anomaly_lib.systems.weld.data.media import photo_tensor
 from anomaly_lib.systems.weld.data.runs import (
-    WeldSettings,
     audio_tensor,
     load_raw,
     normalise_sensors,
@@ -27,9 +26,16 @@ from anomaly_lib.systems.weld.data.runs import (
     sensor_series,
 )
 from anomaly_lib.systems.weld.encoders import WeldEncoders
+from anomaly_lib.systems.weld.options import WeldSettings
 from anomaly_lib.types import Sample
 
 Augment = Callable[[Sample], Sample]
+DECIDING = {
+    "video": ("video_frames", "video_size", "video_norm", "legacy_video", "video_token_pool"),
+    "audio": ("mels", "audio_frames", "audio_norm", "frame_select", "legacy_audio_axes"),
+    "images": ("views", "photo_size", "legacy_image_norm", "layer_index", "patch_only"),
+}
+"""Settings that decide the frozen features of a modality."""
 
 
 def _stack(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -49,12 +55,13 @@ class WeldFeatures:
         device: torch.device,
         precision: str = "fp32",
         dtype: str = "fp32",
+        threads: int = 0,
         augment: Augment | None = None,
         notice: Callable[[str], None] | None = None,
     ) -> None:
         self.settings, self.encoders, self.device = settings, encoders.to(device), device
-        self.cache, self.augment = cache, augment
-        branches = tuple(f"branch{i}" for i in range(len(encoders.tokens.branches)))
+        self.cache, self.augment, self.threads = cache, augment, threads
+        branches = tuple(f"branch{i}" for i in range(len(encoders.branches)))
         self.outputs = {
             "video": ("video", "has_video"),
             "audio": ("audio", "has_audio"),
@@ -83,28 +90,21 @@ class WeldFeatures:
             for part, net in nets.items()
         }
         self._sensors: dict[str, tuple[Tensor, bool]] = {}
+        self.sensor_statistics: tuple[Tensor, Tensor] | None = None  # mean and std [C] over the training runs
 
     def _describe(self, part: str) -> str:
         """Everything besides the weights that decides the rows of a modality."""
-        wanted = {
-            "video": ("video_", "image_size" if self.settings.video_source == "images" else "video_"),
-            "audio": ("mels", "audio_", "frame_select"),
-            "images": ("views", "image_"),
-        }[part]
-        values = {k: v for k, v in asdict(self.settings).items() if k.startswith(wanted)}
-        tokens = asdict(self.encoders.tokens)
-        keys = {
-            "video": ["video_token_pool"],
-            "audio": ["swap_audio_axes"],
-            "images": ["branches", "layer_index", "patch_only"],
-        }
-        return f"{values} { ({k: tokens[k] for k in keys[part]}) }"
+        names = DECIDING[part] + (("views",) if part == "video" and self.settings.legacy_video else ())
+        values = {name: getattr(self.settings, name) for name in names}
+        if part == "images":
+            values["branches"] = [branch.name for branch in self.encoders.branches]
+        return str(values)
 
     # -- inputs ---------------------------------------------------------------------------------------------------
 
     def load_part(self, run: WeldRun, part: str) -> dict[str, Tensor]:
         """One modality of a run as its encoder's input."""
-        needs = ("images",) if part == "video" and self.settings.video_source == "images" else (part,)
+        needs = ("images",) if part == "video" and self.settings.legacy_video else (part,)
         raw = load_raw(run, self.settings, needs)
         if part == "video":
             video, there = process_video(raw, self.settings)
@@ -112,7 +112,7 @@ class WeldFeatures:
         if part == "audio":
             return {"audio": audio_tensor(raw.audio, self.settings), "has_audio": torch.tensor(raw.audio is not None)}
         s = self.settings
-        images, views = photo_tensor(raw.photos, s.views, s.image_size, normalise=s.image_norm)
+        images, views = photo_tensor(raw.photos, s.views, s.photo_size, normalise=not s.legacy_image_norm)
         return {"images": images, "views": views}
 
     def sensors(self, run: WeldRun) -> tuple[Tensor, bool]:
@@ -122,8 +122,14 @@ class WeldFeatures:
             self._sensors[run.run_id] = sensor_series(raw, self.settings), raw.sensors is not None
         return self._sensors[run.run_id]
 
+    def fit_sensors(self, train: Sequence[WeldRun]) -> None:
+        """For ``sensor_norm="train"``: mean and std of each channel over the training runs that have sensors."""
+        if self.settings.sensor_norm == "train":
+            series = torch.cat([one for one, there in map(self.sensors, train) if there] or [torch.zeros(1, 1)])
+            self.sensor_statistics = series.mean(0), series.std(0, unbiased=False)
+
     def readable(self, runs: Sequence[WeldRun]) -> tuple[list[WeldRun], list[dict[str, str]]]:
-        """The runs whose files can be read, and the others with the reason (``--on-error skip``)."""
+        """The runs whose files can be read, and the others with the reason (``on_error="skip"``)."""
         kept, skipped = [], []
         for run in runs:
             try:
@@ -157,7 +163,7 @@ class WeldFeatures:
 
         extract(
             encode, runs, store, load=load, key=run_key, collate=_stack, batch_size=batch_size, device=self.device,
-            track=progress,
+            threads=self.threads, track=progress,
         )  # fmt: skip
 
     def batch(self, runs: Sequence[WeldRun], *, training: bool = False) -> dict[str, Any]:
@@ -169,14 +175,14 @@ class WeldFeatures:
             rows = {name: rows for store in self.stores.values() for name, rows in store.rows(keys).items()}
         rows = self._to_device(rows)
         series = [self.sensors(run) for run in runs]
-        sensors = torch.stack([normalise_sensors(one, self.settings) for one, _ in series])
+        sensors = torch.stack([normalise_sensors(one, self.sensor_statistics) for one, _ in series])
         known = torch.tensor([there for _, there in series])
         views = rows["views"].bool()
         present = [rows["has_video"].bool(), views.any(1), rows["has_audio"].bool(), known.to(self.device)]
         return {
             "video": rows["video"].float(),
             "audio": rows["audio"].float(),
-            "images": [rows[f"branch{i}"].float() for i in range(len(self.encoders.tokens.branches))],
+            "images": [rows[f"branch{i}"].float() for i in range(len(self.encoders.branches))],
             "views": views,
             "sensors": sensors.to(self.device),
             "present": torch.stack(present, dim=1),
@@ -185,12 +191,18 @@ class WeldFeatures:
     def _encode_now(self, runs: Sequence[WeldRun], *, training: bool) -> dict[str, Tensor]:
         rows: dict[str, Tensor] = {}
         for part, encode in self.encode_part.items():
-            samples = [self.load_part(run, part) for run in runs]
+            samples = self._load_parts(runs, part)
             if training and self.augment is not None:
                 samples = [self.augment(sample) for sample in samples]
             with torch.no_grad():
                 rows |= encode(self._to_device(_stack(samples)))
         return rows
+
+    def _load_parts(self, runs: Sequence[WeldRun], part: str) -> list[dict[str, Tensor]]:
+        if not self.threads:
+            return [self.load_part(run, part) for run in runs]
+        with ThreadPoolExecutor(self.threads) as pool:
+            return list(pool.map(lambda run: self.load_part(run, part), runs))
 
     def _to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}

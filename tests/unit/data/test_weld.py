@@ -11,7 +11,7 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.systems.weld.data.demo import MISMATCH, draw_weld, render_weld, weld_demo_runs, write_weld_demo
 from anomaly_lib.systems.weld.data.manifest import CLASSES, RawRun, assign_splits, class_of, read_manifest, select_runs
 from anomaly_lib.systems.weld.data.media import frame_indices, photo_tensor, read_video, video_tensor
-from anomaly_lib.systems.weld.data.runs import WeldDataset, WeldSettings, load_raw, preprocess
+from anomaly_lib.systems.weld.data.runs import WeldDataset, load_raw, preprocess
 from anomaly_lib.systems.weld.data.signal import (
     fit_frames,
     kaldi_log_mel,
@@ -21,8 +21,9 @@ from anomaly_lib.systems.weld.data.signal import (
     resample_series,
     standardise,
 )
+from anomaly_lib.systems.weld.options import WeldSettings
 
-SMALL = WeldSettings(video_frames=4, video_size=32, image_size=32, audio_frames=64, sensor_steps=32)
+SMALL = WeldSettings(video_frames=4, video_size=32, image_size=[32], audio_frames=64, sensor_steps=32)
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +85,11 @@ def test_video_frame_indices_and_normalisation(tmp_path: Path) -> None:
 
 def test_photos_repeat_the_last_and_mark_it() -> None:
     photos = [np.full((10, 12, 3), value, np.uint8) for value in (0, 255)]
-    images, real = photo_tensor(photos, 4, 8)
+    images, real = photo_tensor(photos, 4, (8, 8))
     assert real.tolist() == [True, True, False, False]
     assert torch.equal(images[1], images[3])
     assert images[1, 0, 0, 0].item() == pytest.approx((1 - 0.485) / 0.229)
-    raw, _ = photo_tensor(photos, 2, 8, normalise=False)
+    raw, _ = photo_tensor(photos, 2, (8, 8), normalise=False)
     assert raw[:, 0, 0, 0].tolist() == pytest.approx([0, 1])
 
 
@@ -146,7 +147,7 @@ def test_the_video_never_reads_the_result_photos_unless_asked(demo: Path, tmp_pa
     raw = load_raw(lonely, SMALL)
     assert raw.video is None
     assert not preprocess(raw, SMALL)["present"][0]
-    legacy = preprocess(raw, replace(SMALL, video_source="images"))
+    legacy = preprocess(raw, replace(SMALL, legacy_video=True))
     assert legacy["present"][0]
     assert legacy["video"].std() > 0.1
 

@@ -6,15 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from anomaly_lib.models.weld.causal_film import (
-    BRANCH_PRESETS,
-    CausalFiLM,
-    CausalFiLMConfig,
-    model_config,
-    parse_branches,
-)
-from anomaly_lib.models.weld.causal_film_loss import CausalFiLMLoss, anomaly_score, collapse_monitor, loss_config
+from anomaly_lib.errors import UserError
+from anomaly_lib.models.weld.causal_film import CausalFiLM
+from anomaly_lib.models.weld.causal_film_loss import CausalFiLMLoss, anomaly_score, collapse_monitor
 from anomaly_lib.models.weld.causal_film_parts import AntiGenDecoder, GeM, RobustResultEncoder, SensorModulator
+from anomaly_lib.models.weld.config import BRANCH_PRESETS, CausalFiLMConfig, LossConfig, parse_branches
 
 SMALL = {"video_dim": 12, "audio_dim": 10, "image_dim": 16, "d_model": 16, "sensor_hidden": 8, "process_heads": 2}
 SMALL_BRANCHES = "2.mean,2.gem,3.mean"
@@ -46,12 +42,12 @@ def small_batch(batch: int = 4, views: int = 3, branches: int = 3) -> dict:
 )
 def test_golden_parameter_counts(changes: dict, golden: int) -> None:
     with torch.device("meta"):
-        assert size(CausalFiLM(model_config("best", **changes))) == golden
+        assert size(CausalFiLM(**changes)) == golden
 
 
 def test_golden_sizes_of_the_parts() -> None:
     with torch.device("meta"):
-        model = CausalFiLM(model_config("best", branches="L21+L32"))
+        model = CausalFiLM(branches="L21+L32")
         decoder = AntiGenDecoder()
     sizes = [size(m) for m in (model.modulator, model.video_projector, model.audio_projector, model.process, decoder)]
     assert sizes == [366_720, 788_480, 657_408, 6_309_888, 526_336]
@@ -71,7 +67,7 @@ def test_golden_total_with_the_frozen_backbones() -> None:
                 num_register_tokens=4, use_gated_mlp=True, hidden_act="silu", key_bias=False, patch_size=16,
             )
         )  # fmt: skip
-        model = CausalFiLM(model_config("best", branches="L21+L32"))
+        model = CausalFiLM(branches="L21+L32")
         dead = nn.Linear(1280, 768)
     assert size(audio) == 85_761_024
     assert size(video) == 325_971_328
@@ -96,16 +92,16 @@ def test_golden_loss_and_score() -> None:
     assert anomaly_score(f, g).item() == pytest.approx(25.0871291, abs=1e-5)
     assert anomaly_score(f, g, kind="cosine").item() == pytest.approx(0.0871291, abs=1e-6)
     assert anomaly_score(f, g, kind="mean_abs").item() == pytest.approx(1.5)
-    terms = CausalFiLMLoss(loss_config("doc"), d_model=4)(f, g)
+    terms = CausalFiLMLoss(preset="doc", d_model=4)(f, g)
     assert terms["gram"].item() == pytest.approx(2.796875)
     assert terms["loss"].item() == pytest.approx(0.0871291 + 10 * 1.5 + 2.796875, abs=1e-5)
-    frobenius = CausalFiLMLoss(loss_config("doc", gram_norm="fro"), d_model=4)(f, g)["gram"]
+    frobenius = CausalFiLMLoss(preset="doc", gram_norm="fro", d_model=4)(f, g)["gram"]
     assert frobenius.item() == pytest.approx(6.6895442, abs=1e-5)
 
 
 def test_the_text_term_trains_its_own_head() -> None:
     text = torch.randn(32)
-    loss = CausalFiLMLoss(loss_config("doc"), d_model=8, text=text).eval()
+    loss = CausalFiLMLoss(preset="doc", d_model=8, text=text).eval()
     z = torch.randn(3, 8)
     terms = loss(z, z)
     head = nn.functional.normalize(loss.text_head(z), dim=-1)
@@ -114,31 +110,31 @@ def test_the_text_term_trains_its_own_head() -> None:
     assert terms["loss"].item() == pytest.approx(0.1 * expected.item(), abs=1e-5)
     terms["loss"].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.parameters())
-    assert CausalFiLMLoss(loss_config("best"), d_model=8)(z, z)["text"] == 0  # works without CLIP
+    assert CausalFiLMLoss(preset="best", d_model=8)(z, z)["text"] == 0  # works without CLIP
 
 
 @pytest.mark.parametrize("kind", ["mamba", "gru", "transformer", "none"])
 def test_modulator_is_the_identity_at_step_0(kind: str) -> None:
-    gamma, beta = SensorModulator(hidden=8, d_model=5, kind=kind)(torch.randn(3, 11, 6))
-    assert torch.equal(gamma, torch.ones(3, 1, 5))
-    assert torch.equal(beta, torch.zeros(3, 1, 5))
+    gamma, beta = SensorModulator(sensor_hidden=8, d_model=8, modulator=kind)(torch.randn(3, 11, 6))
+    assert torch.equal(gamma, torch.ones(3, 1, 8))
+    assert torch.equal(beta, torch.zeros(3, 1, 8))
 
 
 def test_modulator_sees_the_whole_series_and_ignores_absent_sensors() -> None:
-    modulator = SensorModulator(hidden=8, d_model=5)
+    modulator = SensorModulator(sensor_hidden=8, d_model=8)
     nn.init.normal_(modulator.head.weight)
     early = torch.randn(2, 64, 6)
     late = early.clone()
     early[:, 0] += 3  # the very first step still reaches the last token
     assert not torch.allclose(modulator(early)[0], modulator(late)[0], atol=1e-7)
     gamma, beta = modulator(early, torch.tensor([True, False]))
-    assert torch.equal(gamma[1], torch.ones(1, 5))
-    assert torch.equal(beta[1], torch.zeros(1, 5))
-    assert not torch.equal(gamma[0], torch.ones(1, 5))
+    assert torch.equal(gamma[1], torch.ones(1, 8))
+    assert torch.equal(beta[1], torch.zeros(1, 8))
+    assert not torch.equal(gamma[0], torch.ones(1, 8))
 
 
 def test_film_reaches_the_tokens_as_the_formula_says() -> None:
-    model = CausalFiLM(CausalFiLMConfig(**SMALL, branches=SMALL_BRANCHES, split_film=True)).eval()
+    model = CausalFiLM(**SMALL, branches=SMALL_BRANCHES, split_film=True).eval()
     nn.init.normal_(model.modulator.head.bias)
     batch = small_batch()
     seen: list[torch.Tensor] = []
@@ -150,7 +146,7 @@ def test_film_reaches_the_tokens_as_the_formula_says() -> None:
 
 
 def test_absent_modalities_do_not_leak_and_never_make_nan() -> None:
-    model = CausalFiLM(CausalFiLMConfig(**SMALL, branches=SMALL_BRANCHES)).eval()
+    model = CausalFiLM(**SMALL, branches=SMALL_BRANCHES).eval()
     batch = small_batch()
     batch["present"][0, 2] = False  # no audio
     batch["present"][1, 0] = False  # no video
@@ -165,15 +161,15 @@ def test_absent_modalities_do_not_leak_and_never_make_nan() -> None:
 
 
 def test_view_pooling_takes_the_strongest_real_view() -> None:
-    encoder = RobustResultEncoder(branches=parse_branches("1.mean"), image_dim=8, d_model=6).eval()
+    encoder = RobustResultEncoder(branches="1.mean", image_dim=8, d_model=8).eval()
     layers = [torch.randn(2, 3, 4, 8)]
     alone = torch.stack([encoder([layers[0][:, i : i + 1]]) for i in range(3)], 1)
     torch.testing.assert_close(encoder(layers), alone.amax(1))
     views = torch.tensor([[True, False, True], [False, False, False]])
     pooled = encoder(layers, views)
     torch.testing.assert_close(pooled[0], alone[0, [0, 2]].amax(0))
-    assert torch.equal(pooled[1], torch.zeros(6))
-    encoder.view_pool = "mean"
+    assert torch.equal(pooled[1], torch.zeros(8))
+    encoder.config.view_pool = "mean"
     torch.testing.assert_close(encoder(layers, views)[0], alone[0, [0, 2]].mean(0))
 
 
@@ -191,11 +187,11 @@ VARIANTS = [
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_every_variant_trains_every_parameter(changes: dict) -> None:
-    model = CausalFiLM(CausalFiLMConfig(**{**SMALL, "branches": SMALL_BRANCHES, **changes}))
+    model = CausalFiLM(**{**SMALL, "branches": SMALL_BRANCHES, **changes})
     if model.config.modulator != "none":
         nn.init.normal_(model.modulator.head.weight, std=0.1)  # zero at step 0: nothing below it would learn yet
-    out = model(small_batch(branches=len(model.branches)))
-    CausalFiLMLoss(loss_config(), d_model=16)(out.z_result, out.z_pred)["loss"].backward()
+    out = model(small_batch(branches=len(model.result.branches)))
+    CausalFiLMLoss(d_model=16)(out.z_result, out.z_pred)["loss"].backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         # A key's bias shifts a whole softmax row; the cross attention of the last layer still must learn.
@@ -203,7 +199,7 @@ def test_every_variant_trains_every_parameter(changes: dict) -> None:
 
 
 def test_masking_acts_in_training_only_and_on_process_features_only() -> None:
-    model = CausalFiLM(CausalFiLMConfig(**SMALL, branches=SMALL_BRANCHES, feature_mask_ratio=0.3))
+    model = CausalFiLM(**SMALL, branches=SMALL_BRANCHES, feature_mask_ratio=0.3)
     tokens = torch.ones(1, 200, 12)
     model.train()
     masked = model._corrupt(tokens)
@@ -220,12 +216,12 @@ def test_presets_and_bad_names() -> None:
     assert [b.name for b in parse_branches("best")] == ["L21.mean", "L21.gem", "L32.mean"]
     assert [b.name for b in parse_branches("doc")] == ["L10.gem", "L21.gem"]
     assert all(parse_branches(name) for name in BRANCH_PRESETS)
-    assert model_config("stage1").d_model == 256
-    assert loss_config("doc").lambda_l1 == 10.0
+    assert CausalFiLMConfig(preset="stage1").d_model == 256
+    assert LossConfig(preset="doc").lambda_l1 == 10.0
     with pytest.raises(ValueError, match="mean, max, gem, cls"):
         parse_branches("21.median")
     with pytest.raises(ValueError, match="best, doc, stage1"):
-        model_config("bset")
+        CausalFiLMConfig(preset="bset")
 
 
 def test_collapse_monitor_tells_a_constant_encoder() -> None:

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from anomaly_lib.backbones import create_backbone
 from anomaly_lib.errors import UserError
-from anomaly_lib.models.weld.causal_film import parse_branches
-from anomaly_lib.systems.weld.encoders import TokenSettings, WeldEncoders
+from anomaly_lib.systems.weld.encoders import WeldEncoders
+from anomaly_lib.systems.weld.options import WeldSettings
 
 
 @pytest.fixture(scope="module")
 def encoders() -> WeldEncoders:
     audio = create_backbone("tiny-ast", weights="random", layers=["tokens"])  # reads 64 steps of 32 mel bins
-    return WeldEncoders(audio, audio, audio, TokenSettings(branches=parse_branches("1.mean")))
+    return WeldEncoders(audio, audio, audio, WeldSettings(branches="1.mean"))
 
 
 def tokens(encoders: WeldEncoders, spectrum: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def test_time_before_frequency_is_refused(encoders: WeldEncoders, frames: int) -
 
 
 def test_the_originals_64_mel_bins_are_no_turned_spectrum(encoders: WeldEncoders) -> None:
-    old = replace(encoders, tokens=replace(encoders.tokens, mels=64))
+    old = replace(encoders, settings=replace(encoders.settings, legacy_mel_64=True))
     tokens(old, torch.randn(1, 1, 64, 128))  # 64 bins, 128 frames: the shape of 128 bins and 64 frames turned
     with pytest.raises(UserError, match="64 mel bins"):
         tokens(old, torch.randn(1, 1, 128, 64))

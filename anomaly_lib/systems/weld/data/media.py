@@ -35,7 +35,7 @@ def read_video(path: Path, frames: int) -> np.ndarray:
     try:
         total = _count_frames(capture, cv2)
         if total < 1:
-            raise UserError(f"{path}: no frame of this video can be decoded; replace it or pass --on-error skip")
+            raise UserError(f"{path}: no frame of this video can be decoded; replace it, or give on_error=skip")
         wanted = frame_indices(total, frames)
         found: dict[int, np.ndarray] = {}
         for i in range(wanted[-1] + 1):  # in order: seeking lands on key frames in several containers
@@ -48,7 +48,7 @@ def read_video(path: Path, frames: int) -> np.ndarray:
     finally:
         capture.release()
     if not found:
-        raise UserError(f"{path}: no frame of this video can be decoded; replace it or pass --on-error skip")
+        raise UserError(f"{path}: no frame of this video can be decoded; replace it, or give on_error=skip")
     readable = sorted(found)
     return np.stack([found[i] if i in found else found[_nearest(readable, i)] for i in wanted])
 
@@ -77,21 +77,21 @@ def _grey(image: np.ndarray) -> np.ndarray:
 
 def video_tensor(frames: np.ndarray, size: int, norm: str = "half") -> Tensor:
     """[T, H, W] uint8 -> [T, 1, S, S] with ``(x - 0.5) / 0.5``, or [T, 3, S, S] with ImageNet statistics."""
-    video = _resize(torch.from_numpy(np.array(frames)).unsqueeze(1), size)  # [T, 1, S, S] in [0, 1]
+    video = _resize(torch.from_numpy(np.array(frames)).unsqueeze(1), (size, size))  # [T, 1, S, S] in [0, 1]
     if norm == "half":
         return (video - 0.5) / 0.5
     if norm != "imagenet":
-        raise ValueError(f"video_norm {norm!r}: choose half or imagenet")
+        raise UserError(f"video_norm={norm}: choose half or imagenet")
     return _imagenet(video.expand(-1, 3, -1, -1))
 
 
 def photo_tensor(
-    photos: Sequence[np.ndarray], views: int, size: int, *, normalise: bool = True
+    photos: Sequence[np.ndarray], views: int, size: tuple[int, int], *, normalise: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """The first `views` photos as [V, 3, S, S] and which are real [V]; the last one fills up the rest."""
+    """The first `views` photos as [V, 3, H, W] and which are real [V]; the last one fills up the rest."""
     real = torch.tensor([i < len(photos) for i in range(views)])
     if not photos:
-        return torch.zeros(views, 3, size, size), real
+        return torch.zeros(views, 3, *size), real
     stack = [_resize(_channels_first(photo).unsqueeze(0), size)[0] for photo in photos[:views]]
     images = torch.stack(stack + [stack[-1]] * (views - len(stack)))
     return (_imagenet(images) if normalise else images), real
@@ -101,12 +101,12 @@ def _channels_first(photo: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(photo)).permute(2, 0, 1)
 
 
-def _resize(pixels: Tensor, size: int) -> Tensor:
-    """Antialiased bilinear (area-like when shrinking) to S x S in [0, 1]."""
+def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Antialiased bilinear (area-like when shrinking) to H x W in [0, 1]."""
     values = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
-    if tuple(values.shape[-2:]) == (size, size):
+    if tuple(values.shape[-2:]) == size:
         return values
-    return torch.nn.functional.interpolate(values, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return torch.nn.functional.interpolate(values, size, mode="bilinear", antialias=True, align_corners=False)
 
 
 def _imagenet(images: Tensor) -> Tensor:

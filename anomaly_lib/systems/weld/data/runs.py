@@ -1,9 +1,7 @@
-"""A weld run as model inputs: all preprocessing in one settings object, missing modalities marked, not invented."""
+"""A weld run as model inputs: all preprocessing by `WeldSettings`, missing modalities marked, not invented."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from anomaly_lib.data.images import list_images, read_image
+from anomaly_lib.models.weld.config import SENSOR_CHANNELS
 from anomaly_lib.systems.weld.data.manifest import MODALITIES, RawRun, WeldRun
 from anomaly_lib.systems.weld.data.media import VIDEO_SUFFIXES, frame_indices, photo_tensor, read_video, video_tensor
 from anomaly_lib.systems.weld.data.signal import (
@@ -25,38 +24,10 @@ from anomaly_lib.systems.weld.data.signal import (
     resample_series,
     standardise,
 )
+from anomaly_lib.systems.weld.options import WeldSettings
 from anomaly_lib.types import Sample
 
-
-@dataclass(frozen=True, kw_only=True)
-class WeldSettings:
-    """All preprocessing, stored in the checkpoint: evaluation can only do what training did."""
-
-    video_frames: int = 16
-    video_size: int = 224
-    video_norm: str = "half"
-    video_source: str = "video"  # "images" is the original's slip: the process branch sees the result
-    views: int = 5
-    image_size: int = 224
-    image_norm: bool = True  # the original never normalised its photos
-    mels: int = 128
-    audio_frames: int = 1024
-    audio_norm: str = "ast"  # Kaldi log energies as AST was trained on; "db" = librosa dB below the maximum
-    frame_select: str = "uniform"
-    swap_audio_axes: bool = False  # the original gave AST (mel, time)
-    sensor_steps: int = 128
-    sensor_channels: int = 6
-    sensor_norm: str = "sample"
-    sensor_mean: tuple[float, ...] = ()
-    sensor_std: tuple[float, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "WeldSettings":
-        changes: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return cls(**changes)
+Statistics = tuple[Tensor, Tensor] | None
 
 
 def load_raw(run: WeldRun, settings: WeldSettings, parts: Sequence[str] = MODALITIES) -> RawRun:
@@ -92,21 +63,26 @@ def _as_bytes(photo: np.ndarray) -> np.ndarray:
 def sensor_series(raw: RawRun, settings: WeldSettings) -> Tensor:
     """[S, C] before normalisation."""
     if raw.sensors is None:
-        return torch.zeros(settings.sensor_steps, settings.sensor_channels)
-    return resample_series(raw.sensors, settings.sensor_steps, settings.sensor_channels)
+        return torch.zeros(settings.sensor_steps, SENSOR_CHANNELS)
+    return resample_series(raw.sensors, settings.sensor_steps, SENSOR_CHANNELS)
 
 
-def preprocess(raw: RawRun, settings: WeldSettings) -> Sample:
-    """Model inputs: video [T, 1 or 3, S, S], images [V, 3, S, S], audio [1, mels, F], sensors [S, C], presence [4]."""
+def preprocess(raw: RawRun, settings: WeldSettings, statistics: Statistics = None) -> Sample:
+    """Model inputs: video [T, 1 or 3, S, S], images [V, 3, H, W], audio [1, mels, F], sensors [S, C], presence [4].
+
+    `statistics`: mean and std [C] of the training runs' sensors; None = each run's own.
+    """
     video, has_video = process_video(raw, settings)
-    images, views = photo_tensor(raw.photos, settings.views, settings.image_size, normalise=settings.image_norm)
+    images, views = photo_tensor(
+        raw.photos, settings.views, settings.photo_size, normalise=not settings.legacy_image_norm
+    )
     present = [has_video, bool(views.any()), raw.audio is not None, raw.sensors is not None]
     return {
         "video": video,
         "images": images,
         "views": views,
         "audio": audio_tensor(raw.audio, settings),
-        "sensors": normalise_sensors(sensor_series(raw, settings), settings),
+        "sensors": normalise_sensors(sensor_series(raw, settings), statistics),
         "present": torch.tensor(present),
     }
 
@@ -114,7 +90,7 @@ def preprocess(raw: RawRun, settings: WeldSettings) -> Sample:
 def process_video(raw: RawRun, settings: WeldSettings) -> tuple[Tensor, bool]:
     """The process video and whether there is one."""
     frames = raw.video
-    if settings.video_source == "images":
+    if settings.legacy_video:
         frames = np.stack([photo.mean(2).astype(np.uint8) for photo in raw.photos]) if raw.photos else None
     if frames is None:
         channels = 1 if settings.video_norm == "half" else 3
@@ -133,17 +109,14 @@ def audio_tensor(wave: np.ndarray | None, settings: WeldSettings) -> Tensor:
     samples = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))
     if settings.audio_norm == "db":
         mel = mel_db(samples, mels=settings.mels)
-    elif settings.audio_norm == "ast":
-        mel = (kaldi_log_mel(samples, mels=settings.mels) - AST_MEAN) / (2 * AST_STD)
     else:
-        raise ValueError(f"audio_norm {settings.audio_norm!r}: choose ast or db")
+        mel = (kaldi_log_mel(samples, mels=settings.mels) - AST_MEAN) / (2 * AST_STD)
     return fit_frames(mel, settings.audio_frames, settings.frame_select).unsqueeze(0)
 
 
-def normalise_sensors(series: Tensor, settings: WeldSettings) -> Tensor:
-    if settings.sensor_norm == "train":
-        return standardise(series, torch.tensor(settings.sensor_mean), torch.tensor(settings.sensor_std))
-    return standardise(series)
+def normalise_sensors(series: Tensor, statistics: Statistics) -> Tensor:
+    """[S, C] with z-scores by the given mean and std [C], or by the run's own."""
+    return standardise(series) if statistics is None else standardise(series, *statistics)
 
 
 class WeldDataset(Dataset[Sample]):
