@@ -56,7 +56,8 @@ def arg(
     """One option. `aliases` are the originals' other spellings; a ``None`` default needs its `type` said.
 
     `length`: how many values a list takes. `needs`: what other options must be for this one to have an effect (a tuple
-    of values that all do, or `ANY` for anything but None, False and nothing); given without that, it is refused.
+    of values that all do, or `ANY` for anything but None, False and nothing); given without that, it is refused. What
+    it needs may be an option that only a derived class has, e.g. which of several models is trained.
     """
     if default is None and type is None:
         raise TypeError("an option whose default is None must say its type")
@@ -211,7 +212,8 @@ def check_values(args: Any) -> None:
 def refuse_without_effect(args: Any, given: Mapping[str, Any]) -> None:
     """Refuse what was given, and is not its default anyway, where the options it needs are not set so."""
     for f in fields(args):
-        unmet = {name: wanted for name, wanted in f.metadata["needs"].items() if not _met(getattr(args, name), wanted)}
+        needs = {name: wanted for name, wanted in f.metadata["needs"].items() if hasattr(args, name)}
+        unmet = {name: wanted for name, wanted in needs.items() if not _met(getattr(args, name), wanted)}
         if f.name not in given or not unmet:
             continue
         rest = {name: value for name, value in given.items() if name != f.name}

@@ -232,6 +232,26 @@ def test_python_and_argv_refuse_alike(kwargs: dict[str, Any], said: str, capsys:
     assert f"--{name}" in capsys.readouterr().err
 
 
+@dataclass
+class Part(Options):
+    """A module's own options, which know of a choice that only a program over several modules has."""
+
+    depth: int = arg(2, "depth", needs={"model": "b"})
+
+
+@dataclass
+class Whole(Part):
+    """The program."""
+
+    model: str = arg("a", "model", choices=["a", "b"])
+
+
+def test_what_an_option_needs_may_be_known_to_a_derived_class_only() -> None:
+    assert Part(depth=3).depth == Whole(depth=3, model="b").depth == 3
+    with pytest.raises(OptionError, match="^depth=3: has no effect without model=b$"):
+        Whole(depth=3)
+
+
 def test_messages_of_arguments_become_flags() -> None:
     text = "data_path=a=b: no such folder; give data_path= or weights=FILE (x=1 is no option, n_rate=2 neither)"
     names = as_flags(text, DataLike)
