@@ -10,12 +10,12 @@ from anomaly_lib.errors import UserError
 
 
 class LoRALinear(nn.Module):
-    """W x + b + (alpha / r) B A x; W and b frozen, A Kaiming-uniform, B zero."""
+    """[..., in] -> [..., out]: W x + b + (alpha / r) B A x; W and b frozen, A Kaiming-uniform, B zero."""
 
     def __init__(self, base: nn.Linear, *, rank: int, alpha: float | None = None, dropout: float = 0.0) -> None:
         super().__init__()
         if rank < 1:
-            raise UserError(f"LoRA rank must be at least 1, got {rank}")
+            raise UserError(f"rank={rank}: must be at least 1")
         self.base = base.requires_grad_(False)
         self.scale = (rank if alpha is None else alpha) / rank
         like = base.weight
@@ -24,6 +24,9 @@ class LoRALinear(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
         self.dropout = nn.Dropout(dropout)
         self.merged = False
+
+    def extra_repr(self) -> str:
+        return f"rank={len(self.down)}, merged={self.merged}"
 
     def forward(self, x: Tensor) -> Tensor:
         if self.merged:
@@ -45,7 +48,7 @@ class LoRALinear(nn.Module):
 
 
 class BottleneckAdapter(nn.Module):
-    """The frozen layer's output plus up(GELU(down(output))); the upward matrix starts at zero."""
+    """[..., in] -> [..., out]: the frozen layer's output plus up(GELU(down(output))); `up` starts at zero."""
 
     def __init__(self, base: nn.Linear, *, rank: int) -> None:
         super().__init__()
@@ -59,20 +62,19 @@ class BottleneckAdapter(nn.Module):
         return out + self.up(torch.nn.functional.gelu(self.down(out)))  # type: ignore[no-any-return]
 
 
+MAKERS = {"lora": LoRALinear, "adapter": BottleneckAdapter}
+
+
 def add_adapters(model: nn.Module, names: Sequence[str], *, kind: str = "lora", rank: int = 8) -> list[str]:
     """Replace each `nn.Linear` whose path contains one of `names`; returns the replaced paths."""
-    makers = {
-        "lora": lambda base: LoRALinear(base, rank=rank),
-        "adapter": lambda base: BottleneckAdapter(base, rank=rank),
-    }
-    if kind not in makers:
-        raise UserError(f"unknown adapter {kind!r}; choose from {', '.join(makers)}")
+    if kind not in MAKERS:
+        raise UserError(f"kind={kind}: choose from {', '.join(MAKERS)}")
     replaced = []
     for path, module in list(model.named_modules()):
         if type(module) is not nn.Linear or not any(name in path for name in names):
             continue
         parent, _, child = path.rpartition(".")
-        setattr(model.get_submodule(parent), child, makers[kind](module))
+        setattr(model.get_submodule(parent), child, MAKERS[kind](module, rank=rank))
         replaced.append(path)
     if not replaced:
         raise UserError(f"no linear layer matches {', '.join(names)}")

@@ -13,7 +13,9 @@ from anomaly_lib.errors import UserError
 
 
 class Int8Linear(nn.Module):
-    """Weight-only int8: one scale a row, activations quantised per call; exactly what the file stores is what runs."""
+    """[..., in] -> [..., out] in int8: one scale a row of weights, activations quantised per call; what the file
+    stores is what runs.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -24,6 +26,10 @@ class Int8Linear(nn.Module):
         self.weight: Tensor
         self.scale: Tensor
         self.bias: Tensor | None
+
+    def extra_repr(self) -> str:
+        rows, columns = self.weight.shape
+        return f"in_features={columns}, out_features={rows}, bias={self.bias is not None}"
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
@@ -56,7 +62,7 @@ def quantize_linears(model: nn.Module, *, smallest: int = 1024) -> nn.Module:
 def prune_linears(model: nn.Module, amount: float, *, structured: bool = False) -> float:
     """Zero the smallest weights in place: `amount` of all (global, L1) or of each layer's rows (L2) -> sparsity."""
     if not 0 <= amount < 1:
-        raise UserError(f"pruning amount must lie in [0, 1), got {amount}")
+        raise UserError(f"amount={amount}: must lie in [0, 1)")
     layers = [module for module in model.modules() if type(module) is nn.Linear]
     if structured:
         for layer in layers:

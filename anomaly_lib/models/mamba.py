@@ -9,21 +9,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomaly_lib.errors import UserError
 from anomaly_lib.ops.selective_scan import selective_scan
 
 PREFIXES = ("", "mixer.", "mamba.", "backbone.")
 
 
 class Mamba(nn.Module):
-    """in_proj -> causal depthwise conv -> SiLU -> selective scan -> gate -> out_proj, on [B, L, d_model]."""
+    """[B, L, d_model] -> [B, L, d_model]: in_proj, causal depthwise conv, SiLU, selective scan, gate, out_proj.
+
+    ``Mamba(128)`` or ``Mamba(d_model=128, d_state=16, d_conv=4, expand=2)``, as in mamba_ssm. `backend`: "auto" =
+    mamba_ssm's kernel where it imports and the tensors are on a GPU, "torch" or "kernel" = this one.
+    """
 
     def __init__(
         self,
-        *,
         d_model: int,
         d_state: int = 16,
         d_conv: int = 4,
         expand: int = 2,
+        *,
         dt_min: float = 1e-3,
         dt_max: float = 1e-1,
         dt_floor: float = 1e-4,
@@ -31,6 +36,7 @@ class Mamba(nn.Module):
     ) -> None:
         super().__init__()
         inner = expand * d_model
+        self.d_model = d_model
         self.rank = math.ceil(d_model / 16)
         self.d_state = d_state
         self.backend = backend
@@ -49,7 +55,17 @@ class Mamba(nn.Module):
             step = log_step.exp().clamp(min=dt_floor)
             self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse softplus: softplus(bias) = step
 
-    def forward(self, tokens: Tensor) -> Tensor:  # [B, L, d_model] -> [B, L, d_model]
+    def __repr__(self) -> str:
+        inner, d_state = self.A_log.shape
+        return (
+            f"Mamba(d_model={self.d_model}, d_state={d_state}, d_conv={self.conv1d.kernel_size[0]}, "
+            f"expand={inner // self.d_model})"
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, L, d_model] -> [B, L, d_model]; a step sees itself and earlier steps only."""
+        if tokens.ndim != 3 or tokens.shape[2] != self.d_model:
+            raise UserError(f"tokens: expected [B, L, {self.d_model}], got {list(tokens.shape)}")
         length = tokens.shape[1]
         x, gate = self.in_proj(tokens).chunk(2, dim=-1)  # [B, L, E] each
         x = F.silu(self.conv1d(x.transpose(1, 2))[..., :length]).transpose(1, 2)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +9,10 @@ from torch import Tensor, nn
 
 
 def fit_temperature(logits: Tensor, labels: Tensor, *, max_iter: int = 100) -> float:
-    """The scalar T > 0 that minimises the cross-entropy of logits / T on validation samples, by LBFGS on log T."""
+    """The scalar T > 0 that minimises the cross-entropy of logits / T on validation samples, by LBFGS on log T.
+
+    `logits` [N, C], `labels` [N] class indices.
+    """
     logits, labels = logits.detach().double(), labels.detach()
     log_t = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([log_t], lr=0.5, max_iter=max_iter, line_search_fn="strong_wolfe")
@@ -44,14 +46,14 @@ def dropout_on(model: nn.Module) -> Iterator[nn.Module]:
 
 @torch.no_grad()
 def mc_dropout(model: nn.Module, forward: Callable[[nn.Module], Tensor], *, passes: int = 20) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of `forward(model)` over stochastic passes."""
+    """Mean and standard deviation of `forward(model)` over stochastic passes, each of the shape it answers."""
     with dropout_on(model):
         return _spread([forward(model) for _ in range(passes)])
 
 
 @torch.no_grad()
 def deep_ensemble(models: Sequence[nn.Module], forward: Callable[[nn.Module], Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over independently trained models."""
+    """Mean and standard deviation of `forward(model)` over independently trained models."""
     return _spread([forward(model.eval()) for model in models])
 
 
@@ -63,6 +65,3 @@ def _spread(answers: list[Tensor]) -> tuple[Tensor, Tensor]:
 def predictive_entropy(probabilities: Tensor) -> Tensor:
     """Entropy in nats of [..., C] -> [...]."""
     return -(probabilities * probabilities.clamp_min(1e-12).log()).sum(-1)
-
-
-__all__: list[Any] = ["deep_ensemble", "dropout_on", "fit_temperature", "mc_dropout", "predictive_entropy"]

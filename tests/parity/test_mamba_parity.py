@@ -40,7 +40,10 @@ def test_loads_checkpoints_of_the_other_packages(prefix: str) -> None:
 
 
 def test_golden_size_init_causality_and_autocast() -> None:
-    mamba = Mamba(d_model=128)
+    mamba = Mamba(128)
+    assert repr(mamba) == "Mamba(d_model=128, d_state=16, d_conv=4, expand=2)"
+    with pytest.raises(ValueError, match=r"tokens: expected \[B, L, 128\], got \[2, 30, 64\]"):
+        mamba(torch.zeros(2, 30, 64))
     assert sum(p.numel() for p in mamba.parameters()) == 116_480
     steps = torch.nn.functional.softplus(mamba.dt_proj.bias.detach())
     assert float(steps.min()) >= 1e-3 * 0.99

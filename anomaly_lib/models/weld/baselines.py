@@ -33,7 +33,7 @@ class AudioConvAE(nn.Module):
         return self.decoder(self.encoder(frames))  # type: ignore[no-any-return]
 
     def frame_scores(self, frames: Tensor) -> Tensor:
-        """Squared error per frame, mean over bins: [B, T]."""
+        """Squared error per frame, mean over bins: [B, bins, T] -> [B, T]."""
         return (self(frames) - frames).square().mean(1)
 
 
@@ -84,7 +84,7 @@ class OneClass(nn.Module):
         self.net = nn.Sequential(*_dense([dim, hidden, bottleneck, hidden]), nn.Linear(hidden, dim))
 
     def fit_scale(self, features: Tensor) -> None:
-        """Standardise by the training features; constant channels keep their unit."""
+        """Standardise by the training features [N, D]; constant channels keep their unit."""
         self.mean.copy_(features.mean(0))
         std = features.std(0, unbiased=False)
         self.std.copy_(torch.where(std < 1e-6, torch.ones_like(std), std))
@@ -108,7 +108,10 @@ def pool_modalities(batch: Mapping[str, Tensor], names: Sequence[str], *, steps:
 
 
 class MidFusion(nn.Module):
-    """Concatenated pooled features, one MLP: logits [B, classes] (baseline C). Absent modalities are zero."""
+    """Pooled features by name [B, D_m] -> logits [B, classes] by concatenation and one MLP (baseline C).
+
+    `dims`: D_m by name. `present` [B, M] in the order of `dims`; absent modalities are zero.
+    """
 
     def __init__(self, dims: Mapping[str, int], *, hidden: int = 256, classes: int = 12, dropout: float = 0.1) -> None:
         super().__init__()

@@ -2,44 +2,21 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from anomaly_lib.config import configure
 from anomaly_lib.errors import UserError
 from anomaly_lib.fusion import CrossAttention
+from anomaly_lib.models.weld.config import SENSOR_CHANNELS
+from anomaly_lib.models.weld.quad_config import FREEZE_POLICIES, MODALITIES, QuadConfig, heads_of
 from anomaly_lib.models.weld.token_scale import TokenScale
 
-MODALITIES = ("video", "images", "audio", "sensors")
 ALIASES = {"post_images": "images", "post_weld_images": "images", "sensor": "sensors"}
-FREEZE_POLICIES = ("none", "sensor", "heads")
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuadConfig:
-    """Widths of the incoming tokens and of the model."""
-
-    video_dim: int = 1024
-    image_dim: int = 768
-    audio_dim: int = 768
-    sensor_channels: int = 6
-    sensor_dim: int = 256
-    sensor_layers: int = 4
-    sensor_heads: int = 8
-    sensor_stride: int = 1
-    hidden_dim: int = 512
-    num_heads: int = 8
-    fusion_tokens: int = 4
-    dropout: float = 0.1
-    num_classes: int = 12
-    classifier_layers: int = 1
-    score_sigmoid: bool = False
-    missing: str = "skip"  # "embedding": an absent modality contributes a learned vector
-    modality_dropout: float = 0.0
-    activation_checkpointing: bool = False
 
 
 def sinusoidal_positions(length: int, dim: int) -> Tensor:
@@ -50,34 +27,44 @@ def sinusoidal_positions(length: int, dim: int) -> Tensor:
 
 
 class SensorEncoder(nn.Module):
-    """Series [B, S, C] -> tokens [B, ceil(S / stride), D]: linear, positions, transformer, norm. Always trained."""
+    """Sensor series [B, S, channels] -> tokens [B, ceil(S / sensor_stride), sensor_dim]: linear, positions,
+    transformer, norm. Has no pre-training, so it always learns.
+
+    ``SensorEncoder(config)`` or ``SensorEncoder(sensor_dim=64, ...)``, the options of `QuadConfig`.
+    """
 
     def __init__(
         self,
+        config: QuadConfig | None = None,
         *,
-        channels: int = 6,
-        dim: int = 256,
-        layers: int = 4,
-        heads: int = 8,
-        dropout: float = 0.1,
-        token_stride: int = 1,
+        channels: int = SENSOR_CHANNELS,
         max_length: int = 512,
+        **options: Any,
     ) -> None:
         super().__init__()
-        self.token_stride = token_stride
-        self.embed = nn.Linear(channels, dim)
-        self.register_buffer("positions", sinusoidal_positions(max_length, dim), persistent=False)
+        c = self.config = configure(QuadConfig, config, options)
+        self.embed = nn.Linear(channels, c.sensor_dim)
+        self.register_buffer("positions", sinusoidal_positions(max_length, c.sensor_dim), persistent=False)
         self.positions: Tensor
-        layer = nn.TransformerEncoderLayer(dim, heads, 4 * dim, dropout, batch_first=True)
-        self.blocks = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-        self.norm = nn.LayerNorm(dim)
+        heads = heads_of(c.sensor_dim)
+        layer = nn.TransformerEncoderLayer(c.sensor_dim, heads, 4 * c.sensor_dim, c.dropout, batch_first=True)
+        self.blocks = nn.TransformerEncoder(layer, c.sensor_layers, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(c.sensor_dim)
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"SensorEncoder([B, S, {self.embed.in_features}] -> [B, S / {c.sensor_stride}, {c.sensor_dim}], "
+            f"{c.sensor_layers} blocks)"
+        )
 
     def forward(self, series: Tensor) -> Tensor:
         if series.shape[1] > len(self.positions):
             raise UserError(f"a sensor series of {series.shape[1]} steps exceeds the {len(self.positions)} positions")
         x = self.embed(series) + self.positions[: series.shape[1]]
-        if self.token_stride > 1:  # mean over each stride, the last one may be shorter
-            x = F.avg_pool1d(x.transpose(1, 2), self.token_stride, ceil_mode=True).transpose(1, 2)
+        stride = self.config.sensor_stride
+        if stride > 1:  # mean over each stride, the last one may be shorter
+            x = F.avg_pool1d(x.transpose(1, 2), stride, ceil_mode=True).transpose(1, 2)
         return self.norm(self.blocks(x))
 
 
@@ -85,40 +72,36 @@ class CrossAttentionFusion(nn.Module):
     """Learned queries read each modality in turn; what they read is flattened and mixed into one vector [B, D].
 
     Per modality m: LayerNorm(q + Attention(q, P_m x_m, P_m x_m)). An absent modality leaves q alone (or q plus a
-    learned vector), so that no subset of modalities gives NaN.
+    learned vector), so that no subset of modalities gives NaN. `dims`: width of each modality's tokens by name;
+    options as in `QuadConfig`: ``CrossAttentionFusion({"video": 1024, "audio": 768}, hidden_dim=256)``.
     """
 
-    def __init__(
-        self,
-        dims: Mapping[str, int],
-        *,
-        hidden_dim: int = 512,
-        num_heads: int = 8,
-        tokens: int = 4,
-        dropout: float = 0.1,
-        missing: str = "skip",
-    ) -> None:
+    def __init__(self, dims: Mapping[str, int], config: QuadConfig | None = None, **options: Any) -> None:
         super().__init__()
-        if missing not in ("skip", "embedding"):
-            raise ValueError(f"missing {missing!r}: choose skip or embedding")
-        self.names = tuple(dims)
+        c = configure(QuadConfig, config, options)
+        self.dims, self.names = dict(dims), tuple(dims)
+        hidden_dim, tokens, heads = c.hidden_dim, c.fusion_tokens, heads_of(c.hidden_dim)
         self.queries = nn.Parameter(nn.init.trunc_normal_(torch.empty(tokens, hidden_dim), std=0.02))
         self.project = nn.ModuleDict({name: nn.Linear(dim, hidden_dim) for name, dim in dims.items()})
         self.attend = nn.ModuleDict(
-            {name: CrossAttention(query_dim=hidden_dim, num_heads=num_heads, dropout=dropout) for name in dims}
+            {name: CrossAttention(query_dim=hidden_dim, num_heads=heads, dropout=c.dropout) for name in dims}
         )
         self.norm = nn.ModuleDict({name: nn.LayerNorm(hidden_dim) for name in dims})
         self.absent = nn.ParameterDict(
-            {name: nn.Parameter(torch.zeros(hidden_dim)) for name in dims} if missing == "embedding" else {}
+            {name: nn.Parameter(torch.zeros(hidden_dim)) for name in dims} if c.missing == "embedding" else {}
         )
         self.mix = nn.Sequential(
             nn.Linear(len(dims) * tokens * hidden_dim, 2 * hidden_dim),
             nn.LayerNorm(2 * hidden_dim),
             nn.GELU(),
-            nn.Dropout(dropout),
+            nn.Dropout(c.dropout),
             nn.Linear(2 * hidden_dim, hidden_dim),
         )
         self.output = nn.Linear(hidden_dim, hidden_dim)
+
+    def __repr__(self) -> str:
+        queries, width = self.queries.shape
+        return f"CrossAttentionFusion({queries} queries read {_spell(self.dims)} -> [B, {width}])"
 
     def forward(
         self,
@@ -160,38 +143,50 @@ class CrossAttentionFusion(nn.Module):
 
 
 class QuadModal(nn.Module):
-    """Tokens of the frozen encoders in; unit `features` [B, D], `logits` [B, C], `anomaly_score` [B] out."""
+    """V4: tokens of the frozen encoders in, a unit feature, class logits and an anomaly score out.
 
-    def __init__(self, config: QuadConfig) -> None:
+    In: `video` [B, Lv, video_dim], `images` [B, views, image_dim], `audio` [B, La, audio_dim], `sensors`
+    [B, S, sensor_channels], each of them optional; `present` [B, 4] bool in the order of `MODALITIES`;
+    `<modality>_mask` [B, L] bool. Out: `features` [B, D] of length 1, `logits` [B, classes], `anomaly_score` [B] and
+    `embedding` [B, D], the fused vector.
+
+    ``QuadModal(config)`` or ``QuadModal(hidden_dim=64, ...)``, the options of `QuadConfig`; the widths are those of
+    the encoders' tokens (default: V-JEPA 2 ViT-L, DINOv2-base, AST). `score_sigmoid`: the anomaly score is a
+    probability instead of a logit.
+    """
+
+    def __init__(
+        self,
+        config: QuadConfig | None = None,
+        *,
+        video_dim: int = 1024,
+        image_dim: int = 768,
+        audio_dim: int = 768,
+        sensor_channels: int = SENSOR_CHANNELS,
+        num_classes: int = 12,
+        score_sigmoid: bool = False,
+        **options: Any,
+    ) -> None:
         super().__init__()
-        c = self.config = config
-        self.sensor = SensorEncoder(
-            channels=c.sensor_channels,
-            dim=c.sensor_dim,
-            layers=c.sensor_layers,
-            heads=c.sensor_heads,
-            dropout=c.dropout,
-            token_stride=c.sensor_stride,
-        )
-        dims = {"video": c.video_dim, "images": c.image_dim, "audio": c.audio_dim, "sensors": c.sensor_dim}
-        self.fusion = CrossAttentionFusion(
-            dims,
-            hidden_dim=c.hidden_dim,
-            num_heads=c.num_heads,
-            tokens=c.fusion_tokens,
-            dropout=c.dropout,
-            missing=c.missing,
-        )
+        c = self.config = configure(QuadConfig, config, options)
+        self.widths = {"video": video_dim, "images": image_dim, "audio": audio_dim, "sensors": sensor_channels}
+        self.sensor = SensorEncoder(c, channels=sensor_channels)
+        self.fusion = CrossAttentionFusion({**self.widths, "sensors": c.sensor_dim}, c)
         self.scale = nn.ModuleDict({name: TokenScale() for name in ("video", "images", "audio")})
         self.norm = nn.LayerNorm(c.hidden_dim)
         self.projection = nn.Sequential(
             nn.Linear(c.hidden_dim, c.hidden_dim), nn.ReLU(), nn.Linear(c.hidden_dim, c.hidden_dim)
         )
-        self.classifier = _head(c.hidden_dim, c.num_classes, c.classifier_layers)
-        self.score = nn.Linear(c.hidden_dim, 1)
+        self.classifier = _head(c.hidden_dim, num_classes, c.classifier_layers)
+        self.score, self.score_sigmoid = nn.Linear(c.hidden_dim, 1), score_sigmoid
+
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.parameters())
+        return f"QuadModal({_spell(self.widths)} -> [B, {self.config.hidden_dim}], {count:,} parameters)"
 
     def forward(self, batch: Mapping[str, Tensor], *, need_weights: bool = False) -> dict[str, Tensor]:
-        """`batch` after `check_quad_batch`; with `need_weights` also `attention.<modality>` [B, Q, L]."""
+        """The four answers by name; with `need_weights` also `attention.<modality>` [B, Q, L], mean over heads."""
+        batch = check_quad_batch(batch, self.widths)
         tokens = {name: scale(batch[name]) for name, scale in self.scale.items() if name in batch}
         if "sensors" in batch:
             tokens["sensors"] = self._sensor_tokens(batch["sensors"])
@@ -208,7 +203,7 @@ class QuadModal(nn.Module):
             "embedding": embedding,
             "features": F.normalize(self.projection(embedding), dim=-1),
             "logits": self.classifier(embedding),
-            "anomaly_score": score.sigmoid() if self.config.score_sigmoid else score,
+            "anomaly_score": score.sigmoid() if self.score_sigmoid else score,
         }
 
     def _sensor_tokens(self, series: Tensor) -> Tensor:
@@ -231,27 +226,26 @@ class QuadModal(nn.Module):
 def _head(dim: int, classes: int, layers: int) -> nn.Module:
     if layers == 1:
         return nn.Linear(dim, classes)
-    if layers == 2:
-        return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, classes))
-    raise ValueError(f"classifier_layers {layers}: choose 1 or 2")
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, classes))
 
 
-def check_quad_batch(batch: Mapping[str, Tensor], config: QuadConfig) -> dict[str, Tensor]:
-    """The batch under our names, ranks and widths checked: one clear line instead of a broadcasting surprise."""
+def _spell(widths: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {width}" for name, width in widths.items())
+
+
+def check_quad_batch(batch: Mapping[str, Tensor], widths: Mapping[str, int]) -> dict[str, Tensor]:
+    """The batch under our names, ranks and widths checked: one clear line instead of a broadcasting surprise.
+
+    `widths`: last dimension of each modality by name.
+    """
     named = {ALIASES.get(name, name): value for name, value in batch.items()}
-    widths = {
-        "video": config.video_dim,
-        "images": config.image_dim,
-        "audio": config.audio_dim,
-        "sensors": config.sensor_channels,
-    }
     sizes = set()
     for name, width in widths.items():
         if name not in named:
             continue
-        shape = tuple(named[name].shape)
+        shape = [int(size) for size in named[name].shape]  # tracing hands out tensors here
         if len(shape) != 3 or shape[2] != width:
-            raise UserError(f"{name}: expected [batch, tokens, {width}], got {list(shape)}")
+            raise UserError(f"{name}: expected [batch, tokens, {width}], got {shape}")
         sizes.add(shape[0])
     if not sizes:
         raise UserError(f"a batch needs at least one of {', '.join(MODALITIES)}")
@@ -263,7 +257,7 @@ def check_quad_batch(batch: Mapping[str, Tensor], config: QuadConfig) -> dict[st
 
 
 def freeze(model: QuadModal, policy: str, *, unfreeze: Sequence[str] = ()) -> list[str]:
-    """Freeze by policy and return the names that still learn; the sensor encoder has no pre-training, it always does.
+    """Freeze by policy and return the names that still learn; the sensor encoder always does.
 
     none: all learn; sensor: the sensor encoder and the heads; heads: likewise but the fusion's queries and mixer too.
     `unfreeze` lists name prefixes to open again ("fusion.project").

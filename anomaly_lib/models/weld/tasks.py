@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from anomaly_lib.models.weld.supcon_quad import MODALITIES, QuadModal, SensorEncoder
+from anomaly_lib.models.weld.quad_config import MODALITIES
+from anomaly_lib.models.weld.supcon_quad import QuadModal, SensorEncoder
 
 
 class MaskedSensors(nn.Module):
@@ -14,7 +15,7 @@ class MaskedSensors(nn.Module):
     def __init__(self, encoder: SensorEncoder, *, ratio: float = 0.4) -> None:
         super().__init__()
         self.encoder, self.ratio = encoder, ratio
-        self.decode = nn.Linear(encoder.norm.normalized_shape[0], encoder.embed.in_features)
+        self.decode = nn.Linear(encoder.config.sensor_dim, encoder.embed.in_features)
 
     def forward(self, series: Tensor) -> Tensor:
         """Mean squared error [] over the hidden steps of [B, S, C]."""
@@ -29,12 +30,14 @@ class Reconstruction(nn.Module):
 
     def __init__(self, model: QuadModal) -> None:
         super().__init__()
-        c = model.config
-        dims = dict(zip(MODALITIES, (c.video_dim, c.image_dim, c.audio_dim, c.sensor_channels), strict=True))
-        self.decode = nn.ModuleDict({name: nn.Linear(c.hidden_dim, dim) for name, dim in dims.items()})
+        width = model.config.hidden_dim
+        self.decode = nn.ModuleDict({name: nn.Linear(width, dim) for name, dim in model.widths.items()})
 
     def forward(self, embedding: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """Mean over modalities of 1 - cosine between rebuilt and real mean tokens, absent ones left out."""
+        """Mean [] over modalities of 1 - cosine between rebuilt and real mean tokens, absent ones left out.
+
+        `embedding` [B, D]; `batch` as `QuadModal` takes it.
+        """
         terms, weights = [], []
         for index, name in enumerate(MODALITIES):
             if name not in batch:
@@ -48,7 +51,7 @@ class Reconstruction(nn.Module):
 
 
 def two_views(batch: Mapping[str, Tensor], *, noise: float = 0.1, drop: float = 0.2) -> list[dict[str, Tensor]]:
-    """Two random views of token batches for SimCLR: scaled Gaussian noise and masked tokens, labels untouched."""
+    """Two random views of token batches [B, L, D] for SimCLR: scaled Gaussian noise, masked tokens; the rest stays."""
     views = []
     for _ in range(2):
         view = dict(batch)

@@ -4,20 +4,11 @@ import torch
 
 from anomaly_lib.losses.supcon_extra import combined_loss
 from anomaly_lib.metrics import knn_vote
-from anomaly_lib.models.weld.supcon_quad import QuadConfig, QuadModal
+from anomaly_lib.models.weld.supcon_quad import QuadModal
 from anomaly_lib.models.weld.tasks import MaskedSensors, Reconstruction, two_views
 
-CONFIG = QuadConfig(
-    video_dim=12,
-    image_dim=10,
-    audio_dim=8,
-    sensor_dim=16,
-    sensor_layers=1,
-    sensor_heads=2,
-    hidden_dim=32,
-    num_heads=2,
-    dropout=0.0,
-)
+SMALL = {"video_dim": 12, "image_dim": 10, "audio_dim": 8, "sensor_dim": 16, "sensor_layers": 1, "hidden_dim": 32}
+SMALL |= {"dropout": 0.0, "modality_dropout": 0.0}
 
 
 def samples(seed=0):
@@ -30,7 +21,7 @@ def samples(seed=0):
 def test_24_samples_are_memorised():
     torch.manual_seed(0)
     batch, labels = samples()
-    model = QuadModal(CONFIG)
+    model = QuadModal(**SMALL)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(120):
         out = model(batch)
@@ -50,7 +41,7 @@ def test_masked_sensors_learn_a_predictable_series():
     torch.manual_seed(0)
     phase = torch.rand(16, 1, 1) * 6
     series = torch.sin(torch.arange(24)[None, :, None] * 0.5 + phase).expand(-1, -1, 6)
-    task = MaskedSensors(QuadModal(CONFIG).sensor, ratio=0.3)
+    task = MaskedSensors(QuadModal(**SMALL).sensor, ratio=0.3)
     optimizer = torch.optim.AdamW(task.parameters(), lr=3e-3)
     losses = []
     for _ in range(80):
@@ -65,7 +56,7 @@ def test_masked_sensors_learn_a_predictable_series():
 def test_reconstruction_leaves_out_absent_modalities():
     torch.manual_seed(0)
     batch, _ = samples()
-    task = Reconstruction(QuadModal(CONFIG))
+    task = Reconstruction(QuadModal(**SMALL))
     embedding = torch.randn(24, 32)
     present = torch.tensor([[True, False, True, True]] * 24)
     a = task(embedding, {**batch, "present": present})

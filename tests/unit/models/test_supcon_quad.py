@@ -6,27 +6,21 @@ import pytest
 import torch
 
 from anomaly_lib.errors import UserError
+from anomaly_lib.models.weld.quad_config import MODALITIES, QuadConfig, heads_of
 from anomaly_lib.models.weld.supcon_quad import (
-    MODALITIES,
     CrossAttentionFusion,
-    QuadConfig,
     QuadModal,
     SensorEncoder,
     check_quad_batch,
     freeze,
 )
 
-SMALL = QuadConfig(
-    video_dim=12,
-    image_dim=10,
-    audio_dim=8,
-    sensor_dim=16,
-    sensor_layers=1,
-    sensor_heads=2,
-    hidden_dim=16,
-    num_heads=2,
-    num_classes=3,
-)
+WIDTHS = {"video_dim": 12, "image_dim": 10, "audio_dim": 8, "num_classes": 3}
+SMALL = {"sensor_dim": 16, "sensor_layers": 1, "hidden_dim": 16, "modality_dropout": 0.0}
+
+
+def quad(**options):
+    return QuadModal(**SMALL | WIDTHS | options)
 
 
 def count(module):
@@ -49,7 +43,7 @@ def test_published_parameter_counts():
 
 def test_outputs_are_unit_vectors_and_differ_between_samples():
     torch.manual_seed(0)
-    out = QuadModal(SMALL).eval()(batch_of())
+    out = quad().eval()(batch_of())
     assert out["features"].shape == (4, 16)
     assert out["logits"].shape == (4, 3)
     assert out["anomaly_score"].shape == (4,)
@@ -60,7 +54,7 @@ def test_outputs_are_unit_vectors_and_differ_between_samples():
 @pytest.mark.parametrize("missing", ["skip", "embedding"])
 def test_every_subset_of_modalities_is_finite_and_absent_data_is_never_read(missing):
     torch.manual_seed(0)
-    model = QuadModal(QuadConfig(**{**SMALL.__dict__, "missing": missing})).train()
+    model = quad(missing=missing).train()
     for keep in itertools.product([False, True], repeat=4):
         batch = batch_of(3)
         present = torch.tensor([keep] * 3)
@@ -83,7 +77,7 @@ def test_every_subset_of_modalities_is_finite_and_absent_data_is_never_read(miss
 
 def test_a_modality_left_out_of_the_batch_equals_one_marked_absent():
     torch.manual_seed(0)
-    model = QuadModal(SMALL).eval()
+    model = quad().eval()
     batch = batch_of(2)
     marked = model({**batch, "present": torch.tensor([[True, True, True, False]] * 2)})["features"]
     batch.pop("sensors")
@@ -92,7 +86,7 @@ def test_a_modality_left_out_of_the_batch_equals_one_marked_absent():
 
 def test_padding_masks_hide_tokens_and_attention_sums_to_one():
     torch.manual_seed(0)
-    model = QuadModal(SMALL).eval()
+    model = quad().eval()
     batch = batch_of(2)
     mask = torch.tensor([[True] * 4 + [False] * 3] * 2)
     short = model({**batch, "audio": batch["audio"][:, :4]})["features"]
@@ -106,7 +100,7 @@ def test_padding_masks_hide_tokens_and_attention_sums_to_one():
 
 def test_modality_dropout_never_removes_everything_and_only_acts_in_training():
     torch.manual_seed(0)
-    model = QuadModal(QuadConfig(**{**SMALL.__dict__, "modality_dropout": 0.9}))
+    model = quad(modality_dropout=0.9)
     like = torch.zeros(500, 1, 1)
     kept = model.train()._drop_modalities(None, like)
     assert bool(kept.any(1).all())
@@ -116,7 +110,7 @@ def test_modality_dropout_never_removes_everything_and_only_acts_in_training():
 
 def test_token_stride_averages_steps():
     torch.manual_seed(0)
-    fine = SensorEncoder(dim=16, layers=1, heads=2, token_stride=4).eval()
+    fine = SensorEncoder(sensor_dim=16, sensor_layers=1, sensor_stride=4).eval()
     assert fine(torch.randn(2, 128, 6)).shape == (2, 32, 16)
     assert fine(torch.randn(2, 127, 6)).shape == (2, 32, 16)
     with pytest.raises(UserError, match="512 positions"):
@@ -127,14 +121,14 @@ def test_activation_checkpointing_changes_no_gradient():
     grads = []
     for on in (False, True):
         torch.manual_seed(0)
-        model = QuadModal(QuadConfig(**{**SMALL.__dict__, "activation_checkpointing": on, "dropout": 0.0})).train()
+        model = quad(activation_checkpointing=on, dropout=0.0).train()
         model(batch_of())["logits"].square().sum().backward()
         grads.append(model.sensor.embed.weight.grad)
     torch.testing.assert_close(*grads)
 
 
 def test_freeze_policies():
-    model = QuadModal(SMALL)
+    model = quad()
     learning = freeze(model, "heads")
     assert "fusion.queries" in learning
     assert not any("fusion.attend" in name for name in learning)
@@ -152,20 +146,50 @@ def test_freeze_policies():
 def test_bad_batches_get_one_clear_line():
     good = batch_of()
     renamed = {"video": good["video"], "post_weld_images": good["images"], "sensor": good["sensors"]}
-    assert set(check_quad_batch(renamed, SMALL)) == {"video", "images", "sensors"}
+    model = quad().eval()
+    assert set(check_quad_batch(renamed, model.widths)) == {"video", "images", "sensors"}
+    ours = {name: good[name] for name in ("video", "images", "sensors")}
+    assert torch.equal(model(renamed)["features"], model(ours)["features"])
     with pytest.raises(UserError, match=r"audio: expected \[batch, tokens, 8\], got \[4, 7, 9\]"):
-        check_quad_batch({"audio": torch.zeros(4, 7, 9)}, SMALL)
+        model({"audio": torch.zeros(4, 7, 9)})
     with pytest.raises(UserError, match="different batch sizes"):
-        check_quad_batch({**good, "audio": torch.zeros(3, 7, 8)}, SMALL)
+        model({**good, "audio": torch.zeros(3, 7, 8)})
     with pytest.raises(UserError, match="present"):
-        check_quad_batch({**good, "present": torch.ones(4, 3)}, SMALL)
+        model({**good, "present": torch.ones(4, 3)})
     with pytest.raises(UserError, match="at least one"):
-        check_quad_batch({}, SMALL)
+        model({})
+
+
+def test_options_and_a_configuration_make_the_same_model():
+    torch.manual_seed(0)
+    named = QuadModal(**SMALL, **WIDTHS)
+    torch.manual_seed(0)
+    given = QuadModal(QuadConfig(**SMALL), **WIDTHS)
+    assert all(torch.equal(a, b) for a, b in zip(named.parameters(), given.parameters(), strict=True))
+    assert named.config.dropout == QuadConfig().dropout
+    with pytest.raises(ValueError, match="missing=skipp: choose from skip, embedding; did you mean skip"):
+        QuadModal(missing="skipp")
+    with pytest.raises(ValueError, match="not both"):
+        QuadModal(QuadConfig(), hidden_dim=16)
+
+
+def test_narrow_models_get_fewer_heads_and_what_heads_do_not_divide_is_refused():
+    assert [heads_of(width) for width in (8, 16, 60, 512)] == [1, 2, 7, 8]
+    with pytest.raises(ValueError, match="sensor_dim=60: its 7 attention heads do not divide it"):
+        QuadConfig(sensor_dim=60)
+
+
+def test_the_representation_fits_a_line():
+    size = f"{count(quad()):,} parameters"
+    assert repr(quad()) == f"QuadModal(video 12, images 10, audio 8, sensors 6 -> [B, 16], {size})"
+    fusion = CrossAttentionFusion({"video": 12}, hidden_dim=16)
+    assert repr(fusion) == "CrossAttentionFusion(4 queries read video 12 -> [B, 16])"
+    assert repr(SensorEncoder(sensor_dim=16, sensor_stride=4)) == "SensorEncoder([B, S, 6] -> [B, S / 4, 16], 4 blocks)"
 
 
 def test_fusion_keeps_a_token_axis_on_request():
     torch.manual_seed(0)
-    fusion = CrossAttentionFusion({"video": 12, "audio": 8}, hidden_dim=16, num_heads=2).eval()
+    fusion = CrossAttentionFusion({"video": 12, "audio": 8}, hidden_dim=16).eval()
     tokens = {name: value for name, value in batch_of(3).items() if name in ("video", "audio")}
     flat, kept = fusion(tokens)[0], fusion(tokens, keepdim=True)[0]
     assert kept.shape == (3, 1, 16)
@@ -174,8 +198,8 @@ def test_fusion_keeps_a_token_axis_on_request():
 
 def test_the_score_head_can_end_in_a_probability():
     torch.manual_seed(0)
-    plain = QuadModal(SMALL).eval()
-    chance = QuadModal(QuadConfig(**{**SMALL.__dict__, "score_sigmoid": True})).eval()
+    plain = quad().eval()
+    chance = quad(score_sigmoid=True).eval()
     chance.load_state_dict(plain.state_dict())
     a, b = (model(batch_of())["anomaly_score"] for model in (plain, chance))
     torch.testing.assert_close(b, a.sigmoid())
@@ -185,14 +209,14 @@ def test_tokens_are_scaled_by_the_training_runs_place_by_place():
     torch.manual_seed(0)
     batch = batch_of(50)
     batch["video"] += 100 * torch.arange(6.0)[None, :, None]  # what differs between places says nothing about runs
-    model = QuadModal(SMALL).eval()
+    model = quad().eval()
     before = model(batch)["features"]
     model.scale["video"].fit(batch["video"])
     scaled = model.scale["video"](batch["video"])
     torch.testing.assert_close(scaled.mean(0), torch.zeros(6, 12), atol=1e-4, rtol=0)
     torch.testing.assert_close(scaled.std(0, unbiased=False), torch.ones(6, 12), atol=1e-3, rtol=0)
     assert float((model(batch)["features"] - before).abs().max()) > 1e-3
-    fresh = QuadModal(SMALL).eval()
+    fresh = quad().eval()
     fresh.load_state_dict(model.state_dict())
     torch.testing.assert_close(fresh(batch)["features"], model(batch)["features"], rtol=0, atol=0)
     with pytest.raises(UserError, match="same encoder"):

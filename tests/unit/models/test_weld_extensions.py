@@ -11,7 +11,7 @@ from torch import nn
 
 from anomaly_lib.errors import UserError
 from anomaly_lib.metrics import expected_calibration_error
-from anomaly_lib.models.adapters import LoRALinear, add_adapters, merge_adapters
+from anomaly_lib.models.adapters import MAKERS, LoRALinear, add_adapters, merge_adapters
 from anomaly_lib.models.deploy import export_torch, export_torchscript, prune_linears, quantize_linears
 from anomaly_lib.models.grad_cam import grad_cam
 from anomaly_lib.models.uncertainty import deep_ensemble, fit_temperature, mc_dropout, predictive_entropy
@@ -24,7 +24,8 @@ from anomaly_lib.models.weld.baselines import (
     pool_modalities,
     windowed_max,
 )
-from anomaly_lib.models.weld.supcon_quad import QuadConfig, QuadModal
+from anomaly_lib.models.weld.quad_config import ADAPTERS
+from anomaly_lib.models.weld.supcon_quad import QuadModal
 from anomaly_lib.models.weld.temporal_aligner import TemporalAligner, estimate_shift, fit_offset, resample_at
 
 
@@ -68,6 +69,9 @@ def test_lora_merges_unmerges_and_leaves_plain_keys():
     assert list(net.state_dict()) == keys
     with pytest.raises(UserError, match="no linear layer"):
         add_adapters(net, ["nowhere"])
+    with pytest.raises(UserError, match="kind=loar: choose from lora, adapter"):
+        add_adapters(net, ["1"], kind="loar")
+    assert tuple(MAKERS) == ADAPTERS
 
 
 # ---- temporal aligner
@@ -198,17 +202,8 @@ def test_ensemble_and_entropy():
 # ---- deployment
 
 
-SMALL = QuadConfig(
-    video_dim=12,
-    image_dim=10,
-    audio_dim=8,
-    sensor_dim=16,
-    sensor_layers=1,
-    sensor_heads=2,
-    hidden_dim=32,
-    num_heads=2,
-    num_classes=3,
-)
+SMALL = {"video_dim": 12, "image_dim": 10, "audio_dim": 8, "num_classes": 3}
+SMALL |= {"sensor_dim": 16, "sensor_layers": 1, "hidden_dim": 32}
 
 
 def quad():
@@ -217,7 +212,7 @@ def quad():
     shapes = {"video": (6, 12), "images": (5, 10), "audio": (7, 8), "sensors": (16, 6)}
     batch = {name: torch.randn(4, *shape, generator=g) for name, shape in shapes.items()}
     batch["present"] = torch.ones(4, 4, dtype=torch.bool)
-    return QuadModal(SMALL).eval(), batch
+    return QuadModal(**SMALL).eval(), batch
 
 
 def test_int8_model_answers_alike_and_is_smaller():

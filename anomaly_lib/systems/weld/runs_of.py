@@ -1,0 +1,32 @@
+"""What a user hands to ``predict`` as weld runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from anomaly_lib.errors import UserError
+from anomaly_lib.systems.weld.data.manifest import WeldRun
+
+EXPECTED = "give a run folder (video, sound, sensor table, images/), a WeldRun or a list of these"
+
+
+def runs_of(inputs: Any) -> list[WeldRun]:
+    """One or many run folders or runs as a list of runs; those of a folder have the class name "unknown"."""
+    single = isinstance(inputs, (str, Path, WeldRun))
+    if not single and not isinstance(inputs, Sequence) or isinstance(inputs, bytes):
+        raise UserError(f"cannot score {type(inputs).__name__}: {EXPECTED}")
+    runs = [_run_of(one) for one in ([inputs] if single else inputs)]
+    if not runs:
+        raise UserError(f"predict() got no runs: {EXPECTED}")
+    return runs
+
+
+def _run_of(one: Any) -> WeldRun:
+    if isinstance(one, WeldRun):
+        return one
+    if not isinstance(one, (str, Path)):
+        raise UserError(f"cannot score {type(one).__name__}: {EXPECTED}")
+    folder = Path(one)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; {EXPECTED}")
+    return WeldRun(folder.name, "unknown", "", folder)
