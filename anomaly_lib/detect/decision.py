@@ -1,13 +1,14 @@
-"""The decision a detector carries: from which score on an input is anomalous, and why there."""
+"""The decision a detector carries: from which score on an input is anomalous, and how often that will be wrong."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isnan
+from math import ceil, floor, inf, isnan, nextafter
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from anomaly_lib.errors import UserError
 from anomaly_lib.types import Prediction
 
 
@@ -19,6 +20,8 @@ class Decision:
     source: str  # in words, e.g. "0.5 quantile of 4 leave-one-out support scores"
     normal: tuple[float, ...] = ()  # ascending scores of normal data the detector has not been fitted on
     oracle: bool = False  # chosen with labels of test data
+    false_alarms: float | None = None  # promised share of normal inputs called anomalous; None: none is promised
+    map_threshold: float | None = None  # a map's values from here on are the anomalous region
 
     @classmethod
     def of(cls, threshold: float, source: str, normal: Sequence[float] | Tensor = ()) -> "Decision | None":
@@ -26,6 +29,38 @@ class Decision:
         if isnan(threshold):
             return None
         return cls(float(threshold), source, tuple(sorted(float(value) for value in normal)))
+
+    @classmethod
+    def promising(
+        cls, normal: Sequence[float] | Tensor, rate: float, *, of: str, maxima: Sequence[float] | Tensor = ()
+    ) -> "Decision":
+        """At most `rate` false alarms, from scores of normal data the detector has not been fitted on.
+
+        Conformal: the threshold lies just above the ceil((n + 1)(1 - rate))-th smallest of n scores, which holds for
+        any score and any n as long as new normal inputs are like these. Where n is too small for `rate`, the smallest
+        rate it can promise, 1 / (n + 1), is used, and `source` says so. `of`: where the scores come from, in words.
+        `maxima`: the largest map value of the same inputs, for the region.
+        """
+        scores = tuple(sorted(float(value) for value in normal))
+        if not scores:
+            raise UserError("a decision needs scores of normal data, and there are none")
+        kept, short = promised_rate(len(scores), rate)
+        source = f"at most {kept:.2%} false alarms, from {len(scores)} {of}"
+        if short:
+            source += f"; {rate:.2%} would need {ceil(1 / rate) - 1 if rate else 'infinitely many'} of them"
+        tops = sorted(float(value) for value in maxima)
+        return cls(
+            threshold=conformal_threshold(scores, kept),
+            source=source,
+            normal=scores,
+            false_alarms=kept,
+            map_threshold=conformal_threshold(tops, promised_rate(len(tops), rate)[0]) if tops else None,
+        )
+
+    def at_rate(self, rate: float) -> "Decision":
+        """The same scores of normal data with another promise; the region keeps its threshold."""
+        made = Decision.promising(self.normal, rate, of="scores of normal data")
+        return replace(made, map_threshold=self.map_threshold)
 
     def describe(self) -> str:
         return f"anomalous from score {self.threshold:.4g} on ({self.source}{'; oracle' if self.oracle else ''})"
@@ -41,19 +76,33 @@ class Decision:
     def decide(self, prediction: Prediction) -> Prediction:
         """The prediction with `anomalous`, `p_value` and `threshold` filled in."""
         score = prediction.score
-        return replace(
-            prediction, anomalous=score >= self.threshold, p_value=self.p_values(score), threshold=self.threshold
-        )
+        anomalous = score.double() >= self.threshold  # in float32 the step above the last normal score would vanish
+        return replace(prediction, anomalous=anomalous, p_value=self.p_values(score), threshold=self.threshold)
 
     def plain(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {
-            "threshold": self.threshold, "source": self.source, "normal": list(self.normal), "oracle": self.oracle,
-        }  # fmt: skip
+        return {**vars(self), "normal": list(self.normal)}
 
     @classmethod
     def from_plain(cls, saved: Mapping[str, Any] | None) -> "Decision | None":
         """What a checkpoint holds under ``decision``."""
-        if saved is None:
-            return None
-        return cls(float(saved["threshold"]), saved["source"], tuple(saved["normal"]), bool(saved["oracle"]))
+        return None if saved is None else cls(**{**saved, "normal": tuple(saved["normal"])})
+
+
+def promised_rate(count: int, rate: float) -> tuple[float, bool]:
+    """The false-alarm rate that `count` normal scores can promise when `rate` is asked; is it a larger one?"""
+    smallest = 1 / (count + 1)
+    return (smallest, True) if rate < smallest - 1e-12 else (rate, False)
+
+
+def conformal_threshold(ascending: Sequence[float], rate: float) -> float:
+    """The lowest threshold for ``score >= threshold`` that promises at most `rate` false alarms.
+
+    A new normal score is equally likely to take each of the n + 1 places among the n given ones, so that it exceeds the
+    k-th smallest with probability at most (n + 1 - k) / (n + 1); ties only make that smaller.
+    """
+    count = len(ascending)
+    place = count + 1 - floor(rate * (count + 1) + 1e-9)  # = ceil((n + 1)(1 - rate)), counted from 1
+    if place > count:
+        return inf
+    return -inf if place < 1 else nextafter(ascending[place - 1], inf)

@@ -129,7 +129,7 @@ def prediction_rows(one: Evaluated) -> list[dict[str, Any]]:
         if evaluation.kind == "regression":
             row |= {"prediction": float(scores[index]), "target": float(labels[index])}
         else:
-            anomalous = None if decision is None else int(scores[index] >= decision.threshold)
+            anomalous = None if decision is None else int(float(scores[index]) >= decision.threshold)
             row |= {"score": float(scores[index]), "label": int(labels[index]), "decision": anomalous}
         rows.append(row)
     return rows

@@ -33,8 +33,10 @@ def choose_decision(
             quantile, f"{support_quantile:g} quantile of {normal.size} normal scores", tuple(np.sort(normal))
         )
     if policy == "false-alarms":
+        if not oracle:
+            return Decision.promising(normal, false_alarms, of="scores of normal data")
         source = f"at most {false_alarms:.1%} false alarms on {normal.size} normal scores"
-        return Decision(false_alarm_threshold(normal, false_alarms), source, oracle=oracle)
+        return Decision(false_alarm_threshold(normal, false_alarms), source, oracle=True)
     values, labels = scores.validation or (scores.scores, scores.labels)
     where = "the scored split" if scores.validation is None else "validation"
     value = f1_max_threshold(values, labels) if policy == "f1" else youden(values, labels)[1]

@@ -88,7 +88,7 @@ def test_threshold_policies() -> None:
     assert choose(one, "stored") is None
     assert choose(one, "support-quantile", stored, support_quantile=0.5).threshold == 49.5
     alarms = choose(one, "false-alarms", stored, false_alarms=0.05)
-    assert (normal >= alarms.threshold).sum() == 5
+    assert (normal >= alarms.threshold).sum() == 4  # of 100: the 96th of 101 places is the first that keeps 5 %
     assert not alarms.oracle
     for policy in ("f1", "youden", "false-alarms"):
         assert choose(evaluation(), policy).oracle, policy

@@ -1,0 +1,68 @@
+"""A decision keeps its promise: for exchangeable scores the false-alarm rate never exceeds the one it states."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anomaly_lib.detect.decision import Decision, conformal_threshold, promised_rate
+from anomaly_lib.errors import UserError
+from anomaly_lib.types import Prediction
+
+
+@given(
+    st.lists(st.integers(0, 6), min_size=1, max_size=30),  # few values: ties in plenty
+    st.sampled_from([0.01, 0.05, 0.1, 0.2, 0.33, 0.5, 1.0]),
+)
+@settings(deadline=None, max_examples=300)
+def test_the_promise_holds_exactly_ties_included(values: list[int], rate: float) -> None:
+    """Each of n + 1 equal values is as likely the new one: count over all choices, no randomness left."""
+    pool = [float(value) for value in values] + [3.0]
+    alarms = 0
+    for index in range(len(pool)):
+        normal = sorted(pool[:index] + pool[index + 1 :])
+        alarms += pool[index] >= conformal_threshold(normal, promised_rate(len(normal), rate)[0])
+    promised = promised_rate(len(pool) - 1, rate)[0]
+    assert Fraction(alarms, len(pool)) <= Fraction(promised).limit_denominator(10**6)
+
+
+@pytest.mark.parametrize(("count", "rate", "place"), [(19, 0.05, 19), (99, 0.05, 95), (99, 0.1, 90), (100, 0.1, 91)])
+def test_the_threshold_is_just_above_the_textbook_order_statistic(count: int, rate: float, place: int) -> None:
+    normal = [float(i) for i in range(1, count + 1)]
+    assert place == int(np.ceil((count + 1) * (1 - rate) - 1e-9))
+    decision = Decision.promising(normal, rate, of="scores")
+    assert decision.threshold == np.nextafter(float(place), np.inf)
+    found = decision.decide(Prediction(torch.tensor([float(place), place + 0.5], dtype=torch.float64)))
+    assert found.anomalous.tolist() == [False, True]
+    assert found.p_value[1] <= rate < found.p_value[0]
+
+
+def test_too_few_scores_promise_what_they_can_and_say_so() -> None:
+    decision = Decision.promising([1.0, 2.0, 3.0], 0.05, of="leave-one-out scores")
+    assert decision.false_alarms == 0.25
+    assert "at most 25.00% false alarms, from 3 leave-one-out scores; 5.00% would need 19" in decision.source
+    assert decision.threshold == np.nextafter(3.0, np.inf)
+    assert Decision.promising(range(19), 0.05, of="scores").false_alarms == 0.05
+    with pytest.raises(UserError, match="needs scores of normal data"):
+        Decision.promising([], 0.05, of="scores")
+
+
+def test_a_normal_score_itself_is_no_alarm_in_single_precision_either() -> None:
+    normal = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float32)
+    decision = Decision.promising(normal, 0.25, of="scores")
+    assert decision.decide(Prediction(normal)).anomalous.tolist() == [False, False, False]
+
+
+def test_anomalous_and_p_value_agree() -> None:
+    rng = np.random.default_rng(0)
+    normal, new = rng.normal(size=57), torch.tensor(rng.normal(size=400))
+    for rate in (0.02, 0.05, 0.1, 0.3):
+        decision = Decision.promising(normal, rate, of="scores", maxima=normal + 1)
+        found = decision.decide(Prediction(new))
+        assert torch.equal(found.anomalous, found.p_value <= decision.false_alarms + 1e-12)
+        assert decision.map_threshold == pytest.approx(decision.threshold + 1)
+        assert decision.at_rate(0.3).threshold <= decision.threshold
+        assert Decision.from_plain(decision.plain()) == decision
