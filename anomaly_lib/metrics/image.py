@@ -49,7 +49,7 @@ def threshold_metrics(scores: Any, labels: Any, threshold: float) -> dict[str, f
     score, anomalous = scores_and_labels(scores, labels)
     if not np.isfinite(threshold):
         raise UserError(f"the decision threshold must be finite, got {threshold}")
-    flagged = score >= threshold
+    flagged = score.astype(np.float64) >= threshold  # as `Decision.decide` compares
     tp, fp = int((flagged & anomalous).sum()), int((flagged & ~anomalous).sum())
     fn, tn = int(anomalous.sum()) - tp, int((~anomalous).sum()) - fp
     return {
