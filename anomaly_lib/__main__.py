@@ -1,17 +1,31 @@
-"""python -m anomaly_lib list | info | check | demo DIR | cache info|clear | predict ...: look around, never train."""
+"""python -m anomaly_lib list | info | check | demo DIR | cache | evaluate FILE | predict IMAGES | export FILE.
+
+Looks around and uses trained detectors; training is train_*.py and scripts/.
+"""
 
 import importlib
 import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
+from anomaly_lib.bare_words import name_bare_words, split_bare_words
 from anomaly_lib.config import Options, arg, command, override
+from anomaly_lib.evaluation.options import EvaluateArgs, ExportArgs, PredictArgs
 from anomaly_lib.options import CacheArgs
+from anomaly_lib.systems.registry import SYSTEMS
+
+# Who writes the built-in data of which layout.
+DEMO_WRITERS = {
+    "promptad": "anomaly_lib.data.demo.items:write_demo",
+    "weld": "anomaly_lib.systems.weld.data.demo:write_weld_demo",
+    "crystal": "anomaly_lib.systems.crystal.data.demo:write_crystal_demo",
+    "hdmap": "anomaly_lib.systems.detectors.hdmap.demo_maps:write_hdmap_demo",
+}
 
 
 @dataclass
@@ -28,7 +42,7 @@ class InfoArgs(Options):
 class CheckArgs(Options):
     """A run of seconds over every system present."""
 
-    system: str = arg("all", "one system, or all")
+    system: str = arg("all", "one system, or all", choices=["all", *SYSTEMS])
 
 
 @dataclass
@@ -36,7 +50,7 @@ class DemoArgs(Options):
     """Built-in data as real files."""
 
     output: str = arg("demo_data", "folder to write")
-    system: str = arg("promptad", "whose data layout", choices=["promptad", "weld", "crystal", "hdmap"])
+    system: str = arg("promptad", "whose data layout", choices=list(DEMO_WRITERS))
     seed: int = arg(0, "seed of every random number", at_least=0)
 
 
@@ -50,15 +64,14 @@ class CacheInfoArgs(Options):
 
 def show_list(_: ListArgs) -> None:
     from anomaly_lib.backbones import list_backbones
-    from anomaly_lib.data import DATASETS
-    from anomaly_lib.fusion import FUSIONS
-    from anomaly_lib.systems.registry import RECIPES
+    from anomaly_lib.data.names import DATASET_NAMES
+    from anomaly_lib.fusion.names import FUSION_NAMES
 
     rows: dict[str, Iterable[str]] = {
-        "systems": RECIPES,
-        "data sets": DATASETS,
+        "systems": SYSTEMS,
+        "data sets": DATASET_NAMES,
         "backbones": list_backbones(),
-        "score fusions": FUSIONS,
+        "score fusions": FUSION_NAMES,
     }
     for title, names in rows.items():
         print(f"{title}: {', '.join(sorted(names))}")
@@ -82,43 +95,29 @@ def show_info(_: InfoArgs) -> None:
 
 
 def check(args: CheckArgs) -> int:
-    """Train every recipe's tiny() configuration and read its checkpoint back; the exit code counts."""
-
-    from anomaly_lib.systems.registry import RECIPES, load_detector, recipe_of
-
-    systems = sorted(set(RECIPES)) if args.system == "all" else [args.system]
+    """Train every system's tiny() configuration and read its checkpoint back; the exit code counts."""
     failed = 0
     with tempfile.TemporaryDirectory(prefix="anomaly_lib_check_") as folder:
-        for system in systems:
+        for name in sorted(SYSTEMS) if args.system == "all" else [args.system]:
             started = time.monotonic()
-            recipe = recipe_of(system)
             try:
-                tiny = replace(recipe.tiny(), output_dir=str(Path(folder) / system))
-                result = recipe.train(tiny)
-                load_detector(result.checkpoint)
+                result = SYSTEMS[name].train(SYSTEMS[name].tiny(output_dir=str(Path(folder) / name)))
+                assert result.checkpoint is not None
+                SYSTEMS.load(result.checkpoint)
             except Exception as error:  # noqa: BLE001  (one broken system must not hide the others)
                 failed += 1
-                print(f"{system:>14}: FAILED ({type(error).__name__}: {error})")
+                print(f"{name:>14}: FAILED ({type(error).__name__}: {error})")
                 continue
-            figures = ", ".join(f"{name} {value:.3f}" for name, value in list(result.metrics.items())[:3])
-            print(f"{system:>14}: ok in {time.monotonic() - started:.1f} s ({figures})")
+            figures = ", ".join(f"{metric} {value:.3f}" for metric, value in list(result.metrics.items())[:3])
+            print(f"{name:>14}: ok in {time.monotonic() - started:.1f} s ({figures})")
     return 1 if failed else 0
-
-
-# Who writes the built-in data of which system: (module, function).
-DEMO_WRITERS = {
-    "promptad": ("data.demo.items", "write_demo"),
-    "weld": ("systems.weld.data.demo", "write_weld_demo"),
-    "crystal": ("systems.crystal.data.demo", "write_crystal_demo"),
-    "hdmap": ("systems.detectors.hdmap.demo_maps", "write_hdmap_demo"),
-}
 
 
 def write_demo_files(args: DemoArgs) -> None:
     """The built-in data of one system, in the real layout."""
-    module, function = DEMO_WRITERS[args.system]
+    module, _, function = DEMO_WRITERS[args.system].partition(":")
     folder = Path(args.output)
-    getattr(importlib.import_module(f"anomaly_lib.{module}"), function)(folder, seed=args.seed)
+    getattr(importlib.import_module(module), function)(folder, seed=args.seed)
     count = sum(1 for path in folder.rglob("*") if path.is_file())
     print(f"wrote {count} files to {folder}")
 
@@ -134,21 +133,35 @@ def cache(args: CacheInfoArgs) -> None:
     print("\n".join(map(str, stores)) or f"{root}: nothing cached")
 
 
-def predict(argv: list[str]) -> int:
-    from anomaly_lib.evaluation.predict import main as predict_main
+def evaluate(args: EvaluateArgs) -> int:
+    from anomaly_lib.evaluation.evaluate import evaluate
 
-    return predict_main(argv)
+    return evaluate(args, SYSTEMS, print)
 
 
-COMMANDS: dict[str, tuple[Any, Callable[[Any], object]]] = {
-    "list": (ListArgs, show_list),
-    "info": (InfoArgs, show_info),
-    "check": (CheckArgs, check),
-    "demo": (DemoArgs, write_demo_files),
-    "cache": (CacheInfoArgs, cache),
+def predict(args: PredictArgs) -> int:
+    from anomaly_lib.evaluation.predict import predict_stream
+
+    return predict_stream(args, SYSTEMS, print)
+
+
+def export(args: ExportArgs) -> int:
+    from anomaly_lib.evaluation.export import export
+
+    return export(args, SYSTEMS, print)
+
+
+COMMANDS: dict[str, tuple[type[Options], Callable[[Any], object], Sequence[str]]] = {
+    "list": (ListArgs, show_list, ()),
+    "info": (InfoArgs, show_info, ()),
+    "check": (CheckArgs, check, ["system"]),
+    "demo": (DemoArgs, write_demo_files, ["output"]),
+    "cache": (CacheInfoArgs, cache, ["action"]),
+    "evaluate": (EvaluateArgs, evaluate, ["checkpoint"]),
+    "predict": (PredictArgs, predict, ["input"]),
+    "export": (ExportArgs, export, ["checkpoint"]),
 }
-# `demo DIR` and `cache clear` read well without a flag: the first bare word fills this option.
-FIRST_WORD = {"demo": "--output", "cache": "--action", "check": "--system"}
+"""Command -> its options, its body, and the options that words without a name fill."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -157,17 +170,16 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{__doc__}\nEach takes --help.")
         return 0 if words else 2
     name, rest = words[0], words[1:]
-    if name == "predict":
-        return predict(rest)
     if name not in COMMANDS:
-        sys.stderr.write(
-            f"python -m anomaly_lib: unknown command {name!r}; there are {', '.join([*COMMANDS, 'predict'])}\n"
-        )
+        sys.stderr.write(f"python -m anomaly_lib: unknown command {name!r}; there are {', '.join(COMMANDS)}\n")
         return 2
-    if rest and not rest[0].startswith("-") and name in FIRST_WORD:
-        rest = [FIRST_WORD[name], *rest]
-    cls, body = COMMANDS[name]
-    return command(cls, body, rest, prog=f"python -m anomaly_lib {name}", description=(cls.__doc__ or ""))
+    cls, body, bare = COMMANDS[name]
+    if name == "predict":  # any number of images, whose names may hold blanks and commas
+        rest, images = split_bare_words(rest, PredictArgs, values_of="input")
+        body = lambda args: predict(replace(args, input=images))  # noqa: E731
+    else:
+        rest = name_bare_words(rest, cls, bare)
+    return command(cls, body, rest, prog=f"python -m anomaly_lib {name}", description=cls.__doc__ or "")
 
 
 if __name__ == "__main__":

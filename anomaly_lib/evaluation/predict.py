@@ -8,13 +8,12 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from anomaly_lib.config import Switch, normalise
 from anomaly_lib.data.images import IMAGE_SUFFIXES, read_image
 from anomaly_lib.detect.decision import Decision
 from anomaly_lib.detect.images import ImageDetector
@@ -221,31 +220,3 @@ def _settled(path: Path, sizes: dict[str, int]) -> bool:
         return True
     sizes[str(path)] = size
     return False
-
-
-# -- command line ---------------------------------------------------------------------------------------------------
-
-
-def split_inputs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(options, inputs): words of no option are inputs, taken as they are (blanks and commas included)."""
-    switches = {f"--{f.name.replace('_', '-')}" for f in fields(PredictArgs) if f.type == Switch}
-    takes_value = {f"--{f.name.replace('_', '-')}" for f in fields(PredictArgs)} - switches | {"--config"}
-    options: list[str] = []
-    inputs: list[str] = []
-    expects_value = False
-    for token in argv:
-        name, equals, value = token.partition("=")
-        flag = normalise([name], PredictArgs)[0] if token.startswith("--") else token
-        if expects_value:
-            options.append(token)
-            expects_value = False
-        elif flag == "--input" and equals:
-            inputs.append(value)
-        elif token.startswith("-") and flag != "--input":
-            options.append(token)
-            expects_value = flag in takes_value and not equals
-        elif options and options[-1] in switches and token.lower() in ("true", "false"):
-            options[-1] += f"={token}"
-        elif flag != "--input":
-            inputs.append(token)
-    return options, inputs

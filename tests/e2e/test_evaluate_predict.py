@@ -14,7 +14,6 @@ from PIL import Image
 
 from anomaly_lib.__main__ import main
 from anomaly_lib.data.demo.items import render
-from anomaly_lib.evaluation.predict import split_inputs
 from anomaly_lib.files import read_json
 from anomaly_lib.systems.registry import SYSTEMS
 
@@ -168,13 +167,6 @@ def test_predict_watches_a_folder_that_fills(run: Path, images: Path, tmp_path: 
     thread.join()
     assert sorted(Path(row["path"]).name for row in rows(out)) == [f"{i}.png" for i in range(5)]
     assert all(row["error"] == "" for row in rows(out))
-
-
-def test_inputs_stand_anywhere() -> None:
-    argv = ["--checkpoint", "x", "a, b.png", "--watch", "b", "--out=d", "--batch_size", "4", "c"]
-    options = ["--checkpoint", "x", "--watch", "--out=d", "--batch_size", "4"]
-    assert split_inputs(argv) == (options, ["a, b.png", "b", "c"])
-    assert split_inputs(["--input", "a", "--overlays", "False", "--input=b c"]) == (["--overlays=False"], ["a", "b c"])
 
 
 @pytest.mark.slow
