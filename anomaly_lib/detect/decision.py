@@ -3,13 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor, inf, isnan, nextafter
-from typing import Any
+from typing import Any, Union
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from anomaly_lib.errors import UserError
 from anomaly_lib.types import Prediction
+
+Values = Union[Sequence[float], Tensor, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -24,16 +27,14 @@ class Decision:
     map_threshold: float | None = None  # a map's values from here on are the anomalous region
 
     @classmethod
-    def of(cls, threshold: float, source: str, normal: Sequence[float] | Tensor = ()) -> "Decision | None":
+    def of(cls, threshold: float, source: str, normal: Values = ()) -> "Decision | None":
         """The decision at `threshold`; None where there is none (nan)."""
         if isnan(threshold):
             return None
         return cls(float(threshold), source, tuple(sorted(float(value) for value in normal)))
 
     @classmethod
-    def promising(
-        cls, normal: Sequence[float] | Tensor, rate: float, *, of: str, maxima: Sequence[float] | Tensor = ()
-    ) -> "Decision":
+    def promising(cls, normal: Values, rate: float, *, of: str, maxima: Values = ()) -> "Decision":
         """At most `rate` false alarms, from scores of normal data the detector has not been fitted on.
 
         Conformal: the threshold lies just above the ceil((n + 1)(1 - rate))-th smallest of n scores, which holds for

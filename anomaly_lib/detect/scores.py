@@ -55,6 +55,19 @@ class Evaluated:
     remarks: list[str]  # what must stand beside the figures
 
 
+FEW = 10
+
+
+def sample_remarks(scores: Scores) -> list[str]:
+    """What must stand beside figures that rest on few samples of a kind, or on one label alone."""
+    if scores.kind == "regression":
+        return [f"only {len(scores)} samples"] if len(scores) < FEW else []
+    labels = to_numpy(scores.labels) > 0
+    counts = {"anomalous": int(labels.sum()), "normal": int((~labels).sum())}
+    few = [f"{count} {name}" for name, count in counts.items() if count < FEW]
+    return [f"only {' and '.join(few)} samples"] if few else []
+
+
 def summary(scores: Scores, decision: Decision | None = None) -> dict[str, float]:
     """The figures of a whole split under the names that training, evaluation and tables share."""
     if scores.kind == "regression":

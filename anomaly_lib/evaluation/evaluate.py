@@ -9,8 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from anomaly_lib.detect.alarms import alarm_line, alarm_table
 from anomaly_lib.detect.choice import Choice
-from anomaly_lib.detect.scores import Evaluated, summary
+from anomaly_lib.detect.scores import Evaluated, sample_remarks, summary
 from anomaly_lib.detect.scoring import class_table, prediction_rows
 from anomaly_lib.detect.tables import Table, plain
 from anomaly_lib.detect.thresholds import choose_decision
@@ -69,7 +70,7 @@ def evaluate_checkpoint(path: Path, args: EvaluateArgs, systems: Registry) -> Ev
             scores, decision, args.policy, false_alarms=args.false_alarms, support_quantile=args.support_quantile
         )
     scores.facts = {**detector.facts.shown, **scores.facts}
-    remarks = list(dict.fromkeys([*scores.notes, *detector.facts.remarks()]))
+    remarks = list(dict.fromkeys([*scores.notes, *detector.facts.remarks(), *sample_remarks(scores)]))
     return Evaluated(path, scores, decision, summary(scores, decision), remarks)
 
 
@@ -111,6 +112,13 @@ def _say_metrics(one: Evaluated, args: EvaluateArgs, say: Callable[[str], object
     scores = one.scores
     say(f"{one.checkpoint}: {scores.system}, {scores.name}, {len(scores)} samples of {args.split}")
     say("  " + ", ".join(f"{name} {value:.4f}" for name, value in one.metrics.items()))
+    decided = one.decision is not None and scores.kind == "detection"
+    if one.decision is not None and decided:
+        say(f"  {alarm_line(scores, one.decision)}")
+    elif scores.kind == "detection":
+        say(
+            "  no decision: this detector has no scores of normal data (--policy f1 and others choose one on test data)"
+        )
     for note in [*one.remarks, *compare_with_training(one, args)]:
         say(f"  {note}")
     if args.verbose:
@@ -141,6 +149,11 @@ def write_results(folder: Path, done: list[Evaluated], table: Table, args: Evalu
     rows = [{"run": one.scores.name, **row} for one in done for row in prediction_rows(one)]
     write_text(written[1], rows_to_csv(rows))
     written += table.write(folder / "table")
+    decided = [one for one in done if one.decision is not None and one.scores.kind == "detection"]
+    for number, one in enumerate(decided):
+        assert one.decision is not None
+        stem = "decisions" if len(decided) == 1 else f"decisions_{number:02d}"
+        written += alarm_table(one.scores, one.decision).write(folder / stem)
     if args.figures:
         written += draw_figures(folder / "figures", done, args)
     return written

@@ -8,8 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anomaly_lib.detect.alarms import alarm_line, alarm_table
 from anomaly_lib.detect.decision import Decision, conformal_threshold, promised_rate
+from anomaly_lib.detect.scores import Scores, sample_remarks
 from anomaly_lib.errors import UserError
+from anomaly_lib.metrics.rates import counted_rate
 from anomaly_lib.types import Prediction
 
 
@@ -66,3 +69,31 @@ def test_anomalous_and_p_value_agree() -> None:
         assert decision.map_threshold == pytest.approx(decision.threshold + 1)
         assert decision.at_rate(0.3).threshold <= decision.threshold
         assert Decision.from_plain(decision.plain()) == decision
+
+
+def test_rates_have_the_exact_interval() -> None:
+    from scipy.stats import binomtest
+
+    for hits, total in ((0, 7), (3, 60), (41, 52), (9, 9)):
+        found, wanted = counted_rate(hits, total), binomtest(hits, total).proportion_ci(0.95, method="exact")
+        assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=1e-12)
+    assert str(counted_rate(3, 60)) == "3/60 = 5.0% [1.0, 13.9]"
+    with pytest.raises(UserError, match="total"):
+        counted_rate(0, 0)
+
+
+def test_alarms_are_counted_beside_the_promise_and_by_kind_of_defect() -> None:
+    labels = np.array([0] * 60 + [1] * 52)
+    values = np.concatenate([np.arange(60) / 60, np.full(41, 2.0), np.zeros(11)])
+    defects = ["good"] * 60 + ["hole"] * 41 + ["stain"] * 11
+    scores = Scores("demo", "x", values, labels, [str(i) for i in range(112)], ["nut"] * 112, defects=defects)
+    decision = Decision(57 / 60, "by hand", false_alarms=0.05)
+    assert alarm_line(scores, decision) == (
+        "false alarms 3/60 = 5.0% [1.0, 13.9] (promised 5.0%), found 41/52 = 78.8% [65.3, 88.9]"
+    )
+    rows = {row["kind"]: row for row in alarm_table(scores, decision).rows}
+    assert (rows["good"]["called"], rows["good"]["of"], rows["good"]["meaning"]) == (3, 60, "false alarms")
+    assert (rows["hole"]["rate"], rows["stain"]["rate"]) == (1.0, 0.0)
+    assert sample_remarks(scores) == []
+    few = Scores("demo", "x", values[57:64], labels[57:64], list("abcdefg"), ["nut"] * 7)
+    assert sample_remarks(few) == ["only 4 anomalous and 3 normal samples"]
