@@ -36,12 +36,23 @@ def test_number_formats(tmp_path: Path) -> None:
         assert found["b"].equal(state["b"])
 
 
-def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["absent.pt"], "absent.pt"),
+        (["net.pt", "-o", "net.pt"], "--output net.pt: would overwrite its source"),
+        ([], "give --source"),
+        (["net.pt", "two.pt"], "unexpected argument 'two.pt'"),
+        (["net.pt", "--dtype", "fp8"], "--dtype fp8: choose from same, fp32, fp16, bf16"),
+        (["net.pt", "--keep", "visual."], "unknown option --keep"),  # half a network could not be loaded
+    ],
+)
+def test_mistakes_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     torch.save({"a": torch.ones(2)}, tmp_path / "net.pt")
-    assert main([str(tmp_path / "absent.pt")]) == 2
-    assert main([str(tmp_path / "net.pt"), "-o", str(tmp_path / "net.pt")]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
-    assert "absent.pt" in lines[0]
-    with pytest.raises(SystemExit):  # half a network could not be loaded, so half a network is not written
-        main([str(tmp_path / "net.pt"), "--keep", "visual."])
+    assert main(more) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
