@@ -170,7 +170,7 @@ def study(args: Args) -> int:
     tables = "\n\n".join(table_of(rows, half) for half in args.halves if any(key.startswith(half) for key in rows))
     log.line(tables)
     if args.write_docs:
-        write_between(ROOT / "docs" / "manual" / "promptad.md", MARKS, tables)
+        write_between(ROOT / "docs" / "notebook" / "promptad_options.md", MARKS, tables)
     return 0
 
 
