@@ -52,8 +52,10 @@ def perlin_noise(
 ) -> Tensor:
     """[N, H, W] noise in about -1..1; `exponents` [N, 2] gives log2 of the periods along rows and columns.
 
-    The lattice spans the next power of two of each side. `angles` [N, rows + 1, columns + 1] are the gradients' angles
-    (the cosine goes with the row axis); drawn uniformly when not given.
+    The lattice spans the next power of two of each side. `angles` [N, R, C] are the gradients' angles (the cosine goes
+    with the row axis), drawn uniformly when not given; R = 2^k + 1 with k = `max_exponent` of the height, whatever the
+    exponents are, and C likewise of the width: image n reads the first 2^exponents[n, 0] + 1 rows and
+    2^exponents[n, 1] + 1 columns of its angles.
     """
     device = exponents.device
     top = max_exponent(size[0]), max_exponent(size[1])
@@ -61,9 +63,11 @@ def perlin_noise(
         raise ValueError(f"Perlin exponents above {top} leave no pixel in a cell of a {size[0]}x{size[1]} image")
     row_weights, row_offsets = _axis_tables(size[0], next_power_of_two(size[0]), top[0] + 1, device)
     column_weights, column_offsets = _axis_tables(size[1], next_power_of_two(size[1]), top[1] + 1, device)
+    shape = (len(exponents), row_weights.shape[2], column_weights.shape[2])
     if angles is None:
-        shape = (len(exponents), row_weights.shape[2], column_weights.shape[2])
         angles = 2 * math.pi * torch.rand(shape, generator=generator, device=device)
+    elif angles.shape != shape:
+        raise ValueError(f"angles {list(shape)} expected for images of {size[0]}x{size[1]}, got {list(angles.shape)}")
     rows, columns = exponents[:, 0], exponents[:, 1]
     along_rows = row_offsets[rows] @ angles.cos() @ column_weights[columns].mT  # [N, H, W]
     along_columns = row_weights[rows] @ angles.sin() @ column_offsets[columns].mT

@@ -1,1 +1,26 @@
-"""The five anomaly detectors and their anomalib key names."""
+"""PatchCore, PaDiM, Reverse Distillation, DRAEM and DRAEM-SevNet; nothing is imported until a name is asked for."""
+
+from typing import TYPE_CHECKING
+
+from anomaly_lib.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from anomaly_lib.models.detectors.draem import Draem
+    from anomaly_lib.models.detectors.draem_sevnet import DraemSevNet
+    from anomaly_lib.models.detectors.memory_bank import MemoryBank
+    from anomaly_lib.models.detectors.padim import Padim
+    from anomaly_lib.models.detectors.patchcore import PatchCore
+    from anomaly_lib.models.detectors.reverse_distillation import ReverseDistillation
+
+PLACES = {
+    "Draem": "draem",
+    "DraemSevNet": "draem_sevnet",
+    "MemoryBank": "memory_bank",
+    "Padim": "padim",
+    "PatchCore": "patchcore",
+    "ReverseDistillation": "reverse_distillation",
+}
+"""Name -> file of this folder."""
+
+__getattr__, __dir__ = lazy_names(__name__, PLACES)
+__all__ = ["Draem", "DraemSevNet", "MemoryBank", "Padim", "PatchCore", "ReverseDistillation"]

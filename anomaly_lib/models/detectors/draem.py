@@ -4,13 +4,16 @@ Module names follow the published checkpoints.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomaly_lib.config import configure
 from anomaly_lib.losses import focal_loss, ssim_loss
+from anomaly_lib.models.detectors.configs import DraemConfig, summary_of
+from anomaly_lib.models.detectors.shapes import check_images, check_shape, parameter_count
 from anomaly_lib.ops.patches import pad_to_multiple
 from anomaly_lib.types import Prediction
 
@@ -65,7 +68,7 @@ class RepairDecoder(nn.Module):
 class ReconstructiveSubNetwork(nn.Module):
     """Image with a defect -> image without: a plain autoencoder, no skip connections."""
 
-    def __init__(self, *, channels: int = 3, width: int = 128) -> None:
+    def __init__(self, *, channels: int, width: int) -> None:
         super().__init__()
         self.encoder = RepairEncoder(channels=channels, width=width)
         self.decoder = RepairDecoder(channels=channels, width=width)
@@ -111,7 +114,7 @@ class SegmentDecoder(nn.Module):
 class DiscriminativeSubNetwork(nn.Module):
     """Image and repair -> logits of (background, anomaly): a U-Net."""
 
-    def __init__(self, *, channels: int = 6, classes: int = 2, width: int = 64) -> None:
+    def __init__(self, *, channels: int, width: int, classes: int = 2) -> None:
         super().__init__()
         self.encoder_segment = SegmentEncoder(channels=channels, width=width)
         self.decoder_segment = SegmentDecoder(classes=classes, width=width)
@@ -121,36 +124,33 @@ class DiscriminativeSubNetwork(nn.Module):
 
 
 class Draem(nn.Module):
-    """Both networks, their loss and their score.
+    """Images [B, C, H, W] in 0..1 -> scores [B] and maps [B, H, W]: a network repairs the image, another one segments
+    what the repair changed. Both are trained with `losses` on images with synthetic damage.
 
-    `concat_order` says which half of the discriminator's input comes first (weights depend on it): anomalib's
+    `concat_order` says which half of the segmentation's input comes first (weights depend on it): anomalib's
     ``image-first`` or the original's ``repair-first``. `score` is the map's maximum (anomalib) or the maximum of its
-    21 x 21 mean (original). `focal_alpha` None weighs background and anomaly alike, as the paper does; 1 is what
+    21 x 21 mean (original). `focal_alpha` -1 weighs background and anomaly alike, as the paper does; 1 is what
     anomalib with a current kornia computes (no gradient from normal pixels).
     """
 
-    def __init__(
-        self,
-        *,
-        channels: int = 3,
-        repair_width: int = 128,
-        segment_width: int = 64,
-        concat_order: Literal["image-first", "repair-first"] = "image-first",
-        score: Literal["max", "mean21-max"] = "max",
-        focal_alpha: float | None = None,
-    ) -> None:
+    CONFIG: ClassVar[type[DraemConfig]] = DraemConfig
+
+    def __init__(self, config: DraemConfig | None = None, **options: Any) -> None:
         super().__init__()
-        self.channels = channels
-        self.concat_order = concat_order
-        self.score = score
-        self.focal_alpha = focal_alpha
-        self.reconstructive_subnetwork = ReconstructiveSubNetwork(channels=channels, width=repair_width)
-        self.discriminative_subnetwork = DiscriminativeSubNetwork(channels=2 * channels, width=segment_width)
+        self.config = config = configure(self.CONFIG, config, options)
+        channels = config.channels
+        self.reconstructive_subnetwork = ReconstructiveSubNetwork(channels=channels, width=config.repair_width)
+        self.discriminative_subnetwork = DiscriminativeSubNetwork(channels=2 * channels, width=config.segment_width)
         self.apply(_paper_init)
 
+    def __repr__(self) -> str:
+        return summary_of(type(self).__name__, self.CONFIG, self.config, [parameter_count(self)])
+
     def repair_and_pair(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Repair [B, C, H, W] and both side by side [B, 2C, H, W]."""
+        check_images(images, (self.config.channels,))
         repair = self.reconstructive_subnetwork(images)
-        pair = [images, repair] if self.concat_order == "image-first" else [repair, images]
+        pair = [images, repair] if self.config.concat_order == "image-first" else [repair, images]
         return repair, torch.cat(pair, dim=1)
 
     def networks(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,16 +162,25 @@ class Draem(nn.Module):
 
     def losses(self, damaged: Tensor, clean: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Of images with synthetic damage [B, C, H, W], the same undamaged, and where the damage is [B, H, W]."""
+        self.check_pairs(damaged, clean, mask)
         repair, logits = self.networks(damaged)
         return self.repair_and_mask_losses(repair, logits, clean, mask)
 
+    def check_pairs(self, damaged: Tensor, clean: Tensor, mask: Tensor) -> None:
+        check_images(damaged, (self.config.channels,))
+        check_shape("clean images", clean, damaged.shape)
+        check_shape("mask", mask, (len(damaged), *damaged.shape[2:]))
+
     def repair_and_mask_losses(self, repair: Tensor, logits: Tensor, clean: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """The terms ``l2``, ``ssim`` and ``focal`` of a repair [B, C, H, W] and logits [B, 2, H, W]."""
         repair, logits = repair.float(), logits.float()
-        focal = focal_loss(logits, mask.long(), gamma=2.0, alpha=self.focal_alpha, smoothing=1e-5)
+        alpha = self.config.focal_alpha if self.config.focal_alpha >= 0 else None
+        focal = focal_loss(logits, mask.long(), gamma=2.0, alpha=alpha, smoothing=1e-5)
         return {"l2": F.mse_loss(repair, clean), "ssim": ssim_loss(repair, clean), "focal": focal}
 
     def map_score(self, maps: Tensor) -> Tensor:
-        if self.score == "mean21-max":
+        """[B, H, W] -> [B]."""
+        if self.config.score == "mean21-max":
             maps = F.avg_pool2d(maps.unsqueeze(1), 21, stride=1, padding=10).squeeze(1)
         return maps.amax((1, 2))
 

@@ -1,22 +1,20 @@
 """DRAEM-SevNet: DRAEM plus a head that reads the severity of a fault off the discriminator's encoder."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomaly_lib.models.detectors.configs import DraemConfig, DraemSevNetConfig
 from anomaly_lib.models.detectors.draem import STRIDE, Draem
+from anomaly_lib.models.detectors.shapes import check_shape
 from anomaly_lib.ops.patches import pad_to_multiple
 from anomaly_lib.types import Prediction
 
 SCALES = ("act2", "act3", "act4", "act5", "act6")
 PROCESSOR_WIDTHS = (32, 64, 128, 128, 128)
-
-HeadMode = Literal["single_scale", "multi_scale"]
-Pooling = Literal["gap", "spatial_aware"]
-Combination = Literal["simple_average", "weighted_average", "maximum"]
 
 
 def _mlp(inputs: int, hidden: int, half: int) -> nn.Sequential:
@@ -45,27 +43,21 @@ class SpatialProcessor(nn.Module):
 
 
 class SeverityHead(nn.Module):
-    """Encoder activations act1..act6 -> severity [B] in 0..1."""
+    """Encoder activations act1..act6 [B, C_i, h_i, w_i] -> severity [B] in 0..1.
 
-    def __init__(
-        self,
-        *,
-        mode: HeadMode = "single_scale",
-        pooling: Pooling = "gap",
-        width: int = 64,
-        hidden: int = 128,
-        grid: int = 4,
-        attention: bool = True,
-    ) -> None:
+    It reads act6 alone or act2 to act6, as their means or as a small grid of them after an attention to places.
+    """
+
+    def __init__(self, config: DraemSevNetConfig) -> None:
         super().__init__()
-        self.mode = mode
-        self.pooling = pooling
-        sizes = [m * width for m in (2, 4, 8, 8, 8)]
-        if mode == "single_scale":
+        self.config = config
+        hidden, grid, attention = config.head_hidden, config.head_grid, config.head_attention
+        sizes = [m * config.segment_width for m in (2, 4, 8, 8, 8)]
+        if config.head_mode == "single_scale":
             sizes = sizes[-1:]
-        if pooling == "gap":
+        if config.head_pooling == "gap":
             self.severity_mlp = _mlp(sum(sizes), hidden, hidden // 2)
-        elif mode == "single_scale":
+        elif config.head_mode == "single_scale":
             self.processor = SpatialProcessor(inputs=sizes[0], outputs=hidden, grid=grid, attention=attention)
             self.spatial_severity_mlp = _mlp(hidden * grid**2, hidden, hidden // 2)
         else:
@@ -78,58 +70,29 @@ class SeverityHead(nn.Module):
             self.multi_scale_spatial_mlp = _mlp(sum(PROCESSOR_WIDTHS) * grid**2, 2 * hidden, hidden)
 
     def forward(self, activations: Sequence[Tensor]) -> Tensor:
-        used = activations[-1:] if self.mode == "single_scale" else activations[1:]
-        if self.pooling == "gap":
+        used = activations[-1:] if self.config.head_mode == "single_scale" else activations[1:]
+        if self.config.head_pooling == "gap":
             return self.severity_mlp(torch.cat([x.mean((2, 3)) for x in used], dim=1)).squeeze(1)
-        if self.mode == "single_scale":
+        if self.config.head_mode == "single_scale":
             return self.spatial_severity_mlp(self.processor(used[0])).squeeze(1)
         processed = [self.scale_spatial_processors[name](x) for name, x in zip(SCALES, used, strict=True)]
         return self.multi_scale_spatial_mlp(torch.cat(processed, dim=1)).squeeze(1)
 
 
 class DraemSevNet(Draem):
-    """DRAEM whose image score also listens to a severity estimate.
+    """Images [B, C, H, W] in 0..1 -> scores [B] and maps [B, H, W]: DRAEM whose score also listens to a severity.
 
-    The head answers 0..1; its target is the drawn severity divided by `severity_max`. ``severity_target="raw"`` is the
-    published behaviour: a sigmoid asked for labels up to `severity_max`, which saturates above 1.
+    A head reads the severity 0..1 off the segmentation's encoder; its target is the drawn severity divided by
+    `severity_max`. ``severity_target="raw"`` is the published behaviour: a sigmoid asked for labels up to
+    `severity_max`, which saturates above 1.
     """
 
-    def __init__(
-        self,
-        *,
-        channels: int = 3,
-        repair_width: int = 128,
-        segment_width: int = 64,
-        concat_order: Literal["image-first", "repair-first"] = "image-first",
-        focal_alpha: float | None = None,
-        head_mode: HeadMode = "single_scale",
-        head_pooling: Pooling = "gap",
-        head_hidden: int = 128,
-        head_grid: int = 4,
-        head_attention: bool = True,
-        combination: Combination = "simple_average",
-        combination_weight: float = 0.5,
-        severity_weight: float = 0.5,
-        severity_loss: Literal["mse", "smooth_l1"] = "mse",
-        severity_max: float = 1.0,
-        severity_target: Literal["normalised", "raw"] = "normalised",
-    ) -> None:
-        super().__init__(
-            channels=channels, repair_width=repair_width, segment_width=segment_width, concat_order=concat_order,
-            focal_alpha=focal_alpha,
-        )  # fmt: skip
-        if severity_max <= 0:
-            raise ValueError(f"severity_max must be positive, got {severity_max}")
-        self.combination = combination
-        self.combination_weight = combination_weight
-        self.severity_weight = severity_weight
-        self.severity_loss = severity_loss
-        self.severity_max = severity_max
-        self.severity_target = severity_target
-        self.severity_head = SeverityHead(
-            mode=head_mode, pooling=head_pooling, width=segment_width, hidden=head_hidden, grid=head_grid,
-            attention=head_attention,
-        )  # fmt: skip
+    CONFIG: ClassVar[type[DraemConfig]] = DraemSevNetConfig
+    config: DraemSevNetConfig
+
+    def __init__(self, config: DraemSevNetConfig | None = None, **options: Any) -> None:
+        super().__init__(config, **options)
+        self.severity_head = SeverityHead(self.config)
 
     def networks_and_severity(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Repair, logits and severity [B]; the discriminator's encoder runs once for both."""
@@ -144,16 +107,19 @@ class DraemSevNet(Draem):
         self, damaged: Tensor, clean: Tensor, mask: Tensor, severity: Tensor
     ) -> dict[str, Tensor]:
         """DRAEM's three terms and the weighted severity term; `severity` [B] is the raw value drawn (0: no fault)."""
+        self.check_pairs(damaged, clean, mask)
+        check_shape("severity", severity, (len(damaged),))
         repair, logits, found = self.networks_and_severity(damaged)
-        target = severity / self.severity_max if self.severity_target == "normalised" else severity
-        compare = F.mse_loss if self.severity_loss == "mse" else F.smooth_l1_loss
+        target = severity / self.config.severity_max if self.config.severity_target == "normalised" else severity
+        compare = F.mse_loss if self.config.severity_loss == "mse" else F.smooth_l1_loss
         terms = self.repair_and_mask_losses(repair, logits, clean, mask)
-        return {**terms, "severity": self.severity_weight * compare(found.float(), target.float())}
+        return {**terms, "severity": self.config.severity_weight * compare(found.float(), target.float())}
 
     def combine(self, mask_score: Tensor, severity: Tensor) -> Tensor:
-        if self.combination == "maximum":
+        """Image score [B] of the map's score [B] and the severity [B]."""
+        if self.config.combination == "maximum":
             return torch.maximum(mask_score, severity)
-        weight = 0.5 if self.combination == "simple_average" else self.combination_weight
+        weight = 0.5 if self.config.combination == "simple_average" else self.config.combination_weight
         return (1 - weight) * mask_score + weight * severity
 
     def forward(self, images: Tensor) -> Prediction:

@@ -1,7 +1,6 @@
 """A bank of normal patch features that can be searched, grown, cut, merged and written down."""
 
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ WORTHWHILE = 1 << 22  # queries x rows from which bfloat16 products pay
 
 
 class MemoryBank(nn.Module):
-    """Rows [M, D] and, for each, the number of the image it came from, so that images can be taken out again."""
+    """Rows [M, D] and, for each, the number [M] of the image it came from, so that images can be taken out again."""
 
     rows: Tensor
     owners: Tensor
@@ -99,20 +98,18 @@ class MemoryBank(nn.Module):
         both.add(other.rows, torch.where(other.owners >= 0, other.owners + shift, other.owners))
         return both
 
-    def save(self, path: Path | str) -> None:
+    def write(self, stream: IO[bytes]) -> None:
         """Write the bank as safetensors."""
         from safetensors.torch import save
 
-        from anomaly_lib.files import write_atomic
-
-        content = save({"rows": self.rows.contiguous(), "owners": self.owners})
-        write_atomic(path, lambda stream: stream.write(content))
+        stream.write(save({"rows": self.rows.contiguous(), "owners": self.owners}))
 
     @classmethod
-    def load(cls, path: Path | str) -> "MemoryBank":
-        from safetensors.torch import load_file
+    def read(cls, stream: IO[bytes]) -> "MemoryBank":
+        """A bank that `write` wrote."""
+        from safetensors.torch import load
 
-        content = load_file(str(path))
+        content = load(stream.read())
         return cls(content["rows"], content["owners"])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -6,10 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anomaly_lib.config import configure
+from anomaly_lib.models.detectors.configs import PadimConfig, summary_of
+from anomaly_lib.models.detectors.shapes import check_images, maps_of
 from anomaly_lib.ops import mahalanobis, stack_layers, upsample_and_smooth, whitening_matrix
 from anomaly_lib.types import Prediction
 
-DEFAULT_FEATURES = {"resnet18": 100, "wide_resnet50_2": 550}
+POSITIONS = 64  # factorised at a time: in little memory, and a signal need not wait for all
 RIDGE = 0.01 + 1e-5  # the paper's 0.01 and anomalib's further 1e-5 on the covariance's diagonal
 
 
@@ -45,37 +48,33 @@ class Moments:
 
 
 class Padim(nn.Module):
-    """Mahalanobis distance of every patch vector to its position's normal Gaussian."""
+    """Images [B, 3, H, W] -> scores [B] and maps [B, H, W]: Mahalanobis distance of every patch vector to its
+    position's normal Gaussian.
+
+    ``Padim(extractor=net, features=100).fit(batches)``. `extractor`, frozen: images -> {layer: [B, C, h, w]};
+    `features` of its channels are kept, drawn at random. Later images must have the size of those it was fitted on.
+    """
 
     channels: Tensor
     mean: Tensor
     whitening: Tensor
 
-    def __init__(
-        self,
-        *,
-        extractor: nn.Module,
-        features: int,
-        layers: Sequence[str] = ("layer1", "layer2", "layer3"),
-        sigma: float = 4.0,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, config: PadimConfig | None = None, *, extractor: nn.Module, **options: Any) -> None:
         super().__init__()
-        if features < 1:
-            raise ValueError(f"PaDiM needs at least one feature channel, got {features}")
+        self.config = configure(PadimConfig, config, options)
         self.extractor = extractor
-        self.features = features
-        self.layers = tuple(layers)
-        self.sigma = sigma
-        self.seed = seed
         self.register_buffer("channels", torch.empty(0, dtype=torch.long))  # which channels were drawn
         self.register_buffer("mean", torch.empty(0))  # [P, D]
         self.register_buffer("whitening", torch.empty(0))  # [P, D, D], W W^T = (covariance + ridge)^-1
 
+    def __repr__(self) -> str:
+        fitted = f"{len(self.mean)} Gaussians" if self.mean.numel() else "not fitted"
+        return summary_of("Padim", PadimConfig, self.config, [fitted])
+
     def embed(self, images: Tensor) -> Tensor:
         """The chosen channels of all layers on the first layer's grid, [B, D, h, w]."""
-        maps = self.extractor(images)
-        return self.embed_maps([maps[name] for name in self.layers])
+        check_images(images)
+        return self.embed_maps(maps_of(self.extractor(images), self.config.layers))
 
     def embed_maps(self, maps: Sequence[Tensor]) -> Tensor:
         """Channels are chosen before the resize: the others are never enlarged."""
@@ -92,10 +91,10 @@ class Padim(nn.Module):
         return stack_layers([maps[0][:, :0], *chosen], "nearest")[:, back]
 
     def _draw_channels(self, total: int, device: torch.device) -> None:
-        if self.features > total:
-            raise ValueError(f"PaDiM cannot keep {self.features} of {total} feature channels")
-        drawn = torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))
-        self.channels = drawn[: self.features].to(device)
+        if self.config.features > total:
+            raise ValueError(f"PaDiM cannot keep {self.config.features} of {total} feature channels")
+        drawn = torch.randperm(total, generator=torch.Generator().manual_seed(self.config.seed))
+        self.channels = drawn[: self.config.features].to(device)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> "Padim":
@@ -105,12 +104,14 @@ class Padim(nn.Module):
             moments.add(self.embed(images).flatten(2).transpose(1, 2))  # [B, P, D]
         self.mean, covariance = moments.finish()
         covariance.diagonal(dim1=1, dim2=2).add_(RIDGE)
-        self.whitening = whitening_matrix(covariance)
+        for some in covariance.split(POSITIONS):
+            some.copy_(whitening_matrix(some))
+        self.whitening = covariance
         return self
 
     def forward(self, images: Tensor) -> Prediction:
         patch_map = self.score_grid(self.embed(images))
-        maps = upsample_and_smooth(patch_map, (images.shape[-2], images.shape[-1]), sigma=self.sigma)
+        maps = upsample_and_smooth(patch_map, (images.shape[-2], images.shape[-1]), sigma=self.config.sigma)
         return Prediction(maps.amax((1, 2)), maps)
 
     def score_grid(self, embedded: Tensor) -> Tensor:

@@ -1,13 +1,16 @@
 """PatchCore (Roth et al., CVPR 2022): distance to the nearest patch of a coreset of normal patches."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomaly_lib.config import configure
+from anomaly_lib.models.detectors.configs import PatchCoreConfig, summary_of
 from anomaly_lib.models.detectors.memory_bank import MemoryBank
+from anomaly_lib.models.detectors.shapes import check_images, maps_of
 from anomaly_lib.ops import (
     coreset_of_chunks,
     greedy_coreset,
@@ -20,63 +23,38 @@ from anomaly_lib.ops import (
 )
 from anomaly_lib.types import Prediction
 
-Extractor = Callable[[Tensor], dict[str, Tensor]]
-"""Images [B, 3, H, W] -> named feature maps [B, C, h, w], frozen."""
-
 
 class PatchCore(nn.Module):
-    """Two published forms share this class.
+    """Images [B, 3, H, W] -> scores [B] and maps [B, H, W]: how far patches lie from a memory of normal ones.
 
-    The defaults are anomalib's: 3x3 mean of each layer, layers side by side, image score re-weighted by how alone the
-    nearest bank row is. The original's: ``embedding="aggregate"``, ``squared=True``, ``scoring="max"``.
+    ``PatchCore(extractor=net).fit(batches)`` fills the memory. `extractor`, frozen: images -> {layer: [B, C, h, w]}.
+
+    Two published forms share this class. The defaults are anomalib's: 3x3 mean of each layer, layers side by side,
+    image score re-weighted by how alone the nearest bank row is. The original's: ``embedding="aggregate"``,
+    ``squared=True``, ``scoring="max"``.
     """
 
-    def __init__(
-        self,
-        *,
-        extractor: nn.Module,
-        layers: Sequence[str] = ("layer2", "layer3"),
-        coreset_ratio: float = 0.1,
-        coreset_size: int | None = None,
-        neighbours: int = 9,
-        scoring: Literal["reweighted", "max"] = "reweighted",
-        patch_neighbours: int = 1,
-        squared: bool = False,
-        embedding: Literal["concat", "aggregate"] = "concat",
-        aggregate_dim: int = 1024,
-        projection: bool = True,
-        upsample: Literal["bilinear", "nearest"] = "bilinear",
-        sigma: float = 4.0,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, config: PatchCoreConfig | None = None, *, extractor: nn.Module, **options: Any) -> None:
         super().__init__()
+        self.config = configure(PatchCoreConfig, config, options)
         self.extractor = extractor
-        self.layers = tuple(layers)
-        self.coreset_ratio = coreset_ratio
-        self.coreset_size = coreset_size
-        self.neighbours = neighbours
-        self.scoring = scoring
-        self.patch_neighbours = patch_neighbours
-        self.squared = squared
-        self.embedding = embedding
-        self.aggregate_dim = aggregate_dim
-        self.projection = projection
-        self.upsample = upsample
-        self.sigma = sigma
-        self.seed = seed
         self.bank = MemoryBank()
+
+    def __repr__(self) -> str:
+        return summary_of("PatchCore", PatchCoreConfig, self.config, [f"bank {list(self.bank.rows.shape)}"])
 
     # -- features ---------------------------------------------------------------------------------------------------
 
     def embed(self, images: Tensor) -> Tensor:
         """Patch vectors on the first layer's grid, [B, D, h, w]."""
-        maps = self.extractor(images)
-        return self.embed_maps([maps[name] for name in self.layers])
+        check_images(images)
+        return self.embed_maps(maps_of(self.extractor(images), self.config.layers))
 
     def embed_maps(self, maps: Sequence[Tensor]) -> Tensor:
-        if self.embedding == "concat":
+        """The same from the layers' maps [B, C_i, h_i, w_i]."""
+        if self.config.embedding == "concat":
             return stack_layers([neighbourhood_mean(x) for x in maps])
-        return aggregate_patches(maps, self.aggregate_dim)
+        return aggregate_patches(maps, self.config.aggregate_dim)
 
     # -- fit --------------------------------------------------------------------------------------------------------
 
@@ -90,15 +68,15 @@ class PatchCore(nn.Module):
     ) -> "PatchCore":
         """Fill the bank from batches of normal images. With `chunk_rows` at most about that many patch vectors are held
         at a time (two-level coreset)."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self.config.seed)
 
         def select(rows: Tensor, wanted: int) -> Tensor:
             return self.select_rows(rows, wanted, generator=generator, progress=progress)
 
         counts: list[int] = []
         chunks = _gather((self._rows_of(images, counts) for images in batches), chunk_rows)
-        ratio = None if self.coreset_size is not None else self.coreset_ratio
-        rows, places = coreset_of_chunks(chunks, count=self.coreset_size, ratio=ratio, select=select)
+        ratio = None if self.config.coreset_size is not None else self.config.coreset_ratio
+        rows, places = coreset_of_chunks(chunks, count=self.config.coreset_size, ratio=ratio, select=select)
         self.bank = MemoryBank(rows, _owner_of(places, counts))
         return self
 
@@ -118,7 +96,7 @@ class PatchCore(nn.Module):
         """Greedy coreset, on a sparse random projection where that is narrower than the vectors themselves."""
         start = int(torch.randint(len(rows), (1,), generator=generator))
         components = projection_size(len(rows)) if len(rows) > 1 else rows.shape[1]
-        if self.projection and components < rows.shape[1]:
+        if self.config.projection and components < rows.shape[1]:
             rows = rows @ sparse_projection(rows.shape[1], components, generator=generator).to(rows)
         return greedy_coreset(rows, wanted, start=start, progress=progress)
 
@@ -127,8 +105,8 @@ class PatchCore(nn.Module):
         """Grow the bank by further normal images without the old ones; answers their numbers, for `bank.remove`."""
         counts: list[int] = []
         rows = self._rows_of(images, counts)
-        wanted = max(1, int(len(rows) * (self.coreset_ratio if ratio is None else ratio)))
-        chosen = self.select_rows(rows, wanted, generator=torch.Generator().manual_seed(self.seed))
+        wanted = max(1, int(len(rows) * (self.config.coreset_ratio if ratio is None else ratio)))
+        chosen = self.select_rows(rows, wanted, generator=torch.Generator().manual_seed(self.config.seed))
         first = int(self.bank.owners.max()) + 1 if len(self.bank) else 0
         self.bank.add(rows[chosen], _owner_of(chosen, counts) + first)
         return list(range(first, first + len(images)))
@@ -138,24 +116,25 @@ class PatchCore(nn.Module):
     def forward(self, images: Tensor) -> Prediction:
         patch_map, score = self.score_grid(self.embed(images))
         size = images.shape[-2], images.shape[-1]
-        return Prediction(score, upsample_and_smooth(patch_map, size, sigma=self.sigma, mode=self.upsample))
+        mode: Literal["nearest", "bilinear"] = "nearest" if self.config.upsample == "nearest" else "bilinear"
+        return Prediction(score, upsample_and_smooth(patch_map, size, sigma=self.config.sigma, mode=mode))
 
     def score_grid(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
         """Patch scores [B, h, w] and image scores [B] of patch vectors [B, D, h, w]."""
         batch, _, height, width = embedded.shape
         queries = grid_to_rows(embedded)
-        distances, nearest = self.bank.search(queries, self.patch_neighbours)  # [B * P, k]
-        patches = (distances.square() if self.squared else distances).mean(1).reshape(batch, -1)  # [B, P]
+        distances, nearest = self.bank.search(queries, self.config.patch_neighbours)  # [B * P, k]
+        patches = (distances.square() if self.config.squared else distances).mean(1).reshape(batch, -1)  # [B, P]
         worst = patches.argmax(1)  # [B]
         score = patches.gather(1, worst.unsqueeze(1)).squeeze(1)
-        if self.scoring == "reweighted" and self.neighbours > 1:
+        if self.config.scoring == "reweighted" and self.config.neighbours > 1:
             rows = worst + torch.arange(batch, device=worst.device) * height * width
             score = score * self.weight(queries[rows], nearest[rows, 0])
         return patches.reshape(batch, height, width), score
 
     def weight(self, queries: Tensor, nearest: Tensor) -> Tensor:
         """1 - softmax(|q - n|, n among the nearest bank row m and its neighbours)[m]: near 1 where m is not alone."""
-        around = self.bank.neighbours_of(nearest, self.neighbours)  # [B, b], m first
+        around = self.bank.neighbours_of(nearest, self.config.neighbours)  # [B, b], m first
         distances = torch.linalg.vector_norm(queries.unsqueeze(1) - self.bank.rows[around].float(), dim=2)
         return 1 - distances.softmax(1)[:, 0]
 

@@ -4,18 +4,20 @@ Module names follow the published checkpoints. f1, f2, f3 are the teacher's maps
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomaly_lib.config import configure
+from anomaly_lib.models.detectors.configs import DECODER_BLOCKS, ReverseDistillationConfig, summary_of
+from anomaly_lib.models.detectors.shapes import check_images, maps_of, parameter_count
 from anomaly_lib.ops import gaussian_blur
 from anomaly_lib.ops.patches import pad_to_multiple
 from anomaly_lib.ops.smooth import upsample_maps
 from anomaly_lib.types import Prediction
 
-DECODER_BLOCKS = {"resnet18": (2, 2, 2), "resnet34": (3, 4, 6), "resnet50": (3, 4, 6), "wide_resnet50_2": (3, 4, 6)}
 BASIC = {"resnet18", "resnet34"}
 
 
@@ -125,33 +127,30 @@ def _kaiming(module: nn.Module) -> None:
 
 
 class ReverseDistillation(nn.Module):
-    """Frozen teacher, trained bottleneck and decoder; anomaly = 1 - cosine between teacher and student."""
+    """Images [B, 3, H, W] -> scores [B] and maps [B, H, W]: where a student fails to rebuild the teacher's features.
+
+    ``ReverseDistillation(extractor=net, backbone="resnet18")``. `extractor`, the frozen teacher: images ->
+    {layer: [B, C, h, w]} of three layers at 1/4, 1/8 and 1/16 of the image; the decoder mirrors the ResNet `backbone`.
+    Anomaly = 1 - cosine between teacher and student; bottleneck and decoder are trained with `losses`.
+    """
 
     def __init__(
-        self,
-        *,
-        extractor: nn.Module,
-        backbone: str = "wide_resnet50_2",
-        layers: Sequence[str] = ("layer1", "layer2", "layer3"),
-        map_mode: Literal["add", "multiply"] = "add",
-        sigma: float = 4.0,
+        self, config: ReverseDistillationConfig | None = None, *, extractor: nn.Module, **options: Any
     ) -> None:
         super().__init__()
-        if backbone not in DECODER_BLOCKS:
-            raise ValueError(f"no decoder mirrors {backbone!r}; there are {', '.join(sorted(DECODER_BLOCKS))}")
-        if len(layers) != 3:
-            raise ValueError(f"Reverse Distillation needs three layers, got {list(layers)}")
-        basic, wide = backbone in BASIC, backbone.startswith("wide")
+        self.config = config = configure(ReverseDistillationConfig, config, options)
+        basic, width = config.backbone in BASIC, 128 if config.backbone.startswith("wide") else 64
         self.encoder = extractor
         self.bottleneck = Bottleneck(basic=basic)
-        self.decoder = Decoder(basic=basic, blocks=DECODER_BLOCKS[backbone], width=128 if wide else 64)
-        self.layers = tuple(layers)
-        self.map_mode = map_mode
-        self.sigma = sigma
+        self.decoder = Decoder(basic=basic, blocks=DECODER_BLOCKS[config.backbone], width=width)
+
+    def __repr__(self) -> str:
+        return summary_of("ReverseDistillation", ReverseDistillationConfig, self.config, [parameter_count(self)])
 
     def teacher_student(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        found = self.encoder(pad_to_multiple(images, 32))
-        teacher = [found[name] for name in self.layers]
+        """Three maps each of images [B, 3, H, W], padded to sides that divide by 32: [B, C, H/4, W/4], ..."""
+        check_images(images)
+        teacher = maps_of(self.encoder(pad_to_multiple(images, 32)), self.config.layers)
         return teacher, self.decoder(self.bottleneck(teacher))
 
     def losses(self, images: Tensor) -> dict[str, Tensor]:
@@ -159,7 +158,7 @@ class ReverseDistillation(nn.Module):
         teacher, student = self.teacher_student(images)
         return {
             f"cosine_{name}": (1 - F.cosine_similarity(t.flatten(1), s.flatten(1), dim=1)).mean()
-            for name, t, s in zip(self.layers, teacher, student, strict=True)
+            for name, t, s in zip(self.config.layers, teacher, student, strict=True)
         }
 
     def forward(self, images: Tensor) -> Prediction:
@@ -171,5 +170,7 @@ class ReverseDistillation(nn.Module):
             for t, s in zip(teacher, student, strict=True)
         ]
         stacked = torch.stack(maps)  # [3, B, H, W]
-        joined = gaussian_blur(stacked.prod(0) if self.map_mode == "multiply" else stacked.sum(0), self.sigma)
-        return Prediction(joined.amax((1, 2)), joined, dict(zip(self.layers, maps, strict=True)))
+        joined = gaussian_blur(
+            stacked.prod(0) if self.config.map_mode == "multiply" else stacked.sum(0), self.config.sigma
+        )
+        return Prediction(joined.amax((1, 2)), joined, dict(zip(self.config.layers, maps, strict=True)))

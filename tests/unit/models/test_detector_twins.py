@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from anomaly_lib.models.detectors.configs import DraemSevNetConfig
 from anomaly_lib.models.detectors.draem import DiscriminativeSubNetwork, Draem
 from anomaly_lib.models.detectors.draem_sevnet import SeverityHead
 from anomaly_lib.models.detectors.reverse_distillation import Bottleneck, Decoder, stage
@@ -100,7 +101,9 @@ def severity_twin(head: SeverityHead, acts, *, mode: str, pooling: str, attentio
 @pytest.mark.parametrize(("pooling", "attention"), [("gap", True), ("spatial_aware", True), ("spatial_aware", False)])
 def test_severity_head(mode, pooling, attention):
     acts = [torch.randn(3, 4 * m, 64 // 2**i, 64 // 2**i) for i, m in enumerate((1, 2, 4, 8, 8, 8))]
-    head = stirred(SeverityHead(mode=mode, pooling=pooling, width=4, hidden=8, grid=2, attention=attention))
+    spatial = {"head_grid": 2, "head_attention": attention} if pooling == "spatial_aware" else {}
+    config = DraemSevNetConfig(head_mode=mode, head_pooling=pooling, segment_width=4, head_hidden=8, **spatial)
+    head = stirred(SeverityHead(config))
     want = severity_twin(head, acts, mode=mode, pooling=pooling, attention=attention)
     torch.testing.assert_close(head(acts), want, **CLOSE)
     assert want.std() > 1e-4

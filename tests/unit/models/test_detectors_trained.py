@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from anomaly_lib.models.detectors.anomalib_keys import load_anomalib, to_anomalib
+from anomaly_lib.models.detectors.configs import DraemSevNetConfig
 from anomaly_lib.models.detectors.draem import Draem, ReconstructiveSubNetwork, swap_concat_order
 from anomaly_lib.models.detectors.draem_sevnet import DraemSevNet, SeverityHead
 from anomaly_lib.models.detectors.padim import Padim
@@ -84,7 +85,7 @@ def test_draem_published_sizes_and_names():
     ):
         assert name in names
     with torch.device("meta"):
-        multi = SeverityHead(mode="multi_scale")
+        multi = SeverityHead(DraemSevNetConfig(head_mode="multi_scale"))
     assert multi.severity_mlp[0].in_features == 1920
     assert {n for n, _ in multi.named_parameters()} == {
         f"severity_mlp.{i}.{p}" for i in (0, 3, 6) for p in ("weight", "bias")
@@ -111,7 +112,7 @@ def repair_by_functions(net: ReconstructiveSubNetwork, x):
 
 
 def test_repair_network_equals_its_functional_twin():
-    net = perturb(ReconstructiveSubNetwork(width=4)).eval()
+    net = perturb(ReconstructiveSubNetwork(channels=3, width=4)).eval()
     images = torch.rand(2, 3, 32, 64)
     torch.testing.assert_close(net(images), repair_by_functions(net, images), rtol=1e-4, atol=1e-4)
 
@@ -153,7 +154,6 @@ def test_draem_losses_by_hand():
     assert terms["ssim"].item() == pytest.approx((1 - ssim).mean().item(), rel=1e-3)
     silent = perturb(small_draem(focal_alpha=1.0)).eval()
     silent.load_state_dict(model.state_dict())
-    silent.focal_alpha = 1.0
     assert (
         silent.losses(damaged, clean, torch.zeros_like(mask))["focal"].item() == 0
     )  # the trap: no normal pixel counts
@@ -173,9 +173,9 @@ def test_both_concat_orders_and_scores():
 @pytest.mark.parametrize("pooling", ["gap", "spatial_aware"])
 @pytest.mark.parametrize("combination", ["simple_average", "weighted_average", "maximum"])
 def test_sevnet_heads_and_combinations(mode, pooling, combination):
-    model = small_sevnet(
-        head_mode=mode, head_pooling=pooling, combination=combination, combination_weight=0.3, head_grid=2
-    )
+    further = {"head_grid": 2} if pooling == "spatial_aware" else {}
+    further |= {"combination_weight": 0.3} if combination == "weighted_average" else {}
+    model = small_sevnet(head_mode=mode, head_pooling=pooling, combination=combination, **further)
     model = perturb(model).eval()
     got = model(torch.rand(3, 3, 31, 95))
     mask, severity = got.parts["mask_score"], got.parts["severity"]
@@ -243,7 +243,7 @@ def test_reverse_distillation_loss_and_map():
     got = model(images)
     torch.testing.assert_close(got.map[0].double(), torch.from_numpy(want), rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(got.score, got.map.amax((1, 2)))
-    model.map_mode = "add"
+    model.config.map_mode = "add"
     want = ndimage.gaussian_filter(total[1, :31, :95].double().numpy(), 4.0, mode="mirror")
     torch.testing.assert_close(model(images).map[1].double(), torch.from_numpy(want), rtol=1e-3, atol=1e-5)
 

@@ -52,6 +52,15 @@ def test_perlin_equals_the_loop(exponents):
     torch.testing.assert_close(got[0], perlin_by_loops((20, 30), exponents, angles[0]), rtol=0, atol=1e-5)
 
 
+def test_perlin_angles_cover_the_finest_lattice_whatever_the_exponents_are():
+    coarse = torch.tensor([[0, 1]])
+    angles = 2 * math.pi * torch.rand(1, 9, 17)  # of 8 x 16 pixels: periods up to 2^3 and 2^4
+    got = perlin_noise((8, 16), coarse, angles=angles)
+    torch.testing.assert_close(got[0], perlin_by_loops((8, 16), (0, 1), angles[0]), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"angles \[1, 9, 17\] expected for images of 8x16, got \[1, 2, 3\]"):
+        perlin_noise((8, 16), coarse, angles=angles[:, :2, :3])
+
+
 def test_random_perlin_is_repeatable_and_varied():
     first = random_perlin((31, 95), 6, generator=torch.Generator().manual_seed(3))
     again = random_perlin((31, 95), 6, generator=torch.Generator().manual_seed(3))

@@ -1,0 +1,34 @@
+"""What the detectors expect of their inputs, said in one line where it is not so."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_images(images: Tensor, channels: Sequence[int] = (1, 3)) -> None:
+    """Images must be floats [B, C, H, W] with one of the numbers of channels."""
+    wanted = " or ".join(map(str, channels))
+    if not isinstance(images, Tensor):
+        raise ValueError(f"images [B, {wanted}, H, W] expected, got {type(images).__name__}")
+    if images.ndim != 4 or images.shape[1] not in channels or not images.numel() or not images.is_floating_point():
+        raise ValueError(f"float images [B, {wanted}, H, W] expected, got {images.dtype} {list(images.shape)}")
+
+
+def check_shape(name: str, tensor: Tensor, wanted: Sequence[int]) -> None:
+    if tuple(tensor.shape) != tuple(wanted):
+        raise ValueError(f"{name} {list(wanted)} expected beside these images, got {list(tensor.shape)}")
+
+
+def maps_of(found: Mapping[str, Tensor], layers: Sequence[str]) -> list[Tensor]:
+    """The named feature maps [B, C, h, w] of what an extractor answers."""
+    absent = [name for name in layers if name not in found]
+    if absent:
+        raise ValueError(f"layers={' '.join(absent)}: the extractor gives {', '.join(found) or 'nothing'}")
+    return [found[name] for name in layers]
+
+
+def parameter_count(module: torch.nn.Module) -> str:
+    """In words, for a repr."""
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return f"{trained:,} parameters are trained"
