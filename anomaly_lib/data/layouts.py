@@ -3,6 +3,7 @@
 import csv
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from anomaly_lib.data.base import Item, sort_items
@@ -53,13 +54,14 @@ def read_folders(
 ) -> list[Item]:
     """Your own images: `good/` and `bad/` (or one folder a defect), in the root or in class folders.
 
-    Masks are optional: `ground_truth/<defect>/<stem>[_mask].png` or `masks/<stem>.png`. There is no split on disk, so
-    `train_share` of the good images, drawn by `seed`, become the training split; everything else is test.
+    Where a class has `train/` and `test/`, these folders lie below them and are its splits; elsewhere `train_share` of
+    the good images, drawn by `seed`, become the training split and everything else is test. Masks are optional:
+    `ground_truth/<defect>/<stem>[_mask].png` or `masks/<stem>.png` in the class folder.
     """
     root = existing_root(root, "folder")
-    own = _normal_folder(root) is not None
+    own = _is_class(root)
     found = {root.resolve().name: root} if own else {p.name: p for p in sorted(root.iterdir()) if p.is_dir()}
-    found = {name: path for name, path in found.items() if _normal_folder(path) is not None}
+    found = {name: path for name, path in found.items() if _is_class(path)}
     if not found:
         raise UserError(f"data_path={root}: found no {'/, '.join(NORMAL_NAMES)}/ folder with normal images")
     items = [item for name, path in found.items() for item in _read_class(path, name, train_share, seed)]
@@ -70,17 +72,37 @@ def _normal_folder(folder: Path) -> Path | None:
     return next((folder / name for name in NORMAL_NAMES if (folder / name).is_dir()), None)
 
 
+def _has_splits(folder: Path) -> bool:
+    return _normal_folder(folder / "train") is not None and (folder / "test").is_dir()
+
+
+def _is_class(folder: Path) -> bool:
+    return _normal_folder(folder) is not None or _has_splits(folder)
+
+
 def _read_class(folder: Path, name: str, train_share: float, seed: int) -> list[Item]:
-    normal_folder = _normal_folder(folder)
-    assert normal_folder is not None
-    normal = list_images(normal_folder)
+    if _has_splits(folder):
+        train, test = (_read_groups(folder / split, folder, name) for split in ("train", "test"))
+        if wrong := next((item for item in train if item.label), None):
+            raise UserError(f"{wrong.path.parent}: train/ holds normal images only ({', '.join(NORMAL_NAMES)})")
+        return [replace(item, split="train") for item in train] + test
+    items = _read_groups(folder, folder, name)
+    normal = [item.path for item in items if not item.label]
     if len(normal) < 2:
-        raise UserError(f"{normal_folder}: {len(normal)} images; at least one to train and one to test are needed")
+        raise UserError(
+            f"{_normal_folder(folder)}: {len(normal)} images; at least one to train and one to test are needed"
+        )
     count = min(len(normal) - 1, max(1, round(train_share * len(normal))))
-    train = set(random.Random(seed).sample(normal, count))
-    items = [Item(path, 0, name, "train" if path in train else "test") for path in normal]
-    for group in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if group == normal_folder or group.name in MASK_FOLDERS:
+    drawn = set(random.Random(seed).sample(normal, count))
+    return [replace(item, split="train") if item.path in drawn else item for item in items]
+
+
+def _read_groups(groups: Path, folder: Path, name: str) -> list[Item]:
+    """The images of the normal folder and of the defect folders in `groups`, as test items of the class in `folder`."""
+    normal = _normal_folder(groups)
+    items = [Item(path, 0, name, "test") for path in (list_images(normal) if normal else [])]
+    for group in sorted(path for path in groups.iterdir() if path.is_dir()):
+        if group == normal or group.name in MASK_FOLDERS:
             continue
         truths = [folder / masks / inner for masks in MASK_FOLDERS for inner in (group.name, ".")]
         for path in list_images(group):

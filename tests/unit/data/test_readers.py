@@ -112,6 +112,33 @@ def test_plain_folders_with_and_without_masks(tmp_path: Path) -> None:
     ]
 
 
+def put_parts(root: Path) -> None:
+    for name in ("train/good/0.png", "train/good/1.png", "test/good/2.png", "test/bad/3.png", "test/bad/4.png"):
+        put(root / name)
+    put(root / "ground_truth/bad/3_mask.png", mode="L")
+
+
+def test_a_folder_with_its_own_splits_is_one_class(tmp_path: Path) -> None:
+    put_parts(tmp_path / "parts")
+    expected = [
+        ("parts/train/good/0.png", 0, "parts", "train", "good", None),
+        ("parts/train/good/1.png", 0, "parts", "train", "good", None),
+        ("parts/test/bad/3.png", 1, "parts", "test", "bad", "parts/ground_truth/bad/3_mask.png"),
+        ("parts/test/bad/4.png", 1, "parts", "test", "bad", None),
+        ("parts/test/good/2.png", 0, "parts", "test", "good", None),
+    ]
+    assert brief(open_dataset("folder", tmp_path / "parts"), tmp_path) == expected
+    assert brief(open_dataset("folder", tmp_path), tmp_path) == expected  # beside other classes as well
+    put(tmp_path / "plain/good/5.png")
+    put(tmp_path / "plain/good/6.png")
+    items = open_dataset("folder", tmp_path)
+    assert {item.class_name for item in items} == {"parts", "plain"}
+    assert sorted(item.split for item in items if item.class_name == "plain") == ["test", "train"]
+    put(tmp_path / "parts/train/bad/7.png")
+    with pytest.raises(UserError, match=r"train/bad: train/ holds normal images only"):
+        open_dataset("folder", tmp_path)
+
+
 def test_domains(tmp_path: Path) -> None:
     for domain in "AB":
         for name in ("train/good/000000.png", "test/good/000000.png", "test/fault/000000.png"):
