@@ -55,6 +55,9 @@ class ClipBackbone(FrozenBackbone):
     L2-normalised.
     """
 
+    image_size: tuple[int, int]  # a CLIP always has one, and patches
+    patch_size: int
+
     def __init__(
         self,
         clip: Any,
@@ -86,6 +89,11 @@ class ClipBackbone(FrozenBackbone):
         """Change what ``encode`` answers, for callers that must know the depth before they can name layers."""
         self.outputs = output_names(layers, depth=self.depth, named=NAMED_OUTPUTS, default=(), owner=self.name)
         self._last = last_block(self.outputs, depth=self.depth, final=_FINAL)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along height and width."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
     def depth(self) -> int:
