@@ -13,7 +13,7 @@ EXPECTED = "give a run folder (video, sound, sensor table, images/), a WeldRun o
 def runs_of(inputs: Any) -> list[WeldRun]:
     """One or many run folders or runs as a list of runs; those of a folder have the class name "unknown"."""
     single = isinstance(inputs, (str, Path, WeldRun))
-    if not single and not isinstance(inputs, Sequence) or isinstance(inputs, bytes):
+    if (not single and not isinstance(inputs, Sequence)) or isinstance(inputs, bytes):
         raise UserError(f"cannot score {type(inputs).__name__}: {EXPECTED}")
     runs = [_run_of(one) for one in ([inputs] if single else inputs)]
     if not runs:

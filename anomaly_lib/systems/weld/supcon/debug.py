@@ -3,14 +3,14 @@
 from collections import Counter
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from anomaly_lib.models.weld.supcon_quad import QuadModal
 from anomaly_lib.systems.weld.data.manifest import CLASSES
+from anomaly_lib.systems.weld.supcon.task import QuadTask
 
 
 def describe_batch(
-    task: nn.Module, model: QuadModal, batch: dict[str, Tensor], labels: Tensor, loss: Tensor, *, temperature: float
+    task: QuadTask, batch: dict[str, Tensor], labels: Tensor, loss: Tensor, *, temperature: float
 ) -> list[str]:
     """Labels, features, similarities, positive pairs, the loss's inside and the gradients, as lines."""
     counts = Counter(CLASSES[int(c)] for c in labels)
@@ -18,7 +18,7 @@ def describe_batch(
     if len(counts) == 1:
         lines.append("warning: one class only, the contrastive loss has no negatives")
     with torch.no_grad():
-        features = model(batch)["features"].float()
+        features = task.model(batch)["features"].float()
     finite = torch.isfinite(features)
     lines.append(
         f"features {list(features.shape)}: mean {features.mean():.4f}, std {features.std():.4f}, "

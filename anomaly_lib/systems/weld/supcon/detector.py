@@ -1,92 +1,120 @@
-"""Trained V4 models: from a checkpoint to features and scores of runs, and to what `evaluate.py` reports."""
+"""Trained V4 models: from a checkpoint to features, classes and scores of weld runs."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from anomaly_lib.backbones.identity import weight_remarks
-from anomaly_lib.detect.contract import EvaluateArgs, Evaluation
+from anomaly_lib.detect.choice import Choice
+from anomaly_lib.detect.contract import Detector, Facts, Selection
+from anomaly_lib.detect.scores import Scores
 from anomaly_lib.engine.amp import pick_device
-from anomaly_lib.engine.checkpoint import check_weights, load_checkpoint
+from anomaly_lib.engine.checkpoint import Checkpoint
+from anomaly_lib.errors import UserError
 from anomaly_lib.systems.weld.data.manifest import CLASSES, WeldRun, select_runs
-from anomaly_lib.systems.weld.data.runs import WeldSettings
 from anomaly_lib.systems.weld.features import WeldFeatures
 from anomaly_lib.systems.weld.inputs import build_features
-from anomaly_lib.systems.weld.supcon.knn import defect_margin, knn_metrics, knn_report
+from anomaly_lib.systems.weld.runs_of import runs_of
+from anomaly_lib.systems.weld.supcon.knn import Bank, defect_margin, knn_figures, knn_report
 from anomaly_lib.systems.weld.supcon.options import Args
-from anomaly_lib.systems.weld.supcon.task import QuadTask, build, encode_runs, open_runs
+from anomaly_lib.systems.weld.supcon.task import QuadTask, build, classes_of, encode_runs, open_runs
 from anomaly_lib.types import Prediction
 
 SYSTEM = "weld_supcon"
 
 
 @dataclass
-class QuadDetector:
-    """A trained QuadModal with its encoders; `predict` scores whole runs."""
+class Beside:
+    """What the protocol needs beside the runs to judge."""
 
-    task: QuadTask
-    features: WeldFeatures
-    args: Args
-    epoch: int
-    threshold: float | None = None
+    bank: list[WeldRun] | None = None  # the training split of other data; None = the bank of the training run
+    skipped: list[str] = field(default_factory=list)  # runs that cannot be read, and why
 
-    def encode(self, runs: Sequence[WeldRun]) -> dict[str, Tensor]:
+
+class QuadDetector(Detector):
+    """A trained V4 model with its frozen encoders and the features of its training runs.
+
+    A weld's score is its margin: how much closer it lies to a defect than to a good weld among the training runs
+    (`defect_margin`). ``predict`` takes run folders.
+    """
+
+    system = SYSTEM
+    honours = frozenset({"on_error"})
+    splits = ("train", "val", "test")
+
+    def __init__(self, args: Args, task: QuadTask, features: WeldFeatures, bank: Bank, *, epoch: int) -> None:
+        self.args, self.task, self.features, self.bank = args, task.eval(), features, bank
+        self.facts = Facts(weights=features.encoders.weights, shown={"epoch": epoch, "seed": args.seed})
+
+    def __repr__(self) -> str:
+        return f"QuadDetector({self.task.model!r}, bank of {len(self.bank.classes)} runs)"
+
+    def encode(self, runs: Sequence[WeldRun], *, batch_size: int | None = None) -> dict[str, Tensor]:
+        """`features` [N, D], `logits` [N, 12] and `anomaly_score` [N] (of the score head) of N runs."""
         self.features.prepare(runs)
-        return encode_runs(
-            self.task, self.features, runs, batch_size=int(self.args.batch_size or 2), precision=self.args.precision
+        size = batch_size or self.args.batch_size
+        return encode_runs(self.task, self.features, runs, batch_size=size, precision=self.args.precision)
+
+    def _items(self, choice: Choice) -> Selection:
+        runs, skipped = open_runs(self.args, choice.data_path), []
+        if choice.on_error == "skip":
+            runs, left_out = self.features.readable(runs)
+            skipped = [f"skipped {one['path']}: {one['reason']}" for one in left_out]
+        bank = None if choice.data_path is None else select_runs(runs, "train")
+        name = f"k-NN k={self.args.k} {self.args.metric}"
+        return Selection(name, select_runs(runs, choice.split), choice, Beside(bank, skipped))
+
+    def _score(self, selection: Selection) -> Scores:
+        runs, beside, size = list(selection.items), selection.beside, selection.choice.batch_size
+        bank = self.bank
+        if beside.bank is not None:
+            bank = Bank(self.encode(beside.bank, batch_size=size)["features"], classes_of(beside.bank))
+        found, classes = self.encode(runs, batch_size=size)["features"], classes_of(runs)
+        k, metric = self.args.k, self.args.metric
+        return Scores(
+            system=SYSTEM,
+            name=selection.name,
+            scores=defect_margin(bank, found).numpy(),
+            labels=np.array([run.label for run in runs]),
+            paths=[str(run.folder) for run in runs],
+            groups=["weld"] * len(runs),
+            split=selection.choice.split,
+            defects=[run.class_name for run in runs],
+            own=knn_figures(bank, found, classes, k=k, metric=metric),
+            notes=[*beside.skipped, *knn_report(bank, found, classes, k=k, metric=metric)],
         )
 
-    def bank(self, runs: Iterable[WeldRun]) -> tuple[Tensor, Tensor]:
-        """Features and classes of the training split."""
-        chosen = select_runs(list(runs), "train")
-        return self.encode(chosen)["features"], torch.tensor([run.class_label for run in chosen])
-
-    def predict(self, runs: Sequence[WeldRun]) -> Prediction:
-        return predict(self, runs)
-
-
-def predict(model: QuadDetector, batch: Sequence[WeldRun]) -> Prediction:
-    """The score head's answer and, as parts, the probability of each class."""
-    out = model.encode(batch)
-    probabilities = out["logits"].softmax(1)
-    parts = {f"class {name}": probabilities[:, i] for i, name in enumerate(CLASSES)}
-    return Prediction(score=out["anomaly_score"], parts=parts)
+    def _predict(self, inputs: Any) -> Prediction:
+        """`inputs`: one or many run folders or runs. Parts: the score head and the probability of each class."""
+        runs = runs_of(inputs)
+        out = self.encode(runs)
+        probabilities = out["logits"].softmax(1)
+        parts = {f"class {name}": probabilities[:, i] for i, name in enumerate(CLASSES)}
+        return Prediction(defect_margin(self.bank, out["features"]), parts={"head": out["anomaly_score"], **parts})
 
 
-def load_detector(path: str | Path, *, device: str = "auto", features: WeldFeatures | None = None) -> QuadDetector:
-    """The model of a checkpoint with its own preprocessing."""
-    saved = load_checkpoint(path, system=SYSTEM)
-    args = Args(**{name: value for name, value in saved["args"].items() if name in Args.__dataclass_fields__})
-    where = pick_device(device)
+def load(
+    checkpoint: Checkpoint,
+    *,
+    device: str = "auto",
+    weights: str | None = None,
+    which: str = "auto",
+    features: WeldFeatures | None = None,
+) -> QuadDetector:
+    """The detector of a checkpoint with its own preprocessing. `features` of equal encoders may be handed in."""
+    if weights is not None:
+        raise UserError(
+            f"weights={weights}: {SYSTEM} reads three frozen networks; put their files where training had them"
+        )
+    if which == "ema":
+        raise UserError(f"{checkpoint.path}: has no averaged parameters (ema), only raw ones")
+    args = Args.from_saved(checkpoint.args)
     if features is None:
-        features = build_features(args, where, WeldSettings.from_dict(saved["extra"]["settings"]))
-    check_weights(path, saved["extra"], features.encoders.weights)
-    task = build(args, features.device, dims=dict(saved["extra"]["dims"]))
-    task.load_state_dict(saved["model"])
-    return QuadDetector(task.eval(), features, args, int(saved["epoch"]))
-
-
-def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
-    """The k-NN protocol on a split: the bank is the training split."""
-    detector = load_detector(checkpoint, device=args.device)
-    own = detector.args
-    runs = open_runs(own if args.data_path is None else Args(**{**own.__dict__, "data_path": args.data_path}))
-    chosen = select_runs(runs, args.split)
-    bank, bank_labels = detector.bank(runs)
-    found, labels = detector.encode(chosen)["features"], torch.tensor([one.class_label for one in chosen])
-    notes = knn_report(bank, bank_labels, found, labels, k=own.k, metric=own.metric)
-    return Evaluation(
-        system=SYSTEM,
-        name=f"k-NN k={own.k} {own.metric}",
-        metrics=knn_metrics(bank, bank_labels, found, labels, k=own.k, metric=own.metric),
-        scores=defect_margin(bank, bank_labels, found).numpy(),
-        labels=[run.label for run in chosen],
-        paths=[str(run.folder) for run in chosen],
-        groups=["weld"] * len(chosen),
-        defects=[run.class_name for run in chosen],
-        notes=[*notes, *weight_remarks(detector.features.encoders.weights)],
-        facts={"epoch": detector.epoch, "seed": own.seed},
-    )
+        features = build_features(args, pick_device(device))
+        features.sensor_statistics = checkpoint.extra["sensor_statistics"]
+    checkpoint.check_weights(features.encoders.weights)
+    task = build(args, features)
+    task.load_state_dict(checkpoint["model"])
+    return QuadDetector(args, task, features, Bank(**checkpoint.extra["bank"]), epoch=int(checkpoint["epoch"]))

@@ -2,54 +2,58 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anomaly_lib.metrics import accuracy, auroc, average_precision, class_f1, confusion_matrix, knn_vote, macro_f1
-from anomaly_lib.models.weld.supcon_quad import MODALITIES
+from anomaly_lib.metrics import accuracy, auroc, class_f1, confusion_matrix, knn_vote, macro_f1
+from anomaly_lib.models.weld.quad_config import MODALITIES
 from anomaly_lib.systems.weld.data.manifest import CLASSES
 
 
-def nearest_centroid(bank: Tensor, bank_labels: Tensor, queries: Tensor) -> Tensor:
-    """Class [Q] whose mean direction is closest in cosine."""
-    classes = bank_labels.unique()
-    centres = torch.stack([bank[bank_labels == c].mean(0) for c in classes])
+class Bank(NamedTuple):
+    """The runs that others are compared with, usually the training split."""
+
+    features: Tensor  # [N, D]
+    classes: Tensor  # [N], 0 = good
+
+
+def nearest_centroid(bank: Bank, queries: Tensor) -> Tensor:
+    """Class [Q] whose mean direction is closest in cosine to each of the features [Q, D]."""
+    classes = bank.classes.unique()
+    centres = torch.stack([bank.features[bank.classes == c].mean(0) for c in classes])
     return classes[(F.normalize(queries, dim=1) @ F.normalize(centres, dim=1).T).argmax(1)]
 
 
-def defect_margin(bank: Tensor, bank_labels: Tensor, queries: Tensor) -> Tensor:
-    """Similarity to the nearest defect minus that to the nearest good run: positive = closer to a defect."""
-    similarity = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T
-    good = bank_labels == 0
+def defect_margin(bank: Bank, queries: Tensor) -> Tensor:
+    """The anomaly score [Q] of features [Q, D]: similarity to the nearest defect minus that to the nearest good run.
+
+    Positive = closer to a defect. A bank of one kind alone answers the distance to its nearest run.
+    """
+    similarity = F.normalize(queries, dim=1) @ F.normalize(bank.features, dim=1).T
+    good = bank.classes == 0
     if not bool(good.any()) or bool(good.all()):
         return 1 - similarity.amax(1)
     return similarity[:, ~good].amax(1) - similarity[:, good].amax(1)
 
 
-def knn_metrics(
-    bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, *, k: int = 5, metric: str = "cosine"
-) -> dict[str, float]:
-    """The k-NN protocol: bank from the training split, majority vote, classes and good/defect."""
-    voted, share = knn_vote(bank, bank_labels, queries, k=min(k, len(bank)), metric=metric)
-    score = defect_margin(bank, bank_labels, queries)
-    defect = (labels != 0).long()
-    metrics = {
+def knn_figures(bank: Bank, queries: Tensor, labels: Tensor, *, k: int, metric: str) -> dict[str, float]:
+    """What the k-NN protocol says beside the margin's AUROC: majority vote and nearest centroid on features [Q, D]."""
+    voted, share = knn_vote(bank.features, bank.classes, queries, k=min(k, len(bank.classes)), metric=metric)
+    figures = {
         "knn_accuracy": accuracy(voted, labels),
         "knn_macro_f1": macro_f1(voted, labels),
-        "centroid_accuracy": accuracy(nearest_centroid(bank, bank_labels, queries), labels),
-        "image_auroc": auroc(score, defect),
-        "image_ap": average_precision(score, defect),
-        "knn_auroc": auroc(1 - share[:, 0], defect),
+        "centroid_accuracy": accuracy(nearest_centroid(bank, queries), labels),
+        "knn_auroc": auroc(1 - share[:, 0], (labels != 0).long()),
     }
-    return {name: float(value) for name, value in metrics.items()}
+    return {name: float(value) for name, value in figures.items()}
 
 
-def knn_report(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, *, k: int, metric: str) -> list[str]:
+def knn_report(bank: Bank, queries: Tensor, labels: Tensor, *, k: int, metric: str) -> list[str]:
     """Lines: F1 of each class and the confusion matrix."""
-    voted, _ = knn_vote(bank, bank_labels, queries, k=min(k, len(bank)), metric=metric)
+    voted, _ = knn_vote(bank.features, bank.classes, queries, k=min(k, len(bank.classes)), metric=metric)
     each = class_f1(voted, labels, num_classes=len(CLASSES))
     seen = sorted(int(c) for c in torch.cat([labels, voted]).unique())
     matrix = confusion_matrix(voted, labels, num_classes=len(CLASSES))[seen][:, seen]
@@ -69,4 +73,5 @@ def hide(batch: Mapping[str, Any], keep: Sequence[bool]) -> dict[str, Any]:
 
 
 def subset_name(keep: Sequence[bool]) -> str:
+    """``video+audio`` for a choice of modalities."""
     return "+".join(name for name, there in zip(MODALITIES, keep, strict=True) if there)

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from anomaly_lib.engine.amp import autocast_for
 from anomaly_lib.losses.supcon_extra import FeatureQueue, mixed_loss, mixup, supcon_with_negatives
 from anomaly_lib.models.adapters import add_adapters
-from anomaly_lib.models.weld.supcon_quad import MODALITIES, QuadModal, freeze
+from anomaly_lib.models.weld.quad_config import MODALITIES
+from anomaly_lib.models.weld.supcon_quad import QuadModal, freeze
 from anomaly_lib.models.weld.tasks import Reconstruction
 from anomaly_lib.systems.weld.data.demo import weld_demo_runs
 from anomaly_lib.systems.weld.data.manifest import WeldRun, assign_splits, read_manifest
 from anomaly_lib.systems.weld.features import WeldFeatures
-from anomaly_lib.systems.weld.supcon.options import Args, quad_config
+from anomaly_lib.systems.weld.supcon.options import Args
 
 
 class QuadTask(nn.Module):
@@ -26,9 +27,13 @@ class QuadTask(nn.Module):
         self.reconstruction = Reconstruction(model) if reconstruct else None
 
 
-def open_runs(args: Args) -> list[WeldRun]:
-    """Runs with every class in TRAIN; a split made for one-class training is redrawn, configurations kept together."""
-    if not args.data_path:
+def open_runs(args: Args, data_path: str | None = None) -> list[WeldRun]:
+    """The runs of the options, or of other data at `data_path`, with every class in TRAIN.
+
+    A split made for one-class training is redrawn, configurations kept together.
+    """
+    where = data_path or args.data_path
+    if not where:
         return weld_demo_runs(
             train=args.demo_train,
             good=args.demo_good,
@@ -36,17 +41,23 @@ def open_runs(args: Args) -> list[WeldRun]:
             supervised=True,
             seed=args.demo_seed,
         )
-    runs = read_manifest(args.data_path)
+    runs = read_manifest(where)
     trained = {run.class_name for run in runs if run.split == "train"}
     return runs if len(trained) > 1 else assign_splits(runs, seed=args.demo_seed, train_ratio=0.8, supervised=True)
 
 
-def build(args: Args, device: torch.device, *, dims: dict[str, int] | None = None) -> QuadTask:
-    """The trainable part of resolved options; `dims` are the encoders' widths (default: the published ones)."""
-    model = QuadModal(quad_config(args, dims or {}))
+def build(args: Args, features: WeldFeatures) -> QuadTask:
+    """The trainable part, for the tokens of these frozen encoders."""
+    encoders = features.encoders
+    model = QuadModal(
+        args,
+        video_dim=encoders.video.width,
+        image_dim=encoders.image.width * len(encoders.branches),
+        audio_dim=encoders.audio.width,
+    )
     if args.adapters != "none":
         add_adapters(model, ["fusion.project", "fusion.attend"], kind=args.adapters, rank=args.adapter_rank)
-    return QuadTask(model, reconstruct=args.reconstruct_weight > 0).to(device)
+    return QuadTask(model, reconstruct=args.reconstruct_weight > 0).to(features.device)
 
 
 def apply_freeze(args: Args, task: QuadTask, epoch: int) -> list[str]:
@@ -61,9 +72,12 @@ def apply_freeze(args: Args, task: QuadTask, epoch: int) -> list[str]:
     return [name for name, parameter in task.named_parameters() if parameter.requires_grad]
 
 
-def quad_batch(features: WeldFeatures, runs: Sequence[WeldRun]) -> dict[str, Tensor]:
-    """Cached tokens as `QuadModal` takes them: one mean vector per photo, branches side by side."""
-    batch = features.batch(runs)
+def quad_batch(features: WeldFeatures, runs: Sequence[WeldRun], *, training: bool = False) -> dict[str, Tensor]:
+    """Tokens as `QuadModal` takes them: one mean vector per photo, branches side by side.
+
+    `training`: inputs are augmented first, where the options say so.
+    """
+    batch = features.batch(runs, training=training)
     images = torch.cat([branch.mean(2) for branch in batch["images"]], dim=-1)  # [B, V, D]
     named = {**batch, "images": images, "images_mask": batch["views"]}
     return {name: value for name, value in named.items() if name != "views"}
@@ -77,7 +91,8 @@ def fit_scale(task: QuadTask, features: WeldFeatures, runs: Sequence[WeldRun]) -
         scale.fit(torch.cat([part[name] for part in parts])[there])  # type: ignore[operator]
 
 
-def labels_of(runs: Sequence[WeldRun], device: torch.device) -> Tensor:
+def classes_of(runs: Sequence[WeldRun], device: torch.device | str = "cpu") -> Tensor:
+    """Class index [N] of each run; 0 is good."""
     return torch.tensor([run.class_label for run in runs], device=device)
 
 
@@ -122,7 +137,7 @@ def objective(
 def encode_runs(
     task: QuadTask, features: WeldFeatures, runs: Sequence[WeldRun], *, batch_size: int, precision: str = "fp32"
 ) -> dict[str, Tensor]:
-    """`features`, `logits`, `anomaly_score` of runs in eval mode, on the CPU."""
+    """`features` [N, D], `logits` [N, C], `anomaly_score` [N] of N runs in eval mode, on the CPU."""
     was_training = task.training
     task.eval()
     parts: list[dict[str, Tensor]] = []

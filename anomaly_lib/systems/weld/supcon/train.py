@@ -1,15 +1,18 @@
 """V4 of the weld system: four frozen encoders, cross-attention fusion, supervised contrast; judged by k-NN."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import cast
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from anomaly_lib.data.samplers import BalancedBatchSampler, StratifiedBatchSampler
+from anomaly_lib.detect.choice import Choice
+from anomaly_lib.detect.figures import draw_maps
+from anomaly_lib.detect.scores import sample_remarks, summary
 from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
-from anomaly_lib.engine.checkpoint import TrainState
+from anomaly_lib.engine.checkpoint import Checkpoint, TrainState, load_checkpoint
 from anomaly_lib.engine.distributed import single_process_only
 from anomaly_lib.engine.early_stop import EarlyStopping
 from anomaly_lib.engine.optim import NonFiniteGuard, param_groups, step
@@ -19,34 +22,118 @@ from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.errors import UserError
 from anomaly_lib.losses.contrastive import supcon_loss
 from anomaly_lib.losses.supcon_extra import FeatureQueue
-from anomaly_lib.models.weld.supcon_quad import check_quad_batch
 from anomaly_lib.models.weld.tasks import MaskedSensors, two_views
 from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
-from anomaly_lib.systems.weld.ending import already_done, chosen_checkpoint, told
 from anomaly_lib.systems.weld.features import WeldFeatures
-from anomaly_lib.systems.weld.inputs import build_features, weld_settings
+from anomaly_lib.systems.weld.inputs import build_features, data_name, data_words
 from anomaly_lib.systems.weld.supcon.debug import describe_batch
-from anomaly_lib.systems.weld.supcon.detector import SYSTEM, evaluate, load_detector, predict
-from anomaly_lib.systems.weld.supcon.knn import knn_metrics, knn_report, nearest_centroid
-from anomaly_lib.systems.weld.supcon.options import Args, resolve, tiny
+from anomaly_lib.systems.weld.supcon.detector import SYSTEM, load
+from anomaly_lib.systems.weld.supcon.knn import Bank, nearest_centroid
+from anomaly_lib.systems.weld.supcon.options import Args
 from anomaly_lib.systems.weld.supcon.task import (
     QuadTask,
     apply_freeze,
     build,
+    classes_of,
     encode_runs,
     fit_scale,
-    labels_of,
     objective,
     open_runs,
     quad_batch,
 )
 from anomaly_lib.types import RunResult
+from anomaly_lib.viz import save_figure, training_lines
 
 BEST = "best_model.pth"
 
 
+@dataclass
+class Splits:
+    """The runs of a training."""
+
+    train: list[WeldRun]
+    val: list[WeldRun]
+
+
+@dataclass
+class Learner:
+    """What learns, and with what."""
+
+    task: QuadTask
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+    scaler: torch.amp.GradScaler
+    stopper: EarlyStopping
+    queue: FeatureQueue | None
+
+    @classmethod
+    def of(cls, args: Args, task: QuadTask, device: torch.device) -> "Learner":
+        optimizer = torch.optim.AdamW(param_groups(task, args.weight_decay), lr=args.learning_rate)
+        schedule = make_schedule(
+            optimizer, "cosine", args.epochs, warmup=min(args.warmup_epochs, args.epochs // 2),
+            warmup_start_lr=args.warmup_start_lr, min_lr=min(args.min_lr, args.learning_rate),
+        )  # fmt: skip
+        queue = FeatureQueue(args.queue) if args.queue else None
+        return cls(task, optimizer, schedule, make_scaler(device, args.precision), EarlyStopping(args.patience), queue)
+
+    def state(self, **extra: Any) -> TrainState:
+        return TrainState(self.task, self.optimizer, self.schedule, self.scaler, early_stop=self.stopper, extra=extra)
+
+
+def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
+    """Train, keep the best epoch on the validation split, report k-NN results on the test split.
+
+    `features` of equal preprocessing and encoders may be handed in, so that several runs share one encoding.
+    """
+    single_process_only("the V4 weld model", "its trained part is small; start it without torchrun")
+    with Run.open(SYSTEM, args, name=data_name(args)) as run:
+        if run.finished:
+            return run.repeat()
+        runs = open_runs(args)
+        features = features or build_features(args, pick_device(args.device))
+        splits = opening(run, args, runs, features)
+        features.fit_sensors(splits.train)
+        features.prepare([*splits.train, *splits.val])
+        seed_everything(args.seed)
+        learner = Learner.of(args, build(args, features), features.device)
+        if args.scale_tokens:
+            fit_scale(learner.task, features, splits.train)
+        state = learner.state(sensor_statistics=features.sensor_statistics)
+        first = run.restore(state, best_name=BEST)
+        if first == 0 and args.pretrain != "none":
+            pretrain(args, run, learner.task, features, splits.train)
+        loop(args, run, state, learner, features, splits, first)
+        return finish(args, run, state, learner.task, features, splits)
+
+
+def opening(run: Run, args: Args, runs: list[WeldRun], features: WeldFeatures) -> Splits:
+    """Say what is to be trained, leave out what cannot be read where that is wished, and split."""
+    splits = Splits(select_runs(runs, "train"), select_runs(runs, "val"))
+    if len({one.class_name for one in splits.train}) < 2:
+        raise UserError("contrastive training needs at least two classes in the training split")
+    frozen, counts = (
+        features.encoders.parameter_count,
+        f"{len(splits.train)} runs to train on, {len(splits.val)} to validate",
+    )
+    run.opening(
+        f"V4, supervised contrast of four modalities: {counts}",
+        weights=features.encoders.weights,
+        data=data_words(args),
+        cost=[f"{len(runs)} runs through three frozen encoders of {frozen:,} parameters, once"],
+    )
+    if args.on_error == "skip":
+        readable, skipped = features.readable(runs)
+        run.note(skipped=skipped)
+        run.log.line(f"{len(skipped)} unreadable runs are skipped (listed in run.json)")
+        splits = Splits(select_runs(readable, "train"), select_runs(readable, "val"))
+    if args.accumulate > 1 and not args.queue:
+        run.log.line("--accumulate does not enlarge the contrastive batch: add --queue N for that")
+    return splits
+
+
 def make_sampler(args: Args, runs: Sequence[WeldRun]) -> StratifiedBatchSampler | BalancedBatchSampler:
-    labels, size = [run.class_label for run in runs], int(args.batch_size or 2)
+    """Batches of indices into `runs` with several runs of each class."""
+    labels, size = [run.class_label for run in runs], args.batch_size
     if args.sampler == "balanced":
         classes = min(len(set(labels)), max(1, size // 2))
         return BalancedBatchSampler(
@@ -56,67 +143,18 @@ def make_sampler(args: Args, runs: Sequence[WeldRun]) -> StratifiedBatchSampler 
     return StratifiedBatchSampler(labels, size, seed=args.seed)
 
 
-def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
-    """Train, keep the best epoch on the validation split, report k-NN results on the test split.
-
-    `features` of equal preprocessing and encoders may be handed in, so that several runs share one encoding.
-    """
-    args = resolve(args)
-    single_process_only("the V4 weld model", "its trained part is small; start it without torchrun")
-    device = pick_device(args.device)
-    with Run.open(SYSTEM, args, name="demo" if not args.data_path else Path(args.data_path).name) as run:
-        if run.finished:
-            return already_done(run)
-        settings = weld_settings(args)
-        runs = open_runs(args)
-        train_runs, val_runs = select_runs(runs, "train"), select_runs(runs, "val")
-        if len({run.class_name for run in train_runs}) < 2:
-            raise UserError("contrastive training needs at least two classes in the training split")
-        features = features or build_features(args, device, settings)
-        run.note(weights=features.encoders.weights)
-        features.prepare([*train_runs, *val_runs])
-        seed_everything(args.seed)
-        task = build(args, device, dims=features.dims())
-        count = sum(p.numel() for p in task.parameters())
-        frozen = features.encoders.parameter_count
-        run.log.line(f"{count:,} parameters on top of {frozen:,} frozen ones; {len(train_runs)} runs to train on")
-        if args.accumulate > 1 and not args.queue:
-            run.log.line("--accumulate does not enlarge the contrastive batch: add --queue N for that")
-        optimizer = torch.optim.AdamW(param_groups(task, args.weight_decay), lr=float(args.learning_rate or 0.0))
-        epochs = int(args.epochs or 0)
-        schedule = make_schedule(
-            optimizer, "cosine", epochs, warmup=min(args.warmup_epochs, epochs // 2),
-            warmup_start_lr=args.warmup_start_lr, min_lr=min(args.min_lr, float(args.learning_rate or 0.0)),
-        )  # fmt: skip
-        state = TrainState(
-            model=task,
-            optimizer=optimizer,
-            scheduler=schedule,
-            scaler=make_scaler(device, args.precision),
-            early_stop=EarlyStopping(int(args.patience or 0)),
-            extra={"settings": settings.to_dict(), "dims": features.dims()},
-        )
-        if args.scale_tokens:
-            fit_scale(task, features, train_runs)
-        first = run.restore(state, best_name=BEST)
-        if first == 0 and args.pretrain != "none":
-            pretrain(args, run, task, features, train_runs)
-        loop(args, run, state, features, train_runs, val_runs, first)
-        return finish(args, run, state, features, runs)
-
-
 def pretrain(args: Args, run: Run, task: QuadTask, features: WeldFeatures, runs: Sequence[WeldRun]) -> None:
     """Without labels: SimCLR on two noisy views of a run, or masked sensor steps."""
     masked = MaskedSensors(task.model.sensor).to(features.device)
     learner: nn.Module = masked if args.pretrain == "masked" else task.model
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=float(args.learning_rate or 1e-3))
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=args.learning_rate)
     sampler = make_sampler(args, runs)
     learner.train()
     for epoch in range(args.pretrain_epochs):
         sampler.set_epoch(epoch)
         total, count = 0.0, 0
         for indices in sampler:
-            batch = quad_batch(features, [runs[i] for i in indices])
+            batch = quad_batch(features, [runs[i] for i in indices], training=True)
             if args.pretrain == "masked":
                 loss = masked(batch["sensors"])
             else:
@@ -128,94 +166,93 @@ def pretrain(args: Args, run: Run, task: QuadTask, features: WeldFeatures, runs:
 
 
 def loop(
-    args: Args, run: Run, state: TrainState, features: WeldFeatures, train_runs: list[WeldRun],
-    val_runs: list[WeldRun], first: int,
-) -> None:  # fmt: skip
+    args: Args, run: Run, state: TrainState, learner: Learner, features: WeldFeatures, splits: Splits, first: int
+) -> None:
     """The epochs: accumulate, step, validate by nearest centroid and k-NN, keep the best, stop early."""
-    task, stopper = cast(QuadTask, state.model), cast(EarlyStopping, state.early_stop)
-    optimizer = cast(torch.optim.Optimizer, state.optimizer)
-    device = next(task.parameters()).device
-    sampler, guard = make_sampler(args, train_runs), NonFiniteGuard()
-    queue = FeatureQueue(args.queue) if args.queue else None
+    task, optimizer, stopper, queue = learner.task, learner.optimizer, learner.stopper, learner.queue
+    sampler, guard = make_sampler(args, splits.train), NonFiniteGuard()
     if queue is not None and state.extra.get("queue"):
         queue.load_state_dict(state.extra["queue"])  # so that a resumed run continues bit for bit
-    for epoch in range(first, int(args.epochs or 0)):
+    for epoch in range(first, args.epochs):
         if stopper.should_stop:
             break
         apply_freeze(args, task, epoch)
         sampler.set_epoch(epoch)
         task.train()
-        sums: dict[str, float] = {}
+        row: dict[str, float] = {}
         batches = list(sampler)
-        for number, indices in enumerate(batches):
-            chosen = [train_runs[i] for i in indices]
-            batch, labels = check_quad_batch(quad_batch(features, chosen), task.model.config), labels_of(chosen, device)
-            with autocast_for(device, args.precision):
+        for number, indices in enumerate(batches, start=1):
+            chosen = [splits.train[i] for i in indices]
+            batch, labels = quad_batch(features, chosen, training=True), classes_of(chosen, features.device)
+            with autocast_for(features.device, args.precision):
                 terms = objective(args, task, batch, labels, queue)
-            last = (number + 1) % args.accumulate == 0 or number + 1 == len(batches)
-            if args.debug and epoch == first and number == 0:
-                for line in describe_batch(
-                    task, task.model, batch, labels, terms["loss"], temperature=args.temperature
-                ):
+            if args.debug and epoch == first and number == 1:
+                for line in describe_batch(task, batch, labels, terms["loss"], temperature=args.temperature):
                     run.log.line(line)
-            scaler = cast(torch.amp.GradScaler, state.scaler)
+            last = number % args.accumulate == 0 or number == len(batches)
             part = terms["loss"] / args.accumulate
-            step(part, optimizer, scaler=scaler, clip=args.grad_clip, guard=guard, update=last)
+            step(part, optimizer, scaler=learner.scaler, clip=args.grad_clip, guard=guard, update=last)
             for name, term in terms.items():
-                sums[name] = sums.get(name, 0.0) + float(term.detach()) / len(batches)
-            if (number + 1) % args.log_every == 0:
-                run.log.line(f"epoch {epoch + 1} batch {number + 1}: loss {float(terms['loss'].detach()):.4f}")
-        row = {**sums, "lr": optimizer.param_groups[0]["lr"]}
-        state.scheduler.step()  # type: ignore[union-attr]
-        row |= validate(args, task, features, train_runs, val_runs)
+                row[name] = row.get(name, 0.0) + float(term.detach()) / len(batches)
+            if number % args.log_every == 0:
+                run.log.line(f"epoch {epoch + 1} batch {number}: loss {float(terms['loss'].detach()):.4f}")
+        row["lr"] = optimizer.param_groups[0]["lr"]
+        learner.schedule.step()
+        bank = bank_of(args, task, features, splits.train)
+        row |= validate(args, task, features, bank, splits.val)
         value = row["val_centroid_accuracy"] if args.stop_on == "accuracy" else -row["val_loss"]
-        learnt = epoch >= min(args.warmup_epochs, int(args.epochs or 0) // 2)  # an untrained model is no candidate
+        learnt = epoch >= min(args.warmup_epochs, args.epochs // 2)  # an untrained model is no candidate
         better = learnt and stopper.improved(value, epoch)
         if better:
             state.best = {"epoch": epoch + 1, **{name: row[name] for name in ("val_centroid_accuracy", "val_loss")}}
-        run.log.line(
-            f"epoch {epoch + 1}: loss {row['loss']:.4f}, val loss {row['val_loss']:.4f}, centroid accuracy train "
-            f"{row['train_centroid_accuracy']:.3f} val {row['val_centroid_accuracy']:.3f}{' *' if better else ''}"
-        )
-        if queue is not None:
-            state.extra["queue"] = queue.state_dict()
+        state.extra |= {"bank": bank._asdict(), "queue": None if queue is None else queue.state_dict()}
         run.end_epoch(state, epoch, row, best=BEST if better else None)
 
 
+def bank_of(args: Args, task: QuadTask, features: WeldFeatures, runs: Sequence[WeldRun]) -> Bank:
+    """Features and classes of the training runs, as the model sees them now."""
+    found = encode_runs(task, features, runs, batch_size=args.batch_size, precision=args.precision)
+    return Bank(found["features"], classes_of(runs))
+
+
 def validate(
-    args: Args, task: QuadTask, features: WeldFeatures, train_runs: Sequence[WeldRun], val_runs: Sequence[WeldRun]
+    args: Args, task: QuadTask, features: WeldFeatures, bank: Bank, runs: Sequence[WeldRun]
 ) -> dict[str, float]:
     """Loss on stratified validation batches (class-sorted ones would say nothing) and nearest-centroid accuracy."""
-    size = int(args.batch_size or 2)
-    bank, found = (encode_runs(task, features, runs, batch_size=size, precision=args.precision) for runs in (train_runs, val_runs))  # fmt: skip  # noqa: E501
-    bank_labels, labels = (torch.tensor([run.class_label for run in runs]) for runs in (train_runs, val_runs))
+    found, labels = bank_of(args, task, features, runs)
 
     def share(queries: Tensor, truth: Tensor) -> float:
-        return float((nearest_centroid(bank["features"], bank_labels, queries) == truth).float().mean())
+        return float((nearest_centroid(bank, queries) == truth).float().mean())
 
+    size = max(2, min(args.batch_size, len(labels)))
     losses = [
-        supcon_loss(found["features"][i], labels[i], temperature=args.temperature, skip_anchors_without_positives=True)
-        for i in map(torch.tensor, StratifiedBatchSampler(labels.tolist(), max(2, min(size, len(labels)))))
+        supcon_loss(found[i], labels[i], temperature=args.temperature, skip_anchors_without_positives=True)
+        for i in map(torch.tensor, StratifiedBatchSampler(labels.tolist(), size))
     ]
     return {
         "val_loss": float(torch.stack(losses).mean()),
-        "train_centroid_accuracy": share(bank["features"], bank_labels),
-        "val_centroid_accuracy": share(found["features"], labels),
+        "train_centroid_accuracy": share(*bank),
+        "val_centroid_accuracy": share(found, labels),
     }
 
 
-def finish(args: Args, run: Run, state: TrainState, features: WeldFeatures, runs: list[WeldRun]) -> RunResult:
-    """k-NN results of the chosen epoch on the test split."""
+def finish(
+    args: Args, run: Run, state: TrainState, task: QuadTask, features: WeldFeatures, splits: Splits
+) -> RunResult:
+    """k-NN results of the chosen epoch on the test split, by the detector that evaluate.py makes."""
+    if not state.history:  # no epoch was asked for: the untrained model is the result
+        state.extra["bank"] = bank_of(args, task, features, splits.train)._asdict()
     run.save(state, len(state.history))
-    final = chosen_checkpoint(run, args.select, BEST)
-    detector = load_detector(final, features=features)
-    test_runs = select_runs(runs, "test")
-    bank, bank_labels = detector.bank(runs)
-    found, labels = detector.encode(test_runs)["features"], torch.tensor([one.class_label for one in test_runs])
-    metrics = knn_metrics(bank, bank_labels, found, labels, k=args.k, metric=args.metric)
-    for line in knn_report(bank, bank_labels, found, labels, k=args.k, metric=args.metric):
+    final = run.dir / BEST if args.select == "val" and (run.dir / BEST).is_file() else run.checkpoint
+    detector = load(Checkpoint(final, load_checkpoint(final, system=SYSTEM)), features=features)
+    scores = detector.score(detector.items(Choice(on_error=args.on_error)))
+    for line in scores.notes:
         run.log.line(line)
-    return told(run, run.finish(state, metrics, final=final))
-
-
-__all__ = ["Args", "build", "evaluate", "load_detector", "predict", "tiny", "train"]
+    if args.figures:
+        draw_maps(run.dir, scores, detector.decision)
+        if state.history:
+            curves = {
+                name: [row[name] for row in state.history] for name in ("loss", "val_loss", "val_centroid_accuracy")
+            }
+            save_figure(training_lines(curves), run.dir / "training")
+    return run.finish(state, summary(scores, detector.decision), final=final, remarks=sample_remarks(scores))
