@@ -1,11 +1,11 @@
 """Weld signals to tensors: sensor CSV files and microphone recordings.
 
-Mel spectra are computed with torch: they equal librosa's (`db`) and the AST feature extractor's Kaldi bank (`ast`).
+Mel spectra are computed with torch on librosa's filters (`db`) or the Kaldi filters of AST's extractor (`ast`).
 """
 
-import csv
 import functools
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -27,29 +27,20 @@ def read_sensor_csv(path: Path) -> np.ndarray:
 
     Rows of the public files are one field shorter than their header (`Remarks ` stays empty).
     """
+    import pandas as pd
+
     try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as stream:
-            header, *rows = [row for row in csv.reader(stream) if row]
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path}: unreadable sensor file ({error or 'it is empty'})") from None
-    columns = []
-    for i in range(len(header)):
-        texts = [row[i].strip() if i < len(row) else "" for row in rows]
-        values = np.array([_number(text) for text in texts], dtype=np.float32)
-        written = sum(bool(text) for text in texts)
-        if np.isfinite(values).sum() >= max(1, written / 2):
-            columns.append(values)
-    if not columns:
+        cells = pd.read_csv(
+            path, dtype=str, index_col=False, keep_default_na=False, na_values=[""], skipinitialspace=True,
+            encoding_errors="replace",
+        )  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: unreadable sensor file ({str(error).strip()})") from None
+    values = cells.apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
+    numeric = values.notna().sum() >= (cells.notna().sum() / 2).clip(lower=1)
+    if not numeric.any():
         raise UserError(f"{path}: no numeric column in this sensor file")
-    return np.stack(columns, axis=1)
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        return math.nan
-    return value if math.isfinite(value) else math.nan
+    return values.loc[:, numeric].to_numpy(np.float32)
 
 
 def resample_series(series: np.ndarray, steps: int, channels: int = 6) -> Tensor:
@@ -96,35 +87,20 @@ def read_audio(path: Path, rate: int = SAMPLE_RATE) -> np.ndarray:
 @functools.lru_cache(maxsize=8)
 def slaney_bank(bins: int, mels: int, rate: int) -> Tensor:
     """Triangular filters [mels, bins] on Slaney's mel scale (linear below 1 kHz), normalised to equal area."""
-    step, log_start, log_step = 200.0 / 3, 1000.0, math.log(6.4) / 27
+    from librosa.filters import mel
 
-    def to_mel(hz: float) -> float:
-        return hz / step if hz < log_start else log_start / step + math.log(hz / log_start) / log_step
-
-    points = torch.linspace(0, to_mel(rate / 2), mels + 2, dtype=torch.float64)
-    corner = log_start / step
-    hz = torch.where(points < corner, points * step, log_start * torch.exp(log_step * (points - corner)))
-    frequencies = torch.linspace(0, rate / 2, bins, dtype=torch.float64)
-    bank = _triangles(frequencies, hz)
-    return (bank * (2.0 / (hz[2:] - hz[:-2])).unsqueeze(1)).float()
+    return torch.from_numpy(mel(sr=rate, n_fft=2 * (bins - 1), n_mels=mels))
 
 
 @functools.lru_cache(maxsize=8)
 def kaldi_bank(bins: int, mels: int, rate: int, low: float = 20.0) -> Tensor:
     """Kaldi's filters [mels, bins]: triangles in mel = 1127 ln(1 + f / 700), height 1."""
+    from transformers.audio_utils import mel_filter_bank
 
-    def to_mel(hz: Tensor) -> Tensor:
-        return 1127.0 * torch.log1p(hz / 700.0)
-
-    edges = to_mel(torch.tensor([low, rate / 2], dtype=torch.float64))
-    points = torch.linspace(float(edges[0]), float(edges[1]), mels + 2, dtype=torch.float64)
-    frequencies = torch.arange(bins, dtype=torch.float64) * (rate / (2 * (bins - 1)))
-    return _triangles(to_mel(frequencies), points).float()
-
-
-def _triangles(x: Tensor, points: Tensor) -> Tensor:
-    left, centre, right = points[:-2, None], points[1:-1, None], points[2:, None]
-    return torch.minimum((x - left) / (centre - left), (right - x) / (right - centre)).clamp_min(0)
+    with warnings.catch_warnings():  # that the lowest of AST's 128 filters hold no bin is so in its own extractor too
+        warnings.simplefilter("ignore", UserWarning)
+        bank = mel_filter_bank(bins, mels, low, rate / 2, rate, mel_scale="kaldi", triangularize_in_mel_space=True)
+    return torch.from_numpy(bank.T).float()
 
 
 def mel_db(wave: Tensor, *, mels: int = 128, hop: int = 400, n_fft: int = 2048, rate: int = SAMPLE_RATE) -> Tensor:
