@@ -18,24 +18,33 @@ def accuracy(predicted: Any, target: Any) -> float:
 
 def confusion_matrix(predicted: Any, target: Any, *, num_classes: int) -> Array:
     """[C, C] counts, row = target, column = prediction."""
-    one, other = _pair(to_numpy(predicted).astype(np.int64), to_numpy(target).astype(np.int64))
-    if min(one.min(), other.min()) < 0 or max(one.max(), other.max()) >= num_classes:
-        raise UserError(f"class indices must lie in 0..{num_classes - 1}")
-    return np.bincount(other * num_classes + one, minlength=num_classes**2).reshape(num_classes, num_classes)
+    from sklearn import metrics
+
+    return metrics.confusion_matrix(*_classes(predicted, target, num_classes), labels=range(num_classes))
 
 
 def class_f1(predicted: Any, target: Any, *, num_classes: int) -> FloatArray:
     """[C] F1 of each class; nan for a class that is neither predicted nor present."""
-    counts = confusion_matrix(predicted, target, num_classes=num_classes)
-    hits, whole = np.diag(counts), counts.sum(0) + counts.sum(1)
-    return np.divide(2 * hits, whole, out=np.full(num_classes, np.nan), where=whole > 0)
+    from sklearn.metrics import f1_score
+
+    wanted, found = _classes(predicted, target, num_classes)
+    return f1_score(wanted, found, labels=range(num_classes), average=None, zero_division=NAN)
 
 
 def macro_f1(predicted: Any, target: Any) -> float:
     """Unweighted mean F1 over the classes that occur in the predictions or the targets."""
-    one, other = to_numpy(predicted), to_numpy(target)
-    names, codes = np.unique(np.concatenate([one.reshape(-1), other.reshape(-1)]), return_inverse=True)
-    return float(np.nanmean(class_f1(codes[: one.size], codes[one.size :], num_classes=max(names.size, 1))))
+    from sklearn.metrics import f1_score
+
+    found, wanted = _pair(to_numpy(predicted), to_numpy(target))
+    return float(f1_score(wanted, found, average="macro"))
+
+
+def _classes(predicted: Any, target: Any, num_classes: int) -> tuple[Array, Array]:
+    """(targets, predictions) as class indices."""
+    found, wanted = _pair(to_numpy(predicted).astype(np.int64), to_numpy(target).astype(np.int64))
+    if min(found.min(), wanted.min()) < 0 or max(found.max(), wanted.max()) >= num_classes:
+        raise UserError(f"class indices must lie in 0..{num_classes - 1}")
+    return wanted, found
 
 
 def mae(predicted: Any, target: Any) -> float:
@@ -63,13 +72,14 @@ def regression_metrics(predicted: Any, target: Any) -> dict[str, float]:
 
 def classification_metrics(probabilities: Any, target: Any, *, threshold: float = 0.5) -> dict[str, float]:
     """`accuracy`, `precision`, `recall` of ``probability > threshold``, and `auroc` (nan where a label is missing)."""
+    from sklearn.metrics import precision_score, recall_score
+
     probability, truth = _pair(to_float(probabilities), to_numpy(target) > 0.5)
     positive = probability > threshold
-    hit = float((positive & truth).sum())
     return {
-        "accuracy": float((positive == truth).mean()),
-        "precision": hit / max(1.0, float(positive.sum())),
-        "recall": hit / max(1.0, float(truth.sum())),
+        "accuracy": accuracy(positive, truth),
+        "precision": float(precision_score(truth, positive, zero_division=0)),
+        "recall": float(recall_score(truth, positive, zero_division=0)),
         "auroc": auroc(probability, truth.astype(np.int64)) if truth.any() and not truth.all() else NAN,
     }
 

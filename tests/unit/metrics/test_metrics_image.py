@@ -9,6 +9,7 @@ from sklearn import metrics as sk
 
 from anomaly_lib import metrics
 from anomaly_lib.errors import UserError
+from anomaly_lib.metrics.prediction import classification_metrics
 
 
 def random_case(seed: int, *, size: int = 400, levels: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -137,15 +138,32 @@ def test_bootstrap_interval() -> None:
     assert np.isfinite(metrics.bootstrap_ci(metrics.auroc, np.arange(52.0), rare, groups=rare, repeats=200)).all()
 
 
-def test_prediction_metrics_equal_sklearn() -> None:
+def test_prediction_metrics_by_counting() -> None:
     generator = np.random.default_rng(0)
     target, predicted = generator.integers(0, 5, 200), generator.integers(0, 5, 200)
-    assert metrics.accuracy(predicted, target) == pytest.approx(sk.accuracy_score(target, predicted))
-    assert metrics.macro_f1(predicted, target) == pytest.approx(sk.f1_score(target, predicted, average="macro"))
+    assert metrics.accuracy(predicted, target) == pytest.approx(sum(target == predicted) / 200)
+    counts = [[sum((target == t) & (predicted == p)) for p in range(6)] for t in range(6)]
+    np.testing.assert_array_equal(metrics.confusion_matrix(predicted, target, num_classes=6), counts)
+    each = [2 * counts[c][c] / (sum(counts[c]) + sum(row[c] for row in counts)) for c in range(5)]
+    np.testing.assert_allclose(metrics.class_f1(predicted, target, num_classes=6), [*each, np.nan], rtol=1e-12)
+    assert metrics.macro_f1(predicted, target) == pytest.approx(np.mean(each))
     assert metrics.macro_f1(["a", "b"], ["a", "a"]) == pytest.approx(1 / 3)
-    np.testing.assert_array_equal(
-        metrics.confusion_matrix(predicted, target, num_classes=5), sk.confusion_matrix(target, predicted)
-    )
+    with pytest.raises(UserError, match=r"class indices must lie in 0\.\.3"):
+        metrics.class_f1(predicted, target, num_classes=4)
+    with pytest.raises(UserError, match="0 predictions"):
+        metrics.macro_f1([], [])
+
+
+def test_classification_metrics_by_counting() -> None:
+    found = classification_metrics([0.9, 0.8, 0.4, 0.5, 0.1], [1, 0, 1, 1, 0])
+    assert found == pytest.approx({"accuracy": 2 / 5, "precision": 1 / 2, "recall": 1 / 3, "auroc": 4 / 6})
+    none = classification_metrics([0.1, 0.2], [0, 0])
+    assert (none["accuracy"], none["precision"], none["recall"]) == (1, 0, 0)
+    assert math.isnan(none["auroc"])
+
+
+def test_regression_metrics_equal_sklearn() -> None:
+    generator = np.random.default_rng(0)
     want, got = generator.normal(size=50), generator.normal(size=50)
     assert metrics.mae(got, want) == pytest.approx(sk.mean_absolute_error(want, got))
     assert metrics.rmse(got, want) == pytest.approx(math.sqrt(sk.mean_squared_error(want, got)))
@@ -156,14 +174,27 @@ def test_prediction_metrics_equal_sklearn() -> None:
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean", "manhattan"])
-def test_knn_vote_equals_sklearn(metric: str) -> None:
-    from sklearn.neighbors import KNeighborsClassifier
+def test_knn_vote_by_hand(metric: str) -> None:
+    bank, queries = torch.randn(120, 6), torch.randn(90, 6)
+    labels = torch.randint(0, 5, (120,))
+    labels[labels == 1] = 2  # a class without a sample
+    labels[0] = 5
+    if metric == "cosine":
+        distance = 1 - torch.nn.functional.cosine_similarity(queries[:, None], bank[None], dim=2)
+    else:
+        gap = (queries[:, None] - bank[None]).abs()
+        distance = gap.sum(2) if metric == "manhattan" else gap.square().sum(2).sqrt()
+    nearest = labels[distance.sort(1).indices[:, :4]]
+    votes = torch.stack([(nearest == c).float().mean(1) for c in range(6)], dim=1)
+    assert ((votes == votes.amax(1, keepdim=True)).sum(1) > 1).any()  # there are equal votes
+    predicted, share = metrics.knn_vote(bank, labels, queries, k=4, metric=metric)
+    assert torch.equal(share, votes)
+    assert predicted.tolist() == [row.index(max(row)) for row in votes.tolist()]
 
-    bank, queries = torch.randn(120, 6), torch.randn(40, 6)
-    labels = torch.randint(0, 4, (120,))
-    twin = KNeighborsClassifier(n_neighbors=4, metric=metric).fit(bank.numpy(), labels.numpy())
-    predicted, share = metrics.knn_vote(bank, labels, queries, k=4, metric=metric, chunk=16)
-    np.testing.assert_array_equal(predicted.numpy(), twin.predict(queries.numpy()))
-    np.testing.assert_allclose(share.numpy(), twin.predict_proba(queries.numpy()), atol=1e-6)
-    with pytest.raises(UserError, match="bank of 120"):
-        metrics.knn_vote(bank, labels, queries, k=121)
+
+def test_knn_vote_refuses_what_it_cannot_do() -> None:
+    bank = torch.randn(120, 6)
+    with pytest.raises(UserError, match="k=121: there are 120 samples"):
+        metrics.knn_vote(bank, torch.zeros(120), bank, k=121)
+    with pytest.raises(UserError, match="metric=chebyshev: choose from cosine"):
+        metrics.knn_vote(bank, torch.zeros(120), bank, metric="chebyshev")
