@@ -9,8 +9,8 @@ from anomaly_lib.ops.distance import whitening_matrix
 def left_out_mahalanobis(rows: Tensor, mean: Tensor, covariance: Tensor, count: int, *, ridge: float) -> Tensor:
     """sqrt((x - m')^T (S' + ridge I)^-1 (x - m')) with m', S' of the other n - 1 samples, x being one of the n.
 
-    rows [B, P, D] are samples the Gaussians were fitted on, mean [P, D] and covariance [P, D, D] (divisor n - 1, without
-    the ridge) those of all `count` of them -> [B, P].
+    rows [B, P, D] are samples the Gaussians were fitted on, mean [P, D] and covariance [P, D, D] (divisor n - 1, no
+    ridge) those of all `count` of them -> [B, P].
 
     Leaving x out is a rank-one change: with d = x - m, S' = a S - b d d^T for a = (n - 1)/(n - 2) and
     b = n / ((n - 1)(n - 2)), and x - m' = n/(n - 1) d. By Sherman and Morrison the distance follows from
