@@ -1,11 +1,14 @@
 """A tiny CLIP for SOWA's tests, and pictures for it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from anomaly_lib.backbones.clip import ClipBackbone, create_clip
 
 STAGES = (0, 1, 2, 3)
+PUBLISHED: dict[str, Any] = {"start": "random", "map_calibration": "none"}  # of AnomalyCLIP, as in the paper
 
 
 def tiny_clip() -> ClipBackbone:

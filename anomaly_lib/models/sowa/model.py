@@ -1,34 +1,31 @@
-"""SOWA (hierarchical frozen window attention): one frozen CLIP, an adapter for each of four depths, learned prompts."""
+"""SOWA (hierarchical frozen window attention): one frozen CLIP, an adapter for each of four depths, learned prompts.
+
+Legend: B images, L patches, D width of the joint space, M class names, K phrasings of each.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_lib.backbones.clip import ClipBackbone
+from anomaly_lib.errors import UserError
+from anomaly_lib.models.sowa.config import AnomalyCLIPConfig
 from anomaly_lib.models.sowa.text import (
-    PLAIN_TEMPLATES,
-    STATE_TEMPLATE,
     AnomalyPromptLearner,
     PromptEncoder,
     TextMapEncoder,
+    configured,
+    names_of_batch,
     pick_classes,
     pool_text_features,
 )
-from anomaly_lib.models.sowa.vision import (
-    PICTURES,
-    VISIONS,
-    AdapterOptions,
-    VisionMapEncoder,
-    VisionResidualEncoder,
-)
+from anomaly_lib.models.sowa.vision import PICTURES, VisionMapEncoder, VisionResidualEncoder, create_tapped_clip
 from anomaly_lib.models.sowa.window_adapter import BasicLayer
 from anomaly_lib.ops.smooth import upsample_maps
-
-PROMPTS = ("coop", "plain", "zero")
 
 
 class Output(NamedTuple):
@@ -42,24 +39,15 @@ class Output(NamedTuple):
     text_probs: Tensor  # [B, 2]
 
 
-@dataclass(frozen=True)
-class PromptOptions:
-    """``coop`` learns contexts, ``plain`` has fixed phrases and a trained linear map, ``zero`` trains no text."""
-
-    kind: str = "coop"
-    class_names: Sequence[str] = ("object",)
-    prompt_length: int = 12
-    state_template: Mapping[str, Sequence[str]] = field(default_factory=lambda: STATE_TEMPLATE)
-    truncate: bool = False
-    plain_templates: Sequence[str] = PLAIN_TEMPLATES  # of `plain` and `zero`
-    linear: bool = True  # the trained map on text features (published: yes)
-    initial_words: str = ""  # what a learned context says before training; "" = random
-
-
 class DotProductFusion(nn.Module):
-    """Cosine of vision [B, L, C] or [B, C] with the pair of text features [B, 2, C]: [B, L, 2] or [B, 2]."""
+    """Cosine of vision [B, L, D] or [B, D] with the pair of text features [B, 2, D]: [B, L, 2] or [B, 2]."""
 
     def forward(self, text_features: Tensor, vision_features: Tensor) -> Tensor:
+        if len(text_features) != len(vision_features):
+            raise UserError(
+                f"text features of {len(text_features)} images {list(text_features.shape)} against vision features "
+                f"{list(vision_features.shape)}: give one pair for each image"
+            )
         text, vision = F.normalize(text_features, dim=-1), F.normalize(vision_features, dim=-1)
         if vision.ndim == 2:
             return torch.einsum("bc,bkc->bk", vision, text)
@@ -67,84 +55,104 @@ class DotProductFusion(nn.Module):
 
 
 class FusionModule(nn.Module):
-    """Text features [2*M*K, C] -> (linear map) -> mean over phrasings -> the pair of each image's class -> fusion."""
+    """Text features [2*M*K, D] -> (linear map) -> mean over phrasings -> the pair of each image's class -> fusion.
+
+    ``FusionModule(DotProductFusion(), class_names=["cup"], embedding_dim=768)``; without `embedding_dim` no linear map.
+    """
 
     def __init__(
         self, fusion_method: nn.Module, *, class_names: Sequence[str], embedding_dim: int | None = None
     ) -> None:
         super().__init__()
+        if isinstance(class_names, str):
+            raise UserError(f"class_names={class_names!r}: takes a list")
         self.fusion_method, self.class_names = fusion_method, tuple(class_names)
         self.linear = nn.Linear(embedding_dim, embedding_dim) if embedding_dim else nn.Identity()
 
+    def extra_repr(self) -> str:
+        return f"class_names={list(self.class_names)}"
+
     def pairs(self, text_features: Tensor, cls_names: Sequence[str]) -> Tensor:
-        """(normal, anomaly) features of each image's class [B, 2, C]."""
+        """(normal, anomaly) features of each image's class [B, 2, D]."""
         pooled = pool_text_features(self.linear(text_features), len(self.class_names))
         return pick_classes(pooled, cls_names, self.class_names)
 
     def forward(self, text_features: Tensor, vision_features: Tensor, cls_names: Sequence[str]) -> Tensor:
-        """Cosines [B, 2] or [B, L, 2]."""
-        return self.fusion_method(self.pairs(text_features, cls_names), vision_features)
+        """Cosines [B, 2] or [B, L, 2] with vision features [B, D] or [B, L, D]."""
+        names = names_of_batch(cls_names, len(vision_features))
+        return self.fusion_method(self.pairs(text_features, names), vision_features)
 
 
 class AnomalyCLIP(nn.Module):
-    """The whole model. Its parameters and state dict are the trained parts only; the CLIP is referred to.
+    """The whole model: images [B, 3, H, W] and their class names -> the six outputs of `Output`.
 
-    ``calibrated`` gives every stage's map a trained scale and offset and every stage a weight (`fit_calibration`):
-    without them the rarity of defects and the worth of a stage can only be learned by turning the features themselves.
+        model = AnomalyCLIP.from_name("ViT-L/14@336px", class_names=["bottle", "cable"])
+        output = model(images, ["bottle", "cable"])
+        output.anomaly_maps[0]  # [2, 2, 336, 336]: softmax over (normal, anomaly) of the first stage
+
+    `clip` is a frozen CLIP that answers the blocks the adapters read (`create_tapped_clip`). Parameters and state dict
+    are the trained parts only; the CLIP is referred to (``model.frozen[0]``: move it to another device by itself).
+    Options: `AnomalyCLIPConfig`. With ``start="zero-shot"`` adapters and linear map begin as the identity and contexts
+    say `context_words`; with ``map_calibration="logistic"`` every stage's map has a trained scale and offset and every
+    stage a weight (`fit_calibration`): without them the rarity of defects and the worth of a stage can only be learned
+    by turning the features themselves.
     """
 
     stage_weights: Tensor
 
-    def __init__(
-        self,
-        clip: ClipBackbone,
-        *,
-        feature_map_idx: Sequence[int],
-        adapter: AdapterOptions | None = None,
-        prompt: PromptOptions | None = None,
-        temperature: float = 0.07,
-        vision: str = "map",
-        gamma: float = 0.1,
-        calibrated: bool = False,
-    ) -> None:
+    def __init__(self, clip: ClipBackbone, config: AnomalyCLIPConfig | None = None, **options: Any) -> None:
         super().__init__()
-        if vision not in VISIONS:
-            raise ValueError(f"vision must be one of {VISIONS}, got {vision!r}")
-        prompt = prompt or PromptOptions()
+        c = self.config = configured(AnomalyCLIPConfig, config, options)
         self.frozen = (clip,)
-        self.temperature = temperature
-        assert clip.image_size is not None
-        assert clip.grid is not None
         self.image_size, self.grid = clip.image_size, clip.grid
         self.text_encoder = TextMapEncoder(clip.text)
-        self.prompt_learner: AnomalyPromptLearner | PromptEncoder
-        if prompt.kind == "coop":
-            self.prompt_learner = AnomalyPromptLearner(
-                clip.text,
-                class_names=prompt.class_names,
-                prompt_length=prompt.prompt_length,
-                state_template=prompt.state_template,
-                truncate=prompt.truncate,
-                initial_words=prompt.initial_words,
-            )
-        else:
-            self.prompt_learner = PromptEncoder(
-                clip.text, class_names=prompt.class_names, templates=prompt.plain_templates
-            )
-        adapter = adapter or AdapterOptions()
-        self.visual_encoder = (
-            VisionMapEncoder(clip, feature_map_idx=feature_map_idx, adapter=adapter)
-            if vision == "map"
-            else VisionResidualEncoder(clip, feature_map_idx=feature_map_idx, adapter=adapter, gamma=gamma)
-        )
-        linear = clip.embed_dim if prompt.linear and prompt.kind != "zero" else None
-        self.cross_fusion = FusionModule(DotProductFusion(), class_names=prompt.class_names, embedding_dim=linear)
-        self.map_scale = nn.Parameter(torch.ones(len(feature_map_idx))) if calibrated else None
-        self.map_offset = nn.Parameter(torch.zeros(len(feature_map_idx))) if calibrated else None
+        learned = c.prompt_learner == "coop"
+        self.prompt_learner = AnomalyPromptLearner(clip.text, c) if learned else PromptEncoder(clip.text, c)
+        self.visual_encoder = (VisionMapEncoder if c.vision == "map" else VisionResidualEncoder)(clip, c)
+        linear = clip.embed_dim if c.text_linear and c.prompt_learner != "zero" else None
+        self.cross_fusion = FusionModule(DotProductFusion(), class_names=c.class_names, embedding_dim=linear)
+        stages = len(self.visual_encoder.tap_names)
+        calibrated = c.map_calibration == "logistic"
+        self.map_scale = nn.Parameter(torch.ones(stages)) if calibrated else None
+        self.map_offset = nn.Parameter(torch.zeros(stages)) if calibrated else None
         if calibrated:  # of the stages' logits, then a constant; until they are fitted the mean
-            equal = torch.full((len(feature_map_idx) + 1,), 1 / len(feature_map_idx))
+            equal = torch.full((stages + 1,), 1 / stages)
             equal[-1] = 0.0
             self.register_buffer("stage_weights", equal)
+        if c.start == "zero-shot":
+            self.start_from_zero_shot()
+
+    @classmethod
+    def from_name(
+        cls,
+        name: str,
+        *,
+        weights: str | Path | None = None,
+        image_size: int | Sequence[int] | None = None,
+        download: bool = False,
+        config: AnomalyCLIPConfig | None = None,
+        **options: Any,
+    ) -> "AnomalyCLIP":
+        """The model on the CLIP called `name`: ``"ViT-L/14@336px"``, any CLIP of open_clip, ``"demo-clip"``, or
+        ``"tiny-clip"`` with ``weights="random"``.
+
+        `weights`: its weight file, where it is not found by itself; `options` as in the class.
+        """
+        config = configured(AnomalyCLIPConfig, config, options)
+        clip = create_tapped_clip(
+            name, feature_map_idx=config.feature_map_idx, weights=weights, image_size=image_size, download=download
+        )
+        return cls(clip, config)
+
+    def __repr__(self) -> str:
+        clip = self.frozen[0]
+        size = "x".join(map(str, self.image_size))
+        trained = sum(p.numel() for p in self.parameters())
+        return (
+            f"AnomalyCLIP(frozen {clip.name} at {size} ({clip.weights_id[:16]}), {trained:,} trained values\n"
+            f"  {self.visual_encoder!r}\n  {self.prompt_learner!r}\n"
+            f"  temperature {self.config.temperature}, maps {self.config.map_calibration})"
+        )
 
     @torch.no_grad()
     def start_from_zero_shot(self) -> None:
@@ -157,24 +165,24 @@ class AnomalyCLIP(nn.Module):
             nn.init.zeros_(self.cross_fusion.linear.bias)
 
     def text_features(self) -> Tensor:
-        """Raw text features [2*M*K, D], normal ones first."""
+        """Raw text features [2*M*K, D] ([2*M, D] of plain prompts), normal ones first."""
         if isinstance(self.prompt_learner, PromptEncoder):
             return self.prompt_learner()
         return self.text_encoder(*self.prompt_learner())[0]
 
     def forward(self, images: Tensor, cls_name: Sequence[str] | None = None) -> Output:
-        """Images [B, 3, H, W] and class names (unknown ones read the first class's prompts) -> the six outputs."""
+        """Images [B, 3, H, W] and a class name for each (unknown ones read the first class's prompts) -> `Output`."""
         return self.from_taps(self.visual_encoder.observe(images), cls_name)
 
     def from_taps(self, taps: Mapping[str, Tensor], cls_name: Sequence[str] | None = None) -> Output:
         """`forward` from stored taps, so that training never runs the frozen tower."""
         image, patches, adapted = self.visual_encoder.from_taps(taps)
-        names = list(cls_name or [""] * len(image))
+        names = names_of_batch(cls_name, len(image))
         text = self.text_features().float()
         pairs = self.cross_fusion.pairs(text, names)  # [B, 2, D]
         fuse = self.cross_fusion.fusion_method
         maps = [self._map(stage, self.upsampled(fuse(pairs, tokens))) for stage, tokens in enumerate(adapted)]
-        return Output(image, text, patches, adapted, maps, (fuse(pairs, image) / self.temperature).softmax(-1))
+        return Output(image, text, patches, adapted, maps, (fuse(pairs, image) / self.config.temperature).softmax(-1))
 
     def _map(self, stage: int, cosines: Tensor) -> Tensor:
         """Softmax over (normal, anomaly) [B, 2, H, W], scaled and offset where the model is calibrated."""
@@ -193,7 +201,7 @@ class AnomalyCLIP(nn.Module):
 
     @torch.no_grad()
     def fit_calibration(self, differences: Tensor, truth: Tensor) -> None:
-        """Logistic regressions of ``truth`` [N] (defective share of a patch) on `patch_differences` [stages, N].
+        """Logistic regressions of `truth` [N] (defective share of a patch) on `patch_differences` [stages, N].
 
         Each stage alone starts its scale (kept within 1 and 100, so that a stage that says nothing yet can still learn)
         and offset; all together give the stages' weights, none of them negative.
@@ -244,7 +252,7 @@ class AnomalyCLIP(nn.Module):
 def logistic_fit(x: Tensor, y: Tensor, *, fixed: Tensor | None = None, steps: int = 25, ridge: float = 1e-6) -> Tensor:
     """Logistic regression of y [N] in [0, 1] on x [N, F] by Newton's method: F slopes and an offset.
 
-    ``fixed`` [N] is added to the logits as it is.
+    `fixed` [N] is added to the logits as it is.
     """
     rows = torch.cat([x, x.new_ones(len(x), 1)], dim=1).double()  # [N, F + 1]
     truth, base = y.double(), 0.0 if fixed is None else fixed.double()
@@ -255,6 +263,3 @@ def logistic_fit(x: Tensor, y: Tensor, *, fixed: Tensor | None = None, steps: in
         curve = (rows * (p * (1 - p))[:, None]).T @ rows / len(rows) + penalty
         weights = weights - torch.linalg.solve(curve, rows.T @ (p - truth) / len(rows) + penalty @ weights)
     return weights
-
-
-__all__ = ["PROMPTS", "AdapterOptions", "AnomalyCLIP", "DotProductFusion", "FusionModule", "Output", "PromptOptions"]

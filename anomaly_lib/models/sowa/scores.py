@@ -2,26 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anomaly_lib.config import configure
 from anomaly_lib.errors import UserError
 from anomaly_lib.losses import dice_loss, focal_loss
+from anomaly_lib.models.sowa.config import ScoreConfig
 from anomaly_lib.models.sowa.model import AnomalyCLIP, Output
 from anomaly_lib.ops.distance import nearest_neighbours
 from anomaly_lib.ops.smooth import gaussian_blur
 from anomaly_lib.types import Prediction
 
-SCALINGS = ("support", "transductive")
-IMAGE_SCORES = ("text", "mean")
-
 
 def sowa_loss(output: Output, label: Tensor, mask: Tensor, *, paper: bool = False) -> dict[str, Tensor]:
     """CE(image, label) + sum over stages of focal(map, mask) + dice(anomaly, mask) + dice(normal, 1 - mask).
 
-    label [B] and mask [B, H, W] are 0/1. ``paper`` repeats two slips of the original: cross entropy takes the softmaxed
+    label [B] and mask [B, H, W] are 0/1. `paper` repeats two slips of the original: cross entropy takes the softmaxed
     probabilities for logits (a second softmax), and focal adds 1e-5 to the probability in both of its factors.
     """
     image = F.cross_entropy(output.text_probs, label) if paper else F.nll_loss(output.text_probs.log(), label)
@@ -32,7 +32,7 @@ def sowa_loss(output: Output, label: Tensor, mask: Tensor, *, paper: bool = Fals
 
 
 def _shifted_focal(probability: Tensor, mask: Tensor, *, shift: float = 1e-5) -> Tensor:
-    """-(1 - p)^2 log p with p = sum over classes of clamped one-hot x probability, plus ``shift``."""
+    """-(1 - p)^2 log p with p = sum over classes of clamped one-hot x probability, plus `shift`."""
     truth = mask.to(probability.dtype).clamp(shift, 1 - shift)
     p = truth * probability[:, 1] + (1 - truth) * probability[:, 0] + shift
     return (-((1 - p) ** 2) * p.log()).mean()
@@ -87,7 +87,7 @@ def memory_map(model: AnomalyCLIP, memory: Memory, patches: Sequence[Tensor]) ->
 
 
 def _distance(tokens: Tensor, bank: Tensor) -> Tensor:
-    """1 - cosine of unit rows [L, D] to their nearest row of ``bank`` [k, L, D]: half the squared distance, [L]."""
+    """1 - cosine of unit rows [L, D] to their nearest row of `bank` [k, L, D]: half the squared distance, [L]."""
     return nearest_neighbours(tokens, bank.flatten(0, 1).to(tokens.device))[0].squeeze(1).square() / 2
 
 
@@ -112,13 +112,10 @@ def detect(
     taps: Mapping[str, Tensor],
     cls_names: Sequence[str],
     memories: Mapping[str, Memory] | None = None,
-    *,
-    sigma: float = 4.0,
-    stages: Sequence[int] | None = None,
-    scaling: str = "support",
-    image_score: str = "text",
+    config: ScoreConfig | None = None,
+    **options: Any,
 ) -> Prediction:
-    """Scores [B] and maps [B, H, W] of stored taps.
+    """Scores [B] and maps [B, H, W] of stored taps and a class name for each image; options: `ScoreConfig`.
 
     Without memories the map is the (blurred) sum over stages of the anomaly channel (`AnomalyCLIP.fused_map`), and the
     score P(anomaly) of the pooled feature, or with ``image_score="mean"`` the mean of that and the map's peak (over the
@@ -127,17 +124,21 @@ def detect(
     ``support`` divides the memory map's peak m by m + (what normal images reach), so 1/2 is "as far as normal images
     go" and one image can be scored alone; ``transductive`` leaves that to `scale_transductively`.
     """
+    c = configure(ScoreConfig, config, options)
     output = model.from_taps(taps, cls_names)
-    if stages is None:
-        text = model.fused_map(output.anomaly_maps)
+    count = len(output.anomaly_maps)
+    if c.stages and max(c.stages) >= count:
+        raise UserError(f"stages={' '.join(map(str, c.stages))}: the model has stages 0 to {count - 1}")
+    if c.stages:
+        text = torch.stack([output.anomaly_maps[stage][:, 1] for stage in c.stages]).sum(0)
     else:
-        text = torch.stack([output.anomaly_maps[stage][:, 1] for stage in stages]).sum(0)
-    text = gaussian_blur(text, sigma)  # [B, H, W]
+        text = model.fused_map(output.anomaly_maps)
+    text = gaussian_blur(text, c.sigma)  # [B, H, W]
     probability = output.text_probs[:, 1]
     parts = {"text": probability}
     if not memories:
-        if image_score == "mean":
-            parts["peak"] = text.flatten(1).amax(1) / len(output.anomaly_maps if stages is None else stages)
+        if c.image_score == "mean":
+            parts["peak"] = text.flatten(1).amax(1) / (len(c.stages) or count)
             return Prediction((probability + parts["peak"]) / 2, text, parts)
         return Prediction(probability, text, parts)
     distance = torch.empty_like(text)
@@ -152,7 +153,7 @@ def detect(
     scaled = peak / (peak + reference).clamp(min=1e-6)
     total = text + distance
     parts |= {"memory": scaled, "peak": total.flatten(1).amax(1)}
-    return Prediction((probability + scaled) / 2 if scaling == "support" else probability, total, parts)
+    return Prediction((probability + scaled) / 2 if c.score_scaling == "support" else probability, total, parts)
 
 
 def scale_transductively(prediction: Prediction) -> Prediction:

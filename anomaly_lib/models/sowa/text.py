@@ -1,74 +1,22 @@
-"""SOWA's text side: learned (DualCoOp) and plain prompts, and the text tower with taps."""
+"""SOWA's text side: learned (DualCoOp) and plain prompts, and the text tower with taps.
+
+Legend: M class names, K phrasings of each, L tokens of a prompt, C width of the text tower, D of the joint space.
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomaly_lib.config import configure
 from anomaly_lib.errors import UserError
+from anomaly_lib.models.sowa.config import PromptConfig
+from anomaly_lib.models.sowa.phrases import PLAIN_SETS, PLAIN_STATES
 
-STATE_TEMPLATE: Mapping[str, Sequence[str]] = {"normal": ("{}",), "anomaly": ("damaged {}",)}
-
-# Eleven ways to speak of a photo, each with four states: the long lists of SOWA's configuration.
-_PHOTOS = (
-    "a photo of the {}",
-    "a bright photo of the {}",
-    "a dark photo of the {}",
-    "a close-up photo of the {}",
-    "a black and white photo of the {}",
-    "a blurry photo of the {}",
-    "a blurry photo of a {}",
-    "a photo of the small {}",
-    "a photo of the large {}",
-    "there is the {} in the scene",
-    "this is one {} in the scene",
-)
-LONG_TEMPLATE: Mapping[str, Sequence[str]] = {
-    "normal": tuple(
-        photo.format(state)
-        for photo in _PHOTOS
-        for state in ("{}", "flawless {}", "{} without flaw", "{} without defect")
-    ),
-    "anomaly": tuple(
-        photo.format(state)
-        for photo in _PHOTOS
-        for state in ("damaged {}", "broken {}", "{} with flaw", "{} with defect")
-    ),
-}
-PLAIN_STATES: Mapping[str, Sequence[str]] = {
-    "normal": (
-        "{}",
-        "flawless {}",
-        "perfect {}",
-        "unblemished {}",
-        "{} without flaw",
-        "{} without defect",
-        "{} without damage",
-    ),
-    "anomaly": ("damaged {}", "broken {}", "{} with flaw", "{} with defect", "{} with damage"),
-}
-PLAIN_TEMPLATES: Sequence[str] = (
-    "a photo of a {}.",
-    "a photo of the {}.",
-    "a close-up photo of a {}.",
-    "a cropped photo of the {}.",
-    "{}",
-)
-# The 35 phrasings of CLIP-AC (WinCLIP's and APRIL-GAN's ensemble), for plain prompts.
-_ENSEMBLE = (
-    "bad photo of", "low resolution photo of", "cropped photo of", "bright photo of", "dark photo of",
-    "close-up photo of", "black and white photo of", "jpeg corrupted photo of", "blurry photo of", "good photo of",
-)  # fmt: skip
-ENSEMBLE_TEMPLATES: Sequence[str] = (
-    *(f"a {kind} {article} {{}}." for kind in _ENSEMBLE for article in ("a", "the")),
-    *(f"a photo of {which} {{}}." for which in ("a", "the", "my", "one", "a cool", "the cool")),
-    *(f"a photo of {which} {{}}." for which in ("a small", "the small", "a large", "the large")),
-    *(f"there is {which} {{}} in the scene." for which in ("a", "the")),
-    *(f"this is {which} {{}} in the scene." for which in ("a", "the", "one")),
-)
-PLAIN_SETS: Mapping[str, Sequence[str]] = {"short": PLAIN_TEMPLATES, "ensemble": ENSEMBLE_TEMPLATES}
+C = TypeVar("C")
+KINDS = ("normal", "anomaly")
 
 
 class TextTower(Protocol):
@@ -87,112 +35,107 @@ class TextTower(Protocol):
     def encode_text(self, texts: Sequence[str]) -> Tensor: ...
 
 
-def check_templates(template: Mapping[str, Sequence[str]]) -> None:
-    """As many anomaly as normal phrasings: with 1 against 3 the original silently mixes the two."""
-    normal, anomaly = template["normal"], template["anomaly"]
-    if not normal or len(normal) != len(anomaly):
-        raise UserError(
-            f"prompt templates: {len(normal)} normal against {len(anomaly)} anomaly ones; give equal numbers"
-        )
-    for phrase in [*normal, *anomaly]:
-        if "{}" not in phrase:
-            raise UserError(f"prompt template {phrase!r} has no {{}} for the name of the object")
+def configured(cls: type[C], config: C | None, options: Mapping[str, Any]) -> C:
+    """`configure`, where ``state_template={"normal": [...], "anomaly": [...]}`` may stand for the two lists."""
+    options = dict(options)
+    for kind, phrases in options.pop("state_template", {}).items():
+        options[f"{kind}_templates"] = list(phrases)
+    return configure(cls, config, options)
 
 
 class AnomalyPromptLearner(nn.Module):
-    """DualCoOp: a learned context per class and phrasing, one for normal and one for anomaly.
+    """DualCoOp: a learned context per class and phrasing, one for normal (`ctx_pos`) and one for anomaly (`ctx_neg`).
+
+        prompts, ids = AnomalyPromptLearner(clip.text, class_names=["cup"], prompt_length=12)()
 
     Prompts read ``[start] context template(class) . [end]``; `forward` answers them as embeddings [2*M*K, L, C] and
     token ids [2*M*K, L]: normal ones first, then anomalies; inside each half class outer, phrasing inner. L reaches
-    only as far as the longest prompt, because nothing behind the end of text is ever read.
+    only as far as the longest prompt, because nothing behind the end of text is ever read. Options: `PromptConfig`.
     """
 
     ids: Tensor
     embedded: Tensor
 
-    def __init__(
-        self,
-        text: TextTower,
-        *,
-        class_names: Sequence[str] = ("object",),
-        prompt_length: int = 12,
-        state_template: Mapping[str, Sequence[str]] = STATE_TEMPLATE,
-        truncate: bool = False,
-        initial_words: str = "",
-    ) -> None:
+    def __init__(self, text: TextTower, config: PromptConfig | None = None, **options: Any) -> None:
         super().__init__()
-        check_templates(state_template)
-        self.class_names, self.prompt_length = tuple(class_names), prompt_length
-        filler = " ".join(["x"] * prompt_length)
+        c = self.config = configured(PromptConfig, config, options)
+        filler = " ".join(["x"] * c.prompt_length)
         texts = [
             f"{filler} {phrase.format(name)}."
-            for kind in ("normal", "anomaly")
-            for name in class_names
-            for phrase in state_template[kind]
+            for kind in KINDS
+            for name in c.class_names
+            for phrase in c.templates(kind)
         ]
-        ids = text.tokenize(texts, truncate=truncate)
+        ids = text.tokenize(texts, truncate=c.truncate)
         ids = ids[:, : int(text.end_of_text(ids).max()) + 1]
         with torch.no_grad():
             self.register_buffer("embedded", text.embed(ids), persistent=False)
         self.register_buffer("ids", ids, persistent=False)
-        shape = (len(class_names), len(state_template["normal"]), prompt_length, text.width)
+        shape = (len(c.class_names), len(c.templates("normal")), c.prompt_length, text.width)
         self.ctx_pos = nn.Parameter(torch.empty(shape).normal_(std=0.02))
         self.ctx_neg = nn.Parameter(torch.empty(shape).normal_(std=0.02))
-        if initial_words:
-            self._start_as(text, initial_words)
+        if c.start == "zero-shot" and c.context_words:
+            self._start_as(text, c.context_words)
+
+    def __repr__(self) -> str:
+        m, k, length, width = self.ctx_pos.shape
+        return (
+            f"AnomalyPromptLearner({', '.join(self.config.class_names)}: {2 * m * k} prompts, "
+            f"contexts of {length} tokens of width {width})"
+        )
 
     @torch.no_grad()
     def _start_as(self, text: TextTower, words: str) -> None:
-        """Let every context begin as ``words``, repeated to fill it and ending right before the class."""
+        """Let every context begin as `words`, repeated to fill it and ending right before the class."""
         ids = text.tokenize([words])
         spoken = text.embed(ids)[0, 1 : int(text.end_of_text(ids)[0])]  # [n, C]
-        count = -(-self.prompt_length // len(spoken))
+        count = -(-self.config.prompt_length // len(spoken))
         for context in (self.ctx_pos, self.ctx_neg):
-            context.copy_(spoken.repeat(count, 1)[-self.prompt_length :].expand_as(context))
+            context.copy_(spoken.repeat(count, 1)[-self.config.prompt_length :].expand_as(context))
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Prompt embeddings and token ids, in the order described above."""
         context = torch.cat([self.ctx_pos.flatten(0, 1), self.ctx_neg.flatten(0, 1)])  # [2*M*K, n, C]
-        after = self.embedded[:, 1 + self.prompt_length :]
+        after = self.embedded[:, 1 + self.config.prompt_length :]
         return torch.cat([self.embedded[:, :1], context.to(after.dtype), after], dim=1), self.ids
 
 
 class PromptEncoder(nn.Module):
     """Plain prompts, nothing learned: states x templates, normalised, averaged to one vector per class and kind.
 
-    `forward` answers [2*M, C], normal ones first.
+    `forward` answers [2*M, D], normal ones first. Options: `PromptConfig`.
     """
 
     features: Tensor
 
-    def __init__(
-        self,
-        text: TextTower,
-        *,
-        class_names: Sequence[str] = ("object",),
-        states: Mapping[str, Sequence[str]] = PLAIN_STATES,
-        templates: Sequence[str] = PLAIN_TEMPLATES,
-    ) -> None:
+    def __init__(self, text: TextTower, config: PromptConfig | None = None, **options: Any) -> None:
         super().__init__()
-        self.class_names = tuple(class_names)
+        c = self.config = configured(PromptConfig, config, options)
+        templates = PLAIN_SETS[c.plain_templates]
         rows = []
-        for kind in ("normal", "anomaly"):
-            for name in class_names:
-                texts = [template.format(state.format(name)) for state in states[kind] for template in templates]
+        for kind in KINDS:
+            for name in c.class_names:
+                texts = [template.format(state.format(name)) for state in PLAIN_STATES[kind] for template in templates]
                 rows.append(F.normalize(F.normalize(text.encode_text(texts), dim=-1).mean(0), dim=0))
         self.register_buffer("features", torch.stack(rows), persistent=False)
 
+    def __repr__(self) -> str:
+        return f"PromptEncoder({', '.join(self.config.class_names)}: fixed {self.config.plain_templates} phrases)"
+
     def forward(self) -> Tensor:
-        """Text features [2*M, C]."""
+        """Text features [2*M, D]."""
         return self.features
 
 
 class TextMapEncoder(nn.Module):
-    """The frozen text tower with taps: (features [N, C], tokens of the blocks in ``feature_map_idx``)."""
+    """The frozen text tower with taps: (features [N, D], tokens [N, L, C] of the blocks in `feature_map_idx`)."""
 
     def __init__(self, text: TextTower, *, feature_map_idx: Sequence[int] = (-1,)) -> None:
         super().__init__()
         self.text, self.feature_map_idx = text, tuple(feature_map_idx)
+
+    def __repr__(self) -> str:
+        return f"TextMapEncoder(frozen, width {self.text.width}, taps {list(self.feature_map_idx)})"
 
     def forward(self, prompts: Tensor, tokenized_prompts: Tensor) -> tuple[Tensor, list[Tensor]]:
         """prompts [N, L, C], tokenized_prompts [N, L]; gradients flow to the prompts."""
@@ -201,7 +144,7 @@ class TextMapEncoder(nn.Module):
 
 
 class PromptTextEncoder(nn.Module):
-    """Text features by class name: [B, 2, C] from learned prompts (with a text encoder) or plain ones (zero tuning)."""
+    """Text features by class name: [B, 2, D] from learned prompts (with a text encoder) or plain ones (zero tuning)."""
 
     def __init__(
         self, prompts: AnomalyPromptLearner | PromptEncoder, text_encoder: TextMapEncoder | None = None
@@ -212,7 +155,7 @@ class PromptTextEncoder(nn.Module):
         self.prompts, self.text_encoder = prompts, text_encoder
 
     def text_features(self) -> Tensor:
-        """[2*M*K, C], normal ones first."""
+        """[2*M*K, D], normal ones first."""
         if isinstance(self.prompts, PromptEncoder):
             return self.prompts()
         assert self.text_encoder is not None
@@ -220,17 +163,30 @@ class PromptTextEncoder(nn.Module):
 
     def forward(self, cls_names: Sequence[str]) -> Tensor:
         """The (normal, anomaly) pair of each name; an unknown name reads class 0."""
-        return pick_classes(
-            pool_text_features(self.text_features(), len(self.prompts.class_names)), cls_names, self.prompts.class_names
-        )
+        names = self.prompts.config.class_names
+        return pick_classes(pool_text_features(self.text_features(), len(names)), cls_names, names)
 
 
 def pool_text_features(features: Tensor, classes: int) -> Tensor:
-    """[2*M*K, C] -> mean over the K phrasings [M, 2, C]."""
+    """[2*M*K, D] -> mean over the K phrasings [M, 2, D]."""
     return features.view(2, classes, -1, features.shape[-1]).mean(2).transpose(0, 1)
 
 
 def pick_classes(pooled: Tensor, cls_names: Sequence[str], class_names: Sequence[str]) -> Tensor:
-    """Rows [B, 2, C] of ``pooled`` [M, 2, C] for the names of a batch; class-agnostic prompts know one name only."""
+    """Rows [B, 2, D] of `pooled` [M, 2, D] for the names of a batch; class-agnostic prompts know one name only."""
     place = {name: index for index, name in enumerate(class_names)}
-    return pooled[[place.get(name, 0) for name in cls_names]]
+    return pooled[[place.get(name, 0) for name in _listed(cls_names)]]
+
+
+def names_of_batch(cls_names: Sequence[str] | None, batch: int) -> list[str]:
+    """A class name for each of `batch` images; None stands for images of no known class."""
+    names = [""] * batch if cls_names is None else _listed(cls_names)
+    if len(names) != batch:
+        raise UserError(f"cls_name={names}: {len(names)} class names for {batch} images; give one for each image")
+    return names
+
+
+def _listed(cls_names: Sequence[str]) -> list[str]:
+    if isinstance(cls_names, str):
+        raise UserError(f"cls_name={cls_names!r}: takes a list, one class name for each image")
+    return list(cls_names)

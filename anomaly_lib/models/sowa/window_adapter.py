@@ -3,50 +3,56 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomaly_lib.config import configure
+from anomaly_lib.errors import UserError
+from anomaly_lib.models.sowa.config import AdapterConfig
 from anomaly_lib.ops.windows import window_partition, window_reverse
 
 MAX_SCALE = math.log(100.0)
 
 
 class WindowAttention(nn.Module):
-    """Cosine attention inside windows [N, w*w, C] with the in- and out-projection of ``attn`` (frozen, by reference).
+    """Cosine attention inside windows [N, w*w, C] with the in- and out-projection of `attn` (frozen, by reference).
 
     As published: heads are cut anew (8 of 128, CLIP itself has 16 of 64), the in-projection's bias and CLIP's pre-norm
-    are left out, the out-projection keeps its bias. ``value_only`` compares values with values instead of queries with
+    are left out, the out-projection keeps its bias. `value_only` compares values with values instead of queries with
     keys. Trained: a temperature per head and the MLP behind the relative position bias (both as in Swin V2).
+    Options: `AdapterConfig`.
     """
 
     coordinates: Tensor
     pair_index: Tensor
 
     def __init__(
-        self,
-        attn: nn.MultiheadAttention,
-        *,
-        window_size: int,
-        num_heads: int = 8,
-        cpb_dim: int = 64,
-        value_only: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
+        self, attn: nn.MultiheadAttention, config: AdapterConfig | None = None, *, window_size: int, **options: Any
     ) -> None:
         super().__init__()
+        c = self.config = configure(AdapterConfig, config, options)
         if window_size < 2:
-            raise ValueError(f"window_size must be at least 2, got {window_size}")
-        if attn.embed_dim % num_heads:
-            raise ValueError(f"num_heads {num_heads} does not divide the width {attn.embed_dim}")
+            raise UserError(f"window_size={window_size}: must be at least 2")
+        if attn.embed_dim % c.num_heads:
+            raise UserError(f"num_heads={c.num_heads}: does not divide the width {attn.embed_dim}")
         self.frozen = (attn,)  # in a tuple, so that it is neither a submodule nor in the state dict
-        self.window_size, self.num_heads, self.value_only = window_size, num_heads, value_only
-        self.attn_drop, self.proj_drop = attn_drop, nn.Dropout(proj_drop)
-        self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10.0)))
-        self.cpb_mlp = nn.Sequential(nn.Linear(2, cpb_dim), nn.ReLU(), nn.Linear(cpb_dim, num_heads, bias=False))
+        self.window_size = window_size
+        self.proj_drop = nn.Dropout(c.drop)
+        self.logit_scale = nn.Parameter(torch.full((c.num_heads, 1, 1), math.log(10.0)))
+        self.cpb_mlp = nn.Sequential(nn.Linear(2, c.cpb_dim), nn.ReLU(), nn.Linear(c.cpb_dim, c.num_heads, bias=False))
         self.register_buffer("coordinates", log_offsets(window_size), persistent=False)
         self.register_buffer("pair_index", offset_index(window_size), persistent=False)
+
+    def __repr__(self) -> str:
+        c, width = self.config, self.frozen[0].embed_dim
+        compared = "values with values" if c.value_only else "queries with keys"
+        return (
+            f"WindowAttention({self.window_size}x{self.window_size}, {c.num_heads} heads of {width // c.num_heads}, "
+            f"{compared}, frozen projections)"
+        )
 
     def position_bias(self) -> Tensor:
         """16 sigmoid(MLP(offset of key from query)): [heads, w*w, w*w], rows are queries."""
@@ -57,7 +63,7 @@ class WindowAttention(nn.Module):
         """x [B*windows, w*w, C]; mask [windows, w*w, w*w] added to the scores (shifted windows)."""
         query, key, value = self._projected(x)
         mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=self._bias(mask, x), dropout_p=self.attn_drop * self.training, scale=1.0
+            query, key, value, attn_mask=self._bias(mask, x), dropout_p=self.config.attn_drop * self.training, scale=1.0
         )
         return self.proj_drop(self.frozen[0].out_proj(mixed.transpose(1, 2).flatten(-2)))
 
@@ -68,12 +74,14 @@ class WindowAttention(nn.Module):
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scale = self.logit_scale.clamp(max=MAX_SCALE).exp().to(x.dtype)
-        weight = self.frozen[0].in_proj_weight  # no bias: see above
-        if self.value_only:  # queries and keys are never read, so two thirds of the projection need not be computed
-            value = F.linear(x, weight[-x.shape[-1] :]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        weight, heads = self.frozen[0].in_proj_weight, self.config.num_heads  # no bias: see above
+        if (
+            self.config.value_only
+        ):  # queries and keys are never read, so two thirds of the projection need not be computed
+            value = F.linear(x, weight[-x.shape[-1] :]).unflatten(-1, (heads, -1)).transpose(1, 2)
             unit = F.normalize(value, dim=-1)
             return unit * scale, unit, value
-        query, key, value = F.linear(x, weight).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = F.linear(x, weight).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
         return F.normalize(query, dim=-1) * scale, F.normalize(key, dim=-1), value  # each [N, heads, w*w, d]
 
     def _bias(self, mask: Tensor | None, x: Tensor) -> Tensor:
@@ -106,37 +114,25 @@ class SwinTransformerBlock(nn.Module):
     def __init__(
         self,
         attn: nn.MultiheadAttention,
-        *,
         input_resolution: tuple[int, int],
+        config: AdapterConfig | None = None,
+        *,
         window_size: int,
         shift_size: int = 0,
-        num_heads: int = 8,
-        cpb_dim: int = 64,
-        value_only: bool = True,
-        hidden_features: Sequence[int] = (),
-        drop: float = 0.0,
-        attn_drop: float = 0.0,
-        drop_path: float = 0.0,
+        **options: Any,
     ) -> None:
         super().__init__()
+        c = configure(AdapterConfig, config, options)
         if min(input_resolution) <= window_size:
             window_size, shift_size = min(input_resolution), 0
         if any(side % window_size for side in input_resolution):
-            raise ValueError(f"window {window_size} does not divide the patch grid {input_resolution}")
+            raise UserError(f"window_size={window_size}: does not divide the patch grid {input_resolution}")
         dim = attn.embed_dim
         self.input_resolution, self.window_size, self.shift_size = input_resolution, window_size, shift_size
-        self.attn = WindowAttention(
-            attn,
-            window_size=window_size,
-            num_heads=num_heads,
-            cpb_dim=cpb_dim,
-            value_only=value_only,
-            attn_drop=attn_drop,
-            proj_drop=drop,
-        )
+        self.attn = WindowAttention(attn, c, window_size=window_size)
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, hidden_features=hidden_features, drop=drop)
-        self.drop_path = drop_path
+        self.mlp = Mlp(dim, hidden_features=c.hidden_features, drop=c.drop)
+        self.drop_path = c.drop_path
         mask = shift_mask(input_resolution, window_size, shift_size) if shift_size else None
         self.register_buffer("mask", mask, persistent=False)
 
@@ -173,7 +169,7 @@ class SwinTransformerBlock(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear maps without bias, exact GELU between them; without ``hidden_features`` a single one."""
+    """Linear maps [..., dim] -> [..., dim] without bias, exact GELU between them; without hidden ones a single map."""
 
     def __init__(self, dim: int, *, hidden_features: Sequence[int] = (), drop: float = 0.0) -> None:
         super().__init__()
@@ -200,39 +196,44 @@ def shift_mask(resolution: tuple[int, int], window: int, shift: int) -> Tensor:
 
 
 class BasicLayer(nn.Module):
-    """The adapter of one stage: ``depth`` blocks, every second one with windows shifted by half."""
+    """The adapter of one stage: `depth` blocks, every second one with windows shifted by half.
+
+        BasicLayer(clip.attention(5), (24, 24), window_size=12)(tokens)  # [B, 576, C] -> [B, 576, C]
+
+    `attn` is the frozen attention of a CLIP block, `input_resolution` the patch grid (H, W). Options: `AdapterConfig`;
+    of `window_size` and `depth` a number, or a list of which the value of `stage` is taken.
+    """
 
     def __init__(
         self,
         attn: nn.MultiheadAttention,
-        *,
         input_resolution: tuple[int, int],
-        window_size: int = 12,
-        depth: int = 1,
-        num_heads: int = 8,
-        cpb_dim: int = 64,
-        value_only: bool = True,
-        hidden_features: Sequence[int] = (),
-        drop: float = 0.0,
-        attn_drop: float = 0.1,
-        drop_path: float = 0.0,
+        config: AdapterConfig | None = None,
+        *,
+        stage: int = 0,
+        stages: int = 1,
+        **options: Any,
     ) -> None:
         super().__init__()
+        listed = {name: [options[name]] for name in ("window_size", "depth") if isinstance(options.get(name), int)}
+        c = self.config = configure(AdapterConfig, config, options | listed)
+        window = c.of_stage("window_size", stage, stages)
+        if window == 0:
+            window = max(2, min(input_resolution) // 2)
         self.blocks = nn.ModuleList(
             SwinTransformerBlock(
-                attn,
-                input_resolution=input_resolution,
-                window_size=window_size,
-                shift_size=window_size // 2 if index % 2 else 0,
-                num_heads=num_heads,
-                cpb_dim=cpb_dim,
-                value_only=value_only,
-                hidden_features=hidden_features,
-                drop=drop,
-                attn_drop=attn_drop,
-                drop_path=drop_path,
+                attn, input_resolution, c, window_size=window, shift_size=window // 2 if index % 2 else 0
             )
-            for index in range(depth)
+            for index in range(c.of_stage("depth", stage, stages))
+        )
+
+    def __repr__(self) -> str:
+        first = self.blocks[0]
+        assert isinstance(first, SwinTransformerBlock)
+        rows, columns = first.input_resolution
+        trained = sum(p.numel() for p in self.parameters())
+        return (
+            f"BasicLayer({len(self.blocks)} x {first.attn!r} on {rows}x{columns} patches, {trained:,} trained values)"
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -251,7 +252,7 @@ class BasicLayer(nn.Module):
 
 
 def share_parameters(source: nn.Module, target: nn.Module) -> nn.Module:
-    """Let ``target`` use the trainable parameters of ``source``; frozen references stay its own."""
+    """Let `target` use the trainable parameters of `source`; frozen references stay its own."""
     for name, parameter in source.named_parameters():
         owner, _, leaf = name.rpartition(".")
         setattr(target.get_submodule(owner), leaf, parameter)

@@ -10,11 +10,9 @@ from torch import Tensor, nn
 
 from anomaly_lib.backbones.clip import ClipBackbone
 from anomaly_lib.errors import UserError
-from anomaly_lib.models.sowa.model import AdapterOptions, AnomalyCLIP, PromptOptions
-from anomaly_lib.models.sowa.scores import sowa_loss
-from anomaly_lib.models.sowa.text import LONG_TEMPLATE
-from anomaly_lib.models.sowa.window_adapter import BasicLayer, SwinTransformerBlock, WindowAttention
-from tests.support.sowa import STAGES, images, randomise, tiny_clip
+from anomaly_lib.models.sowa import AnomalyCLIP, BasicLayer, SwinTransformerBlock, WindowAttention, sowa_loss
+from anomaly_lib.models.sowa.phrases import LONG_TEMPLATE
+from tests.support.sowa import PUBLISHED, STAGES, images, randomise, tiny_clip
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +25,10 @@ def clip() -> ClipBackbone:
 
 def attention_by_loops(module: WindowAttention, window: Tensor) -> Tensor:
     """One window [w*w, C], written out token by token from the description of the method."""
-    attn, heads, side = module.frozen[0], module.num_heads, module.window_size
+    attn, heads, side = module.frozen[0], module.config.num_heads, module.window_size
     width = window.shape[-1] // heads
     q, k, v = (window @ attn.in_proj_weight.T).chunk(3, dim=-1)
-    if module.value_only:
+    if module.config.value_only:
         q = k = v
     mixed = torch.zeros_like(window)
     for head in range(heads):
@@ -51,7 +49,9 @@ def attention_by_loops(module: WindowAttention, window: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("value_only", [True, False])
 def test_window_attention_equals_loops(clip: ClipBackbone, value_only: bool) -> None:
-    module = WindowAttention(clip.attention(1), window_size=3, num_heads=4, cpb_dim=8, value_only=value_only)
+    module = WindowAttention(
+        clip.attention(1), window_size=3, num_heads=4, cpb_dim=8, value_only=value_only, attn_drop=0.0
+    )
     randomise(module)
     x = torch.randn(2, 9, 64)
     with torch.no_grad():
@@ -62,7 +62,7 @@ def test_window_attention_equals_loops(clip: ClipBackbone, value_only: bool) -> 
 
 
 def test_block_equals_loops(clip: ClipBackbone) -> None:
-    block = SwinTransformerBlock(clip.attention(2), input_resolution=(4, 4), window_size=2, num_heads=2)
+    block = SwinTransformerBlock(clip.attention(2), (4, 4), window_size=2, num_heads=2, attn_drop=0.0)
     randomise(block)
     x = torch.randn(1, 16, 64)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_shifted_windows_equal_masked_dense_attention(clip: ClipBackbone) -> Non
     """A shifted window is dense attention over the grid in which only tokens of one (cut) window see each other."""
     side, window, shift = 6, 3, 1
     block = SwinTransformerBlock(
-        clip.attention(0), input_resolution=(side, side), window_size=window, shift_size=shift, num_heads=2
+        clip.attention(0), (side, side), window_size=window, shift_size=shift, num_heads=2, attn_drop=0.0
     )
     randomise(block)
     module = block.attn
@@ -120,8 +120,8 @@ def test_shifted_windows_equal_masked_dense_attention(clip: ClipBackbone) -> Non
 
 def test_forward_equals_loops(clip: ClipBackbone) -> None:
     """The six outputs, image by image and patch by patch from the taps."""
-    prompt = PromptOptions(class_names=("cup", "lid"), prompt_length=2, state_template=LONG_TEMPLATE)
-    model = AnomalyCLIP(clip, feature_map_idx=STAGES, prompt=prompt, adapter=AdapterOptions(attn_drop=0.0))
+    prompt: dict[str, Any] = {"class_names": ["cup", "lid"], "prompt_length": 2, "state_template": LONG_TEMPLATE}
+    model = AnomalyCLIP(clip, feature_map_idx=STAGES, attn_drop=0.0, **prompt, **PUBLISHED)
     randomise(model)
     names = ["lid", "unheard of", "cup"]
     taps = clip.encode(images(3))
@@ -147,7 +147,7 @@ def test_forward_equals_loops(clip: ClipBackbone) -> None:
 
 @torch.no_grad()
 def test_loss_by_hand(clip: ClipBackbone) -> None:
-    model = AnomalyCLIP(clip, feature_map_idx=(1, 3))
+    model = AnomalyCLIP(clip, feature_map_idx=(1, 3), **PUBLISHED)
     randomise(model)
     model.eval()
     out = model(images())
@@ -176,7 +176,7 @@ def test_loss_by_hand(clip: ClipBackbone) -> None:
 
 
 def test_zero_norms_make_the_adapter_the_identity(clip: ClipBackbone) -> None:
-    layer = BasicLayer(clip.attention(0), input_resolution=(4, 4), window_size=2, depth=2, hidden_features=(16,))
+    layer = BasicLayer(clip.attention(0), (4, 4), window_size=2, depth=2, hidden_features=(16,))
     for block in layer.blocks:
         for norm in (block.norm1, block.norm2):
             nn.init.zeros_(norm.weight)
@@ -187,7 +187,7 @@ def test_zero_norms_make_the_adapter_the_identity(clip: ClipBackbone) -> None:
 
 def test_frozen_projections_are_shared_and_the_input_bias_is_not_read(clip: ClipBackbone) -> None:
     attn = nn.MultiheadAttention(64, 4, batch_first=True)
-    layer = BasicLayer(attn, input_resolution=(4, 4), window_size=2, attn_drop=0.0)
+    layer = BasicLayer(attn, (4, 4), window_size=2, attn_drop=0.0)
     x = torch.randn(1, 16, 64)
     before = layer(x)
     attn.in_proj_bias.data.fill_(5.0)
@@ -199,7 +199,7 @@ def test_frozen_projections_are_shared_and_the_input_bias_is_not_read(clip: Clip
 
 def test_every_parameter_learns_and_the_clip_does_not(clip: ClipBackbone) -> None:
     before = {name: value.clone() for name, value in clip.state_dict().items()}
-    model = AnomalyCLIP(clip, feature_map_idx=STAGES, adapter=AdapterOptions(depth=(1, 1, 2, 2), window_size=(2,)))
+    model = AnomalyCLIP(clip, feature_map_idx=STAGES, depth=[1, 1, 2, 2], window_size=[2], **PUBLISHED)
     sum(sowa_loss(model(images()), torch.tensor([0, 1]), (torch.rand(2, 64, 64) > 0.8).long()).values()).backward()  # type: ignore[union-attr]
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
     torch.optim.AdamW(model.parameters(), lr=0.1).step()
@@ -208,7 +208,7 @@ def test_every_parameter_learns_and_the_clip_does_not(clip: ClipBackbone) -> Non
 
 def test_full_size_parameter_count() -> None:
     attn = nn.MultiheadAttention(1024, 16, batch_first=True, device="meta")
-    layer = BasicLayer(attn, input_resolution=(24, 24))
+    layer = BasicLayer(attn, (24, 24))
     assert sum(p.numel() for p in layer.parameters()) == 1_053_384
     linear, prompts = 768 * 768 + 768, 2 * 12 * 768
     assert 4 * 1_053_384 + linear + prompts == 4_822_560
@@ -218,8 +218,8 @@ def test_full_size_parameter_count() -> None:
 
 
 def test_share_weight_is_true_sharing(clip: ClipBackbone) -> None:
-    own = AnomalyCLIP(clip, feature_map_idx=STAGES).visual_encoder
-    shared = AnomalyCLIP(clip, feature_map_idx=STAGES, adapter=AdapterOptions(share_weight=True)).visual_encoder
+    own = AnomalyCLIP(clip, feature_map_idx=STAGES, **PUBLISHED).visual_encoder
+    shared = AnomalyCLIP(clip, feature_map_idx=STAGES, share_weight=True, **PUBLISHED).visual_encoder
     count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
     assert count(own) == 4 * count(shared)
     x = torch.randn(1, 16, 64)
@@ -229,12 +229,14 @@ def test_share_weight_is_true_sharing(clip: ClipBackbone) -> None:
 
 
 def test_per_stage_adapters(clip: ClipBackbone) -> None:
-    options = AdapterOptions(window_size=(2, 2, 4, 4), depth=(1, 1, 1, 2))
-    adapters: Any = AnomalyCLIP(clip, feature_map_idx=STAGES, adapter=options).visual_encoder.adapters
+    options: dict[str, Any] = {"window_size": [2, 2, 4, 4], "depth": [1, 1, 1, 2]}
+    adapters: Any = AnomalyCLIP(clip, feature_map_idx=STAGES, **options).visual_encoder.adapters
     assert [adapter.blocks[0].window_size for adapter in adapters] == [2, 2, 4, 4]
     assert [len(adapter.blocks) for adapter in adapters] == [1, 1, 1, 2]
-    shifted = AdapterOptions(window_size=(2,), depth=(2,))
-    blocks: Any = AnomalyCLIP(clip, feature_map_idx=STAGES, adapter=shifted).visual_encoder.adapters[0].blocks
+    blocks: Any = (
+        AnomalyCLIP(clip, feature_map_idx=STAGES, window_size=[2], depth=[2]).visual_encoder.adapters[0].blocks
+    )
     assert [block.shift_size for block in blocks] == [0, 1]
-    with pytest.raises(UserError, match="--window-size"):
-        AnomalyCLIP(clip, feature_map_idx=STAGES, adapter=AdapterOptions(window_size=(2, 4)))
+    for blocks_given in (STAGES, ()):
+        with pytest.raises(UserError, match=r"window_size=2 4: give one value, or one per stage \(4\)"):
+            AnomalyCLIP(clip, feature_map_idx=blocks_given, window_size=[2, 4])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import anomaly_lib
 from anomaly_lib.errors import UserError
-from anomaly_lib.models.sowa.keys import read_released
+from anomaly_lib.models.sowa.keys import trained_tensors
 from anomaly_lib.models.sowa.window_adapter import BasicLayer
 
 ROOT = Path(__file__).resolve().parents[3]

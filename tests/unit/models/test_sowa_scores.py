@@ -1,26 +1,34 @@
 """SOWA's prompts, scores and variants: invariants, hand-computed values, scikit-learn's fit."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from anomaly_lib.backbones.clip import ClipBackbone
 from anomaly_lib.errors import UserError
-from anomaly_lib.models.sowa.model import AdapterOptions, AnomalyCLIP, PromptOptions, logistic_fit
-from anomaly_lib.models.sowa.scores import Memory, build_memory, detect, scale_transductively, sowa_loss
-from anomaly_lib.models.sowa.text import (
-    ENSEMBLE_TEMPLATES,
-    LONG_TEMPLATE,
+from anomaly_lib.models.sowa import (
+    AnomalyCLIP,
     AnomalyPromptLearner,
+    Memory,
+    PromptConfig,
     PromptEncoder,
     PromptTextEncoder,
     TextMapEncoder,
-    check_templates,
-    pick_classes,
-    pool_text_features,
+    VisionMapEncoder,
+    VisionResidualEncoder,
+    build_memory,
+    detect,
+    sowa_loss,
 )
-from anomaly_lib.models.sowa.vision import VisionMapEncoder, VisionResidualEncoder
-from tests.support.sowa import STAGES, images, randomise, tiny_clip
+from anomaly_lib.models.sowa.model import logistic_fit
+from anomaly_lib.models.sowa.phrases import ENSEMBLE_TEMPLATES, LONG_TEMPLATE
+from anomaly_lib.models.sowa.scores import scale_transductively
+from anomaly_lib.models.sowa.text import pick_classes, pool_text_features
+from tests.support.sowa import PUBLISHED, STAGES, images, randomise, tiny_clip
+
+TEXT: dict[str, Any] = {"image_score": "text"}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +41,9 @@ def clip() -> ClipBackbone:
 
 def test_prompt_order_and_context(clip: ClipBackbone) -> None:
     template = {"normal": ("{}", "good {}"), "anomaly": ("damaged {}", "broken {}")}
-    learner = AnomalyPromptLearner(clip.text, class_names=("cup", "lid"), prompt_length=3, state_template=template)
+    learner = AnomalyPromptLearner(
+        clip.text, class_names=("cup", "lid"), prompt_length=3, state_template=template, start="random"
+    )
     prompts, ids = learner()
     said = ["cup", "good cup", "lid", "good lid", "damaged cup", "broken cup", "damaged lid", "broken lid"]
     plain = clip.text.tokenize([f"x x x {text}." for text in said])
@@ -58,27 +68,27 @@ def test_zero_tuning_encoder_picks_classes(clip: ClipBackbone) -> None:
 def test_templates_must_come_in_pairs() -> None:
     assert len(LONG_TEMPLATE["normal"]) == len(LONG_TEMPLATE["anomaly"]) == 44
     with pytest.raises(UserError, match="1 normal against 3"):
-        check_templates({"normal": ["{}"], "anomaly": ["bad {}", "broken {}", "cut {}"]})
+        PromptConfig(normal_templates=["{}"], anomaly_templates=["bad {}", "broken {}", "cut {}"])
     with pytest.raises(UserError, match=r"no \{\}"):
-        check_templates({"normal": ["good"], "anomaly": ["bad {}"]})
+        PromptConfig(normal_templates=["good"], anomaly_templates=["bad {}"])
 
 
 # -- scores ------------------------------------------------------------------------------------------------------------
 
 
 def test_map_bounds_and_sum(clip: ClipBackbone) -> None:
-    out = AnomalyCLIP(clip, feature_map_idx=STAGES)(images())
+    out = AnomalyCLIP(clip, feature_map_idx=STAGES, **PUBLISHED)(images())
     for stage in out.anomaly_maps:
         torch.testing.assert_close(stage.sum(1), torch.ones(2, 64, 64))
         assert 0.119 < float(stage.min()) < float(stage.max()) < 0.881
 
 
 def test_memory_knows_its_own_images(clip: ClipBackbone) -> None:
-    model = AnomalyCLIP(clip, feature_map_idx=STAGES).eval()
+    model = AnomalyCLIP(clip, feature_map_idx=STAGES, **PUBLISHED).eval()
     taps = clip.encode(images(5))
     support = {name: value[:2] for name, value in taps.items()}
     memory = build_memory(model, model.from_taps(support).patches)
-    plain = detect(model, taps, ["cup"] * 5)
+    plain = detect(model, taps, ["cup"] * 5, **TEXT)
     found = detect(model, taps, ["cup"] * 5, {"cup": memory})
     added = found.map - plain.map  # type: ignore[operator]
     assert float(added[:2].abs().max()) < 1e-4
@@ -88,7 +98,7 @@ def test_memory_knows_its_own_images(clip: ClipBackbone) -> None:
     patch = F.normalize(model.from_taps(taps).patches[2][4, 0], dim=0)
     nearest = 1 - (bank @ patch).max()
     only = Memory([memory.patches[2]], 1.0)
-    one = AnomalyCLIP(clip, feature_map_idx=(2,)).eval()
+    one = AnomalyCLIP(clip, feature_map_idx=(2,), **PUBLISHED).eval()
     corner = detect(one, taps, ["cup"] * 5, {"cup": only}).map[4, 0, 0] - detect(one, taps, ["cup"] * 5).map[4, 0, 0]  # type: ignore[index]
     assert float(corner) == pytest.approx(float(nearest), abs=1e-4)
     scaled = found.parts["memory"]
@@ -97,13 +107,13 @@ def test_memory_knows_its_own_images(clip: ClipBackbone) -> None:
 
 
 def test_support_scaled_score_needs_no_other_image(clip: ClipBackbone) -> None:
-    model = AnomalyCLIP(clip, feature_map_idx=STAGES).eval()
+    model = AnomalyCLIP(clip, feature_map_idx=STAGES, **PUBLISHED).eval()
     taps = clip.encode(images(6))
     memories = {"cup": build_memory(model, model.from_taps({k: v[:1] for k, v in taps.items()}).patches)}
     together = detect(model, taps, ["cup"] * 6, memories)
     alone = detect(model, {k: v[4:5] for k, v in taps.items()}, ["cup"], memories)
     torch.testing.assert_close(together.score[4:5], alone.score)
-    raw = detect(model, taps, ["cup"] * 6, memories, scaling="transductive")
+    raw = detect(model, taps, ["cup"] * 6, memories, score_scaling="transductive")
     scaled = scale_transductively(raw)
     peak = raw.map.flatten(1).amax(1)  # type: ignore[union-attr]
     want = (raw.parts["text"] + (peak - peak.min()) / (peak.max() - peak.min())) / 2
@@ -113,7 +123,7 @@ def test_support_scaled_score_needs_no_other_image(clip: ClipBackbone) -> None:
 
 
 def test_memory_survives_a_checkpoint(clip: ClipBackbone) -> None:
-    model = AnomalyCLIP(clip, feature_map_idx=STAGES).eval()
+    model = AnomalyCLIP(clip, feature_map_idx=STAGES, **PUBLISHED).eval()
     memory = build_memory(model, model.from_taps(clip.encode(images(2))).patches)
     again = Memory.restore(memory.state())
     assert again.reference == memory.reference
@@ -122,24 +132,21 @@ def test_memory_survives_a_checkpoint(clip: ClipBackbone) -> None:
 
 
 def test_stage_attention_averages_to_one(clip: ClipBackbone) -> None:
-    model = AnomalyCLIP(clip, feature_map_idx=STAGES)
+    model = AnomalyCLIP(clip, feature_map_idx=STAGES, **PUBLISHED)
     for stage in model.stage_attention(clip.encode(images())):
         torch.testing.assert_close(stage.mean((1, 2)), torch.ones(2))
 
 
 def test_training_can_start_at_the_zero_shot_answer(clip: ClipBackbone) -> None:
     """Adapters and linear map are the identity and contexts speak: the model answers what plain CLIP answers."""
-    prompt = PromptOptions(prompt_length=4, initial_words="a photo of a")
-    model = AnomalyCLIP(clip, feature_map_idx=STAGES, prompt=prompt).eval()
-    model.start_from_zero_shot()
+    model = AnomalyCLIP(clip, feature_map_idx=STAGES, prompt_length=4, start="zero-shot").eval()
     taps = clip.encode(images())
     out = model.from_taps(taps)
     torch.testing.assert_close(out.patch_features, out.patches)
     plain = clip.text.encode_text(["a photo of a object.", "a photo of a damaged object."])
     cosines = F.normalize(taps["pooled"], dim=-1) @ F.normalize(plain, dim=-1).T
     torch.testing.assert_close(out.text_probs, (cosines / 0.07).softmax(-1), rtol=1e-4, atol=1e-5)
-    long = PromptOptions(prompt_length=6, initial_words="a photo of a")
-    context = AnomalyCLIP(clip, feature_map_idx=STAGES, prompt=long).prompt_learner.ctx_neg[0, 0]  # type: ignore[union-attr]
+    context = AnomalyCLIP(clip, feature_map_idx=STAGES, prompt_length=6).prompt_learner.ctx_neg[0, 0]  # type: ignore[union-attr]
     words = clip.text.embed(clip.text.tokenize(["of a a photo of a"]))[0, 1:7]
     torch.testing.assert_close(context, words)
 
@@ -148,7 +155,7 @@ def test_training_can_start_at_the_zero_shot_answer(clip: ClipBackbone) -> None:
 
 
 def test_residual_encoder_feeds_adapted_tokens_back(clip: ClipBackbone) -> None:
-    encoder = VisionResidualEncoder(clip, feature_map_idx=(0, 2), adapter=AdapterOptions(attn_drop=0.0), gamma=0.3)
+    encoder = VisionResidualEncoder(clip, feature_map_idx=(0, 2), attn_drop=0.0, gamma=0.3)
     randomise(encoder)
     visual = clip.clip.visual
     with torch.no_grad():
@@ -164,21 +171,21 @@ def test_residual_encoder_feeds_adapted_tokens_back(clip: ClipBackbone) -> None:
                 x = torch.cat([x[:, :1], 0.7 * x[:, 1:] + 0.3 * changed], dim=1)
         torch.testing.assert_close(pooled, visual.ln_post(x[:, 0]) @ visual.proj)
         # Without a share of it flowing back nothing in the tower changes: the ordinary encoder's answers.
-        encoder.gamma = 0.0
-        plain = VisionMapEncoder(clip, feature_map_idx=(0, 2), adapter=AdapterOptions(attn_drop=0.0))
+        encoder.config.gamma = 0.0
+        plain = VisionMapEncoder(clip, feature_map_idx=(0, 2), attn_drop=0.0)
         plain.load_state_dict(encoder.state_dict())
         for mine, theirs in zip(encoder(images()), plain(images()), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(pooled, plain(images())[0], atol=1e-3)
-    model = AnomalyCLIP(clip, feature_map_idx=STAGES, vision="residual")
+    model = AnomalyCLIP(clip, feature_map_idx=STAGES, vision="residual", **PUBLISHED)
     sum(sowa_loss(model(images()), torch.tensor([0, 1]), torch.rand(2, 64, 64) > 0.8).values()).backward()  # type: ignore[union-attr]
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 def test_sparc_differs_only_in_where_the_linear_map_stands(clip: ClipBackbone) -> None:
     """sparc_* average a class's phrasings before the map, sowa_* after it: the same, because both are linear."""
-    prompt = PromptOptions(class_names=("cup", "lid"), prompt_length=2, state_template=LONG_TEMPLATE)
-    model = AnomalyCLIP(clip, feature_map_idx=STAGES, prompt=prompt)
+    prompt: dict[str, Any] = {"class_names": ["cup", "lid"], "prompt_length": 2, "state_template": LONG_TEMPLATE}
+    model = AnomalyCLIP(clip, feature_map_idx=STAGES, **prompt, **PUBLISHED)
     randomise(model)
     names = ["lid", "cup", "other"]
     with torch.no_grad():
@@ -204,13 +211,13 @@ def test_logistic_fit_equals_scikit_learn() -> None:
 
 
 def test_calibration_meets_the_base_rate_and_keeps_the_order(clip: ClipBackbone) -> None:
-    model = AnomalyCLIP(clip, feature_map_idx=STAGES, calibrated=True).eval()
+    model = AnomalyCLIP(clip, feature_map_idx=STAGES, start="random").eval()
     taps = clip.encode(images(4))
     with torch.no_grad():
         bare = model.from_taps(taps).anomaly_maps
     differences = model.patch_differences(taps, [""] * 4).flatten(1)  # [stages, B * L]
     truth = torch.sigmoid(4 * (differences[1] - differences[1].quantile(0.9)) / differences[1].std())
-    plain_sum = AnomalyCLIP(clip, feature_map_idx=STAGES).fused_map(bare)
+    plain_sum = AnomalyCLIP(clip, feature_map_idx=STAGES, **PUBLISHED).fused_map(bare)
     torch.testing.assert_close(plain_sum, sum(one[:, 1] for one in bare))
     model.fit_calibration(differences, truth)
     assert model.map_scale is not None
@@ -236,7 +243,7 @@ def test_calibration_meets_the_base_rate_and_keeps_the_order(clip: ClipBackbone)
     torch.testing.assert_close(
         fused.double(), 4 * torch.sigmoid(by_hand + model.stage_weights[-1]), rtol=1e-3, atol=1e-4
     )
-    plain = detect(model, taps, [""] * 4)
-    mixed = detect(model, taps, [""] * 4, image_score="mean")
+    plain = detect(model, taps, [""] * 4, **TEXT)
+    mixed = detect(model, taps, [""] * 4)
     assert plain.map is not None
     torch.testing.assert_close(mixed.score, (plain.score + plain.map.flatten(1).amax(1) / 4) / 2)
