@@ -3,8 +3,8 @@
     python scripts/make_figures.py --runs runs          # every finished run below runs/
     python scripts/make_figures.py --only demo_contact_sheet
 
-docs/manual/results.md is written anew, and the part of README.md between its two marks. Every row names its commit, seed and
-options; nothing in them is written by hand.
+docs/manual/results.md is written anew, and the part of README.md between its two marks. Every row names its commit,
+seed and options; nothing in them is written by hand.
 """
 
 import json
@@ -13,23 +13,20 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from anomaly_lib import viz
 from anomaly_lib.config import Options, arg, command
-from anomaly_lib.data.demo.items import CATEGORIES, render
-from anomaly_lib.detect.contract import EvaluateArgs, Evaluation
-from anomaly_lib.evaluation.evaluate import find_checkpoints
 from anomaly_lib.files import write_text
-from anomaly_lib.metrics.inputs import to_numpy
-from anomaly_lib.systems.registry import recipe_of
+from anomaly_lib.systems.registry import SYSTEMS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts import each other from the repository root
 
 from scripts.pages.results_page import SHOWN, FinishedRun, finished_runs, renew_readme, results_page
+
+if TYPE_CHECKING:  # torch is loaded where there is work: --help and mistakes come at once
+    from anomaly_lib.detect.scores import Scores
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("demo_contact_sheet", "results")
@@ -40,7 +37,7 @@ class Args(Options):
     """Figures and tables of the docs."""
 
     runs: str = arg("runs", "folder with run folders")
-    docs: str = arg(str(ROOT / "docs"), "folder of results.md and figures/")
+    docs: str = arg(str(ROOT / "docs"), "folder of manual/results.md and figures/")
     benchmarks: str = arg(str(ROOT / "benchmarks" / "results"), "folder of the benchmarks' JSON files")
     readme: str = arg(str(ROOT / "README.md"), "file whose marked part is renewed")
     figures_per_system: int = arg(2, "runs of each system that are drawn; all are in the tables", at_least=0)
@@ -50,6 +47,10 @@ class Args(Options):
 
 def demo_contact_sheet(folder: Path) -> Path:
     """One normal image and the largest of five of each defect kind, a row per demo category."""
+    from PIL import Image
+
+    from anomaly_lib.data.demo.items import CATEGORIES, render
+
     tile = 104
     columns = 1 + max(len(category.defects) for category in CATEGORIES.values())
     sheet = Image.new("RGB", (columns * tile, len(CATEGORIES) * tile))
@@ -66,15 +67,19 @@ def demo_contact_sheet(folder: Path) -> Path:
 
 def draw_run(run: FinishedRun, folder: Path) -> None:
     """The figure that says most about a run, and its training curve."""
-    checkpoint = find_checkpoints(str(run.folder))[0]
-    evaluation: Evaluation = recipe_of(run.system).evaluate(checkpoint, EvaluateArgs(checkpoint=str(checkpoint)))
-    scores, labels = to_numpy(evaluation.scores), to_numpy(evaluation.labels)
-    if evaluation.kind == "regression":
+    from anomaly_lib import viz
+    from anomaly_lib.evaluation.evaluate import find_checkpoints
+
+    detector = SYSTEMS.load(find_checkpoints(str(run.folder))[0])
+    found = detector.score(detector.items())
+    scores, labels = np.asarray(found.scores), np.asarray(found.labels)
+    if found.kind == "regression":
         figure, kind = viz.parity_plot(scores, labels, title=run.folder.name), "parity"
-    elif evaluation.maps is not None and evaluation.image is not None:
-        figure, kind = _overlays(evaluation, scores, labels), "overlays"
+    elif found.maps is not None and found.image is not None:
+        figure, kind = _overlays(found, scores, labels), "overlays"
     else:
-        figure, kind = viz.score_histogram(scores, labels, threshold=evaluation.threshold), "histogram"
+        threshold = detector.decision.threshold if detector.decision else None
+        figure, kind = viz.score_histogram(scores, labels, threshold=threshold), "histogram"
     run.figures = _kept(viz.save_figure(figure, folder / f"{run.folder.name}_{kind}", dpi=72))
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()] if _has(run) else []
     if len(lines) > 1 and "loss" in lines[0]:
@@ -93,24 +98,26 @@ def _kept(written: list[Path]) -> list[Path]:
     return written[:1]
 
 
-def _overlays(evaluation: Evaluation, scores: np.ndarray, labels: np.ndarray) -> Any:
+def _overlays(found: "Scores", scores: np.ndarray, labels: np.ndarray) -> Any:
     """Anomalies from the easiest to the hardest, chosen by rank and not by looks."""
+    from anomaly_lib import viz
+
     anomalous = np.flatnonzero(labels > 0)
     ranked = anomalous[np.argsort(-scores[anomalous], kind="stable")]
     chosen = ranked[np.linspace(0, len(ranked) - 1, min(SHOWN, len(ranked))).round().astype(int)]
-    assert evaluation.image is not None
+    assert found.image is not None
     return viz.overlay_grid(
-        [evaluation.image(i) for i in chosen],
-        [to_numpy(evaluation.maps[i]) for i in chosen],
-        masks=None if evaluation.masks is None else [to_numpy(evaluation.masks[i]) for i in chosen],
-        titles=[f"{Path(evaluation.paths[i]).parent.name}  {scores[i]:.3f}" for i in chosen],
-        value_range=viz.map_range([to_numpy(one) for one in evaluation.maps]),
+        [found.image(i) for i in chosen],
+        [np.asarray(found.maps[i]) for i in chosen],
+        masks=None if found.masks is None else [np.asarray(found.masks[i]) for i in chosen],
+        titles=[f"{Path(found.paths[i]).parent.name}  {scores[i]:.3f}" for i in chosen],
+        value_range=viz.map_range([np.asarray(one) for one in found.maps]),
     )
 
 
-def make(args: Args) -> int:
+def make(args: Args) -> None:
     docs = Path(args.docs)
-    figures = docs / "figures"
+    figures, manual = docs / "figures", docs / "manual"
     figures.mkdir(parents=True, exist_ok=True)
     if "demo_contact_sheet" in args.only:
         print(demo_contact_sheet(figures))
@@ -122,10 +129,9 @@ def make(args: Args) -> int:
                 draw_run(run, figures)
                 drawn[run.system] += 1
             print(f"{run.folder}: {', '.join(path.name for path in run.figures)}")
-        write_text(docs / "results.md", results_page(runs, docs, Path(args.benchmarks)))
+        write_text(manual / "results.md", results_page(runs, manual, Path(args.benchmarks)))
         renew_readme(Path(args.readme), runs, args.gallery)
-        print(docs / "results.md")
-    return 0
+        print(manual / "results.md")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

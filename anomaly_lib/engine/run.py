@@ -131,7 +131,7 @@ def data_in_words(args: Any) -> str:
 def closing_lines(result: RunResult, *, remarks: Sequence[str], decision: str | None) -> list[str]:
     """Metrics, decision, where the checkpoint lies, and what to do next."""
     figures = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items() if "threshold" not in name)
-    lines = ["result: " + figures + "".join(f" [{remark}]" for remark in dict.fromkeys(remarks))]
+    lines = ["result: " + figures + "".join(f" [{remark}]" for remark in remarks)]
     if decision:
         lines.append(f"decision: {decision}")
     lines.append(f"run folder: {result.run_dir}")
@@ -372,10 +372,9 @@ class Run:
         plain_metrics = {name: float(value) for name, value in metrics.items()}
         self.note(metrics=plain_metrics, checkpoint=str(source), error=None)
         result = self.result()
-        closing = closing_lines(
-            result, remarks=[*remarks, *weight_remarks(self.record.get("weights", {}))], decision=decision
-        )
-        self.note(status="finished", closing=closing)  # last: a run that says finished has all of this
+        remarks = list(dict.fromkeys([*remarks, *weight_remarks(self.record.get("weights", {}))]))
+        closing = closing_lines(result, remarks=remarks, decision=decision)
+        self.note(status="finished", remarks=remarks, closing=closing)  # last: a run that says finished has all of this
         self._closing(closing)
         return result
 

@@ -1,11 +1,11 @@
 """docs/manual/results.md and the README's table: what run folders and benchmark files say, each with its commit."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from anomaly_lib.backbones.sources import RANDOM
 from anomaly_lib.detect.tables import Cell, Table
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json, write_text
@@ -31,21 +31,17 @@ class FinishedRun:
 def finished_runs(root: Path) -> list[FinishedRun]:
     """Every finished run below `root`, by system and folder name."""
     if not root.is_dir():
-        raise UserError(f"--runs {root}: no such folder; train something first, for instance python train_cls.py")
+        raise UserError(f"runs={root}: no such folder; train something first, for instance python train_cls.py")
     records = [(path.parent, read_json(path)) for path in sorted(root.rglob("run.json"))]
-    runs = [FinishedRun(folder, record) for folder, record in records if record.get("status") == "finished"]
+    runs = [FinishedRun(folder, record) for folder, record in records if _has_ended(record)]
     if not runs:
-        raise UserError(f"--runs {root}: holds no finished run")
+        raise UserError(f"runs={root}: holds no finished run")
     return sorted(runs, key=lambda run: (run.system, run.folder.name))
 
 
-def remarks_of(record: Mapping[str, Any]) -> list[str]:
-    """What must stand beside a result: that its epoch was chosen on test data, that a frozen network is untrained."""
-    options, weights = record["args"], record.get("weights")
-    if not isinstance(weights, Mapping):  # a run from before the record had them: its options say what it was told
-        weights = {name: value for name, value in options.items() if name.endswith("weights")}
-    remarks = ["oracle"] if options.get("select") == "best-on-test" else []
-    return remarks + (["random weights"] if RANDOM in weights.values() else [])
+def _has_ended(record: Mapping[str, Any]) -> bool:
+    """Only the record of a run that has ended says what must stand beside its result."""
+    return record.get("status") == "finished" and "remarks" in record
 
 
 def result_table(runs: Sequence[FinishedRun]) -> Table:
@@ -58,7 +54,7 @@ def result_table(runs: Sequence[FinishedRun]) -> Table:
             {
                 "run": run.folder.name,
                 **dict(list(metrics.items())[:SHOWN]),
-                "remarks": ", ".join(remarks_of(record)) or "-",
+                "remarks": ", ".join(record["remarks"]) or "-",
                 "seed": record["seed"],
                 "seconds": round(record["seconds"]),
                 "machine": record.get("gpu") or f"{record.get('machine')}, {record.get('threads')} threads",
@@ -95,8 +91,8 @@ def _ratios(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, float]
         yield " / ".join(part.replace("_", " ") for part in path), float(node)
 
 
-def results_page(runs: Sequence[FinishedRun], docs: Path, benchmarks: Path) -> str:
-    """docs/manual/results.md."""
+def results_page(runs: Sequence[FinishedRun], folder: Path, benchmarks: Path) -> str:
+    """The page results.md, which lies in `folder`."""
     parts = [
         "# Measured results\n\nWritten by `python scripts/make_figures.py` from run folders; do not edit. Demo data are"
         " procedural: the numbers say that a system works, not how it compares on a published benchmark.\n"
@@ -105,7 +101,9 @@ def results_page(runs: Sequence[FinishedRun], docs: Path, benchmarks: Path) -> s
         own = [run for run in runs if run.system == system]
         parts.append(f"## {system}\n\n{result_table(own).markdown()}")
         for run in own:
-            shown = "\n".join(f"![{path.stem}]({path.relative_to(docs).as_posix()})" for path in run.figures)
+            shown = "\n".join(
+                f"![{path.stem}]({Path(os.path.relpath(path, folder)).as_posix()})" for path in run.figures
+            )
             parts.append(f"**{run.folder.name}**: `{options_of(run)}`\n\n{shown}\n" if shown else "")
     if (benchmarks / REAL_DATA).is_file():
         parts.append(
@@ -141,7 +139,7 @@ def renew_readme(readme: Path, runs: Sequence[FinishedRun], gallery: Sequence[st
     Without `gallery`: the first picture of every system. A README without the marks is left alone.
     """
     if not readme.is_file():
-        raise UserError(f"--readme {readme}: no such file")
+        raise UserError(f"readme={readme}: no such file")
     text = readme.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
         return
@@ -153,7 +151,7 @@ def renew_readme(readme: Path, runs: Sequence[FinishedRun], gallery: Sequence[st
     for run in runs:
         metrics = [(n, v) for n, v in run.record["metrics"].items() if n != "threshold"][:3]
         figures = ", ".join(f"{name} {value:.3f}" for name, value in metrics)
-        figures += f" [{', '.join(remarks)}]" if (remarks := remarks_of(run.record)) else ""
+        figures += "".join(f" [{remark}]" for remark in run.record["remarks"])
         lines.append(f"| {run.system} | {run.folder.name} | {figures} | {run.record.get('git_commit') or 'unknown'} |")
     pictured = [run for run in runs if any(path.stem.endswith("_overlays") for path in run.figures)]
     first = {run.system: run.folder.name for run in reversed(pictured)}

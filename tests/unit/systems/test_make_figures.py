@@ -20,7 +20,7 @@ def put_run(root: Path, name: str, system: str, **changes) -> None:
     record = {
         "system": system, "status": "finished", "args": {"select": "last"}, "seed": 7, "seconds": 12.6,
         "machine": "x86_64", "threads": 2, "gpu": None, "git_commit": "abc123",
-        "metrics": {"image_auroc": 0.91234, "threshold": 0.5},
+        "metrics": {"image_auroc": 0.91234, "threshold": 0.5}, "remarks": [],
         "argv": ["--fusion-mode", "harmonic", "--output-dir", "/somewhere/else", "--data-path=/private"],
     }  # fmt: skip
     (root / name).mkdir(parents=True)
@@ -30,11 +30,10 @@ def put_run(root: Path, name: str, system: str, **changes) -> None:
 def test_page_and_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs, docs, readme = tmp_path / "runs", tmp_path / "docs", tmp_path / "README.md"
     put_run(runs, "cls", "promptad")
-    put_run(runs, "oracle-cls", "promptad", args={"select": "best-on-test", "weights": "random"})
+    put_run(runs, "oracle-cls", "promptad", remarks=["oracle: best epoch on test", "random weights: audio-net"])
     put_run(runs, "half", "promptad", status="interrupted")
-    put_run(runs, "heard", "weld", weights={"audio-net": "random", "image-net": "0" * 64})
-    put_run(runs, "by-options", "weld", args={"audio_weights": "random"})  # from before run.json had the weights
-    put_run(runs, "no-net", "weld", args={"weights": "random"}, weights={})
+    put_run(runs, "heard", "weld", remarks=["random weights: audio-net"])
+    put_run(runs, "no-net", "weld")
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
 
     def draw(run, folder: Path) -> None:
@@ -52,16 +51,16 @@ def test_page_and_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     argv = ["--runs", str(runs), "--docs", str(docs), "--readme", str(readme), "--only", "results"]
     argv += ["--benchmarks", str(benchmarks)]
     assert SCRIPT.main(argv) == 0
-    page = (docs / "results.md").read_text()
+    page = (docs / "manual" / "results.md").read_text()
     assert "| cls | 0.912 | - | 7 | 13 | x86_64, 2 threads | abc123 |" in page
-    assert "oracle, random weights" in page
+    assert "oracle: best epoch on test, random weights: audio-net" in page
     assert "half" not in page
-    for name, remark in (("heard", "random weights"), ("by-options", "random weights"), ("no-net", "-")):
+    for name, remark in (("heard", "random weights: audio-net"), ("no-net", "-")):
         assert f"| {name} | 0.912 | {remark} | 7 |" in page
     assert "`--fusion-mode harmonic`" in page
     assert "/somewhere" not in page
     assert "/private" not in page
-    assert "](figures/cls_overlays.png)" in page
+    assert "](../figures/cls_overlays.png)" in page
     assert "| bank | search / ratio | 4.50 | f00d |" in page
     assert "| bank | runs / 0 / times faster | 71.00 | f00d |" in page
     assert "| weld | padim | here (2) | 90.00 ± 0.00 | 80.00 ± 0.00 | 70.00 ± 0.00 |" in page
@@ -71,7 +70,9 @@ def test_page_and_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert text.endswith("\nafter\n")
     assert "old" not in text
     assert "| cls | image_auroc 0.912 | abc123 |" in text
-    assert "| oracle-cls | image_auroc 0.912 [oracle, random weights] | abc123 |" in text
+    assert (
+        "| oracle-cls | image_auroc 0.912 [oracle: best epoch on test] [random weights: audio-net] | abc123 |" in text
+    )
     assert SCRIPT.main(argv) == 0  # a second time changes nothing
     assert readme.read_text() == text
 
