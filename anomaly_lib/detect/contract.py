@@ -10,13 +10,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
+
 from anomaly_lib.backbones.identity import weight_remarks
 from anomaly_lib.config import Options
 from anomaly_lib.detect.choice import EVERYWHERE, Choice
 from anomaly_lib.detect.decision import Decision
 from anomaly_lib.detect.scores import Scores
 from anomaly_lib.engine.checkpoint import Checkpoint
-from anomaly_lib.errors import OptionError
+from anomaly_lib.errors import OptionError, UserError
+from anomaly_lib.metrics.inputs import to_numpy
 from anomaly_lib.types import Prediction, RunResult
 
 
@@ -67,11 +70,14 @@ class Detector(ABC):
 
     def score(self, selection: Selection) -> Scores:
         """Scores, maps and what is known of many samples, streamed and from the feature store where there is one."""
-        return self._score(selection)
+        return _finite(self._score(selection), skip=selection.choice.on_error == "skip")
 
     def predict(self, inputs: Any) -> Prediction:
         """Score one or many raw inputs, with the decision where the detector has one."""
         prediction = self._predict(inputs)
+        bad = (~prediction.score.isfinite()).nonzero().flatten().tolist()
+        if bad:
+            raise UserError(f"input {bad[0]}: its score is not finite; is it damaged, or are the detector's weights?")
         return prediction if self.decision is None else self.decision.decide(prediction)
 
     @abstractmethod
@@ -82,6 +88,22 @@ class Detector(ABC):
 
     @abstractmethod
     def _predict(self, inputs: Any) -> Prediction: ...
+
+
+def _finite(scores: Scores, *, skip: bool) -> Scores:
+    """The scores, none of which may be NaN or infinite: such a sample is named, or left out and listed."""
+    good = np.isfinite(to_numpy(scores.scores))
+    if scores.maps is not None:
+        good &= np.array([bool(np.isfinite(to_numpy(one)).all()) for one in scores.maps], dtype=bool)
+    if good.all():
+        return scores
+    bad = [scores.paths[i] for i in np.flatnonzero(~good)]
+    if not skip or not good.any():
+        raise UserError(
+            f"{bad[0]}: its score is not finite; is the file damaged, or are the detector's weights? "
+            "(on_error=skip leaves such samples out)"
+        )
+    return scores.chosen(good, note=f"left out, their scores are not finite: {', '.join(bad)}")
 
 
 class System(Protocol):

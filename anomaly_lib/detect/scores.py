@@ -1,7 +1,7 @@
 """What a detector says of many samples, with what is known of them, and the figures that follow."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,28 @@ class Scores:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def chosen(self, rows: np.ndarray, *, note: str) -> "Scores":
+        """The samples where `rows` [N] is true, with a remark that says why."""
+        places = np.flatnonzero(rows)
+
+        def some(values: Any) -> Any:
+            return None if values is None else to_numpy(values)[places]
+
+        picture = self.image
+        return replace(
+            self,
+            scores=some(self.scores),
+            labels=some(self.labels),
+            paths=[self.paths[i] for i in places],
+            groups=[self.groups[i] for i in places],
+            defects=None if self.defects is None else [self.defects[i] for i in places],
+            maps=some(self.maps),
+            masks=some(self.masks),
+            parts={name: some(part) for name, part in self.parts.items()},
+            image=None if picture is None else lambda index: picture(int(places[index])),
+            notes=[*self.notes, note],
+        )
 
 
 @dataclass
