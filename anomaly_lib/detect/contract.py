@@ -72,6 +72,10 @@ class Detector(ABC):
         """Scores, maps and what is known of many samples, streamed and from the feature store where there is one."""
         return _finite(self._score(selection), skip=selection.choice.on_error == "skip")
 
+    def decision_for(self, selection: Selection) -> Decision | None:  # noqa: ARG002  (of the detectors it differs for)
+        """The stored decision where it holds for these samples: a choice (`shot`) may make another detector of it."""
+        return self.decision
+
     def predict(self, inputs: Any) -> Prediction:
         """Score one or many raw inputs, with the decision where the detector has one."""
         prediction = self._predict(inputs)

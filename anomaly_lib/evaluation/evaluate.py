@@ -63,8 +63,9 @@ def evaluate_checkpoint(path: Path, args: EvaluateArgs, systems: Registry) -> Ev
     """Load the detector of a checkpoint and let it score the chosen samples."""
     detector = systems.load(path, device=args.device, weights=args.weights, which=args.parameters)
     choice = Choice(**{f.name: getattr(args, f.name) for f in fields(Choice)})
-    scores = detector.score(detector.items(choice))
-    decision = detector.decision
+    selection = detector.items(choice)
+    scores = detector.score(selection)
+    decision = detector.decision_for(selection)
     if scores.kind == "detection":
         decision = choose_decision(
             scores, decision, args.policy, false_alarms=args.false_alarms, support_quantile=args.support_quantile
