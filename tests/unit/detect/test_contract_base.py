@@ -39,9 +39,9 @@ class Fixed(Detector):
 def test_a_choice_without_effect_is_refused() -> None:
     detector = Fixed([0.0, 1.0])
     assert detector.items(Choice(obj="nut")).choice.obj == "nut"
-    with pytest.raises(UserError, match="^shot=3: has no meaning for a trained fixed detector"):
+    with pytest.raises(UserError, match=r"^shot=3: has no meaning for a trained fixed detector"):
         detector.items(Choice(shot=3))
-    with pytest.raises(UserError, match="^split=val: fixed is scored on test only"):
+    with pytest.raises(UserError, match=r"^split=val: fixed is scored on test only"):
         detector.items(Choice(split="val"))
     assert detector.facts.remarks() == ["oracle", "random weights: net"]
 
@@ -57,13 +57,13 @@ def test_a_score_that_is_not_finite_is_named_or_left_out_and_never_normal(value:
     assert "2.png" in found.notes[-1]
     detector.decision = Decision(0.5, "by hand")
     assert detector.predict([0.0, 1.0]).anomalous.tolist() == [False, True]
-    with pytest.raises(UserError, match="^input 1: its score is not finite"):
+    with pytest.raises(UserError, match=r"^input 1: its score is not finite"):
         detector.predict([0.0, value])
 
 
 def test_maps_count_too() -> None:
     maps = np.zeros((2, 3, 3))
     maps[1, 1, 1] = np.nan
+    detector = Fixed([0.0, 1.0], maps)
     with pytest.raises(UserError, match=r"^1\.png"):
-        detector = Fixed([0.0, 1.0], maps)
         detector.score(detector.items())
