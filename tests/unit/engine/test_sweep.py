@@ -234,8 +234,10 @@ def test_job_lists(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "either --jobs FILE or --command"),
+        ([], "either --jobs (a file) or --command (a template"),
         (["--command", "x", "--grid", "obj"], "write AXIS=VALUE"),
+        (["--jobs", "x", "--grid", "a=1"], "--grid"),
+        (["--command", "x", "--cpus-per-job", "2"], "--launcher ray"),
         (["--command", "x", "--grid", "a=1,1"], "two jobs of the sweep are called 1"),
     ],
 )
