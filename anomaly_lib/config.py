@@ -224,7 +224,7 @@ def refuse_without_effect(args: Any, given: Mapping[str, Any]) -> None:
 
 def _met(value: Any, wanted: Any) -> bool:
     if wanted is ANY:
-        return value not in (None, False, []) and value != 0
+        return value not in (None, False, [], "") and value != 0
     return value in wanted if isinstance(wanted, tuple) else bool(value == wanted)
 
 
