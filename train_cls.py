@@ -4,11 +4,13 @@ import sys
 from collections.abc import Sequence
 
 from anomaly_lib.config import command
-from anomaly_lib.systems.promptad.train import Args, train
+from anomaly_lib.systems.promptad.options import Args
+from anomaly_lib.systems.registry import SYSTEMS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, train, leave with an exit code."""
+    train = SYSTEMS["promptad"].train
     return command(Args, train, argv, prog="train_cls.py", description="PromptAD, image level (few-shot, CLIP)")
 
 

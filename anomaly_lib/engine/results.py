@@ -26,8 +26,11 @@ class ResultsTable:
         self.path = Path(path)
         self.key = tuple(key)
 
-    def put(self, *rows: Mapping[str, Any]) -> None:
-        """Add or replace rows; each must have a value in every key column."""
+    def put(self, *rows: Mapping[str, Any], merge: bool = False) -> None:
+        """Add or replace rows; each must have a value in every key column.
+
+        `merge`: cells that the new row does not have stay as they were.
+        """
         wanted = [{name: "" if value is None else str(value) for name, value in row.items()} for row in rows]
         for row in wanted:
             if absent := [name for name in self.key if not row.get(name)]:
@@ -35,7 +38,8 @@ class ResultsTable:
         with self._locked():
             table = {self._key_of(row): row for row in self.rows()}
             for row in wanted:
-                table[self._key_of(row)] = row
+                key = self._key_of(row)
+                table[key] = {**table.get(key, {}), **row} if merge else row
             write_text(self.path, _to_csv(table.values()))
 
     def rows(self) -> list[dict[str, str]]:

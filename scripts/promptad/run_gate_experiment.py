@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anomaly_lib.config import command
-from anomaly_lib.systems.promptad.analysis import analyse, averages, collect
-from anomaly_lib.systems.promptad.gate import GateArgs, run_gate
+from anomaly_lib.systems.promptad.options import GateArgs
+from anomaly_lib.systems.registry import SYSTEMS
 
 
 def run(args: GateArgs) -> None:
     """Measure, aggregate, print the averages."""
-    run_gate(args, print)
+    from anomaly_lib.systems.promptad.analysis import analyse, averages, collect
+    from anomaly_lib.systems.promptad.gate import run_gate
+
+    run_gate(args, SYSTEMS, print)
     folder = Path(args.output_dir) / args.branch
     analyse(folder, figures=args.figures)
     rows = collect(folder)

@@ -14,24 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from anomaly_lib.backbones.clip import DEMO, DEMO_FILE
-from anomaly_lib.backbones.weights import file_sha256
 from anomaly_lib.config import Options, Switch, arg, command
-from anomaly_lib.data.demo.items import CATEGORIES, write_demo
-from anomaly_lib.detect.contract import EvaluateArgs
+from anomaly_lib.data.names import DEMO_CATEGORIES
+from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.tables import Cell, Table
-from anomaly_lib.engine.log import Log
-from anomaly_lib.engine.run import machine_facts
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json, write_between, write_json
-from anomaly_lib.models.promptad.scores import branch_scores
-from anomaly_lib.systems.promptad.data import truth_of
-from anomaly_lib.systems.promptad.eval import image_scores, test_metrics
 from anomaly_lib.systems.promptad.options import ALL
 from anomaly_lib.systems.promptad.options import Args as PromptADArgs
-from anomaly_lib.systems.promptad.train import Experiment, build, evaluate, fitted_settings, train
+from anomaly_lib.systems.registry import SYSTEMS
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKS = ("<!-- options:begin -->", "<!-- options:end -->")
@@ -62,20 +53,22 @@ class Args(Options):
     output_dir: str = arg("runs/promptad/study_options", "runs of the study and the data they read", aliases=["output"])
     halves: list[str] = arg(["real", "demo"], "which data", choices=["real", "demo"])
     categories: list[str] = arg(["mvtec_ad/bottle", "battery_weld/weld"], "FOLDER/CATEGORY of the real half")
-    classes: list[str] = arg(list(CATEGORIES), "classes of the demo half")
+    classes: list[str] = arg(list(DEMO_CATEGORIES), "classes of the demo half")
     tasks: list[str] = arg(["cls", "seg"], "cls, seg or both", choices=["cls", "seg"])
     shot: int = arg(4, "support images (k)", at_least=1)
     epochs: int = arg(100, "epochs of every training", at_least=0)
     seed: int = arg(111, "seed of draws and contexts", at_least=0)
     resolution: int = arg(200, "side of maps and masks; they are smoothed by a hundredth of it", at_least=8)
     backbone: str = arg("demo-clip", "CLIP of the textual branch")
-    image_size: int = arg(0, "side of its input; 0 = its own", at_least=0)
+    image_size: list[int] = arg([], "height and width of its input, or one number; empty = its own", type=int)
     results: str = arg("benchmarks/results/promptad_options.json", "JSON file; its rows are kept and added to")
     write_docs: Switch = arg(False, "put the tables into docs/manual/promptad.md")
 
 
 def data_folders(args: Args) -> Iterator[tuple[str, Path, list[str]]]:
     """(half, folder in MVTec's layout, its classes): real categories are linked side by side, demo data are written."""
+    from anomaly_lib.data.demo.items import write_demo
+
     here = Path(args.output_dir) / "data"
     root = os.environ.get("ANOMALY_LIB_DATA")
     if "real" in args.halves and root:
@@ -83,7 +76,7 @@ def data_folders(args: Args) -> Iterator[tuple[str, Path, list[str]]]:
         (here / "real").mkdir(parents=True, exist_ok=True)
         for source in sources:
             if not source.is_dir():
-                raise UserError(f"--categories {source.parent.name}/{source.name}: not below $ANOMALY_LIB_DATA")
+                raise UserError(f"categories={source.parent.name}/{source.name}: not below $ANOMALY_LIB_DATA")
             link = here / "real" / source.name
             if not link.exists():
                 link.symlink_to(source.resolve(), target_is_directory=True)
@@ -99,11 +92,11 @@ def options(args: Args, folder: Path, task: str, obj: str) -> PromptADArgs:
     """Options of the training behind all rows of a class and task."""
     return PromptADArgs(
         dataset="mvtec", data_path=str(folder), obj=obj, task=task, shot=args.shot, shots="seed", epochs=args.epochs,
-        seed=args.seed, n_pro=3 if task == "cls" else 1, resolution=args.resolution, sigma=args.resolution / 100,
-        backbone=args.backbone, weights="random" if args.backbone == "tiny-clip" else None,
-        image_size=args.image_size or None, figures=False, save_every=max(1, args.epochs), fresh=True,
+        seed=args.seed, resolution=args.resolution, backbone=args.backbone, image_size=args.image_size,
+        weights="random" if args.backbone == "tiny-clip" else None,
+        figures=False, save_every=max(1, args.epochs), fresh=True,
         output_dir=str(Path(args.output_dir) / folder.name / f"{obj}-{task}"),
-        cache_dir=str(Path(args.output_dir) / "cache"),
+        cache_dir=str(Path(args.output_dir) / "cache"), **({"sigma": args.resolution / 100} if task == "seg" else {}),
     )  # fmt: skip
 
 
@@ -115,34 +108,63 @@ def variants() -> dict[str, dict[str, Any]]:
             if known or not VIT.items() <= change.items()}  # fmt: skip
 
 
+def trained_checkpoint(args: PromptADArgs) -> Path:
+    """Where the training of these options has left its contexts."""
+    checkpoint = SYSTEMS["promptad"].train(args).checkpoint
+    assert checkpoint is not None
+    return checkpoint
+
+
 def rescored(trained: PromptADArgs, checkpoint: Path, change: dict[str, Any]) -> dict[str, float]:
     """Test figures of the contexts in ``checkpoint`` under other options of memory and scoring."""
-    saved = torch.load(checkpoint, weights_only=True)["model"]
-    experiment: Experiment = build(replace(trained, **change), torch.device("cpu"))
-    model, towers, data = experiment.model, experiment.towers, experiment.data
+    import torch
+
+    from anomaly_lib.detect.scores import summary
+    from anomaly_lib.systems.promptad.data import open_task
+    from anomaly_lib.systems.promptad.features import Towers
+    from anomaly_lib.systems.promptad.train import build, detector_of
+
+    args = replace(trained, **change)
+    data = open_task(args)
+    experiment = build(args, data, Towers(args, torch.device("cpu")))
+    saved = SYSTEMS.read(checkpoint)["model"]
     contexts = {name.removeprefix("learner."): v for name, v in saved.items() if name.startswith("learner.")}
-    model.learner.load_state_dict(contexts)
-    model.keep_text_features(towers.text)
-    settings, normal = fitted_settings(experiment)
-    threshold = float(torch.quantile(image_scores(normal, settings), float(experiment.args.threshold_quantile or 0.5)))
-    labels, masks = truth_of(data.test, towers.transform(test=True), trained.resolution)
-    branches = branch_scores(model, towers.features(data.test, test=True), settings)
-    return test_metrics(branches, settings, labels, masks, threshold)[1]
+    experiment.model.learner.load_state_dict(contexts)
+    detector = detector_of(experiment)
+    return summary(detector.score(detector.selection(data.test)), detector.decision)
 
 
-def study(args: Args) -> int:
-    """Fill the table row by row."""
-    log, path = Log(), Path(args.results)
-    record = read_json(path) if path.is_file() else {}
-    settings = {
+def scored_alone(checkpoint: Path, name: str) -> dict[str, float]:
+    """Test figures of one class by the model of all classes in ``checkpoint``."""
+    from anomaly_lib.detect.scores import summary
+
+    detector = SYSTEMS.load(checkpoint, device="cpu")
+    return summary(detector.score(detector.items(Choice(obj=name))), detector.decision)
+
+
+def settings_of(args: Args) -> dict[str, Any]:
+    """What rows must agree in to stand in one table."""
+    from anomaly_lib.backbones.clip import DEMO, DEMO_FILE
+    from anomaly_lib.backbones.weights import file_sha256
+
+    return {
         "k": args.shot, "epochs": args.epochs, "seed": args.seed, "resolution": args.resolution,
         "backbone": args.backbone, "image_size": args.image_size,
         "weights": file_sha256(DEMO_FILE.with_suffix(".safetensors")) if args.backbone == DEMO else "",
     }  # fmt: skip
+
+
+def study(args: Args) -> int:
+    """Fill the table row by row."""
+    from anomaly_lib.engine.log import Log
+    from anomaly_lib.engine.run import machine_facts
+
+    log, path, settings = Log(), Path(args.results), settings_of(args)
+    record = read_json(path) if path.is_file() else {}
     rows: dict[str, dict[str, float]] = record["rows"] if record.get("settings") == settings else {}
 
     def keep(key: str, metrics: dict[str, float]) -> None:
-        rows[key] = {name: round(value, 5) for name, value in metrics.items() if name != "threshold"}
+        rows[key] = {name: round(value, 5) for name, value in metrics.items()}
         log.line(f"{key}: " + ", ".join(f"{name} {rows[key][name]:.3f}" for name in SHOWN[key.split("|")[2]]))
         write_json(path, {"settings": settings, "machine": machine_facts(), "rows": rows})
 
@@ -152,21 +174,16 @@ def study(args: Args) -> int:
                 trained = options(args, folder, task, name)
                 if f"{half}|{name}|{task}|{EXP}" not in rows:
                     other = replace(trained, logit_scale="exp", output_dir=f"{trained.output_dir}-exp")
-                    keep(f"{half}|{name}|{task}|{EXP}", train(other).metrics)
+                    keep(f"{half}|{name}|{task}|{EXP}", SYSTEMS["promptad"].train(other).metrics)
                 wanted = {variant: change for variant, change in variants().items()
                           if f"{half}|{name}|{task}|{variant}" not in rows}  # fmt: skip
-                if wanted:
-                    checkpoint = train(trained).checkpoint
-                    assert checkpoint is not None
+                checkpoint = trained_checkpoint(trained) if wanted else Path()
                 for variant, change in wanted.items():
                     keep(f"{half}|{name}|{task}|{variant}", rescored(trained, checkpoint, change))
             missing = [name for name in classes if f"{half}|{name}|{task}|{MULTI}" not in rows]
-            if missing:
-                checkpoint = train(options(args, folder, task, ALL)).checkpoint
-                assert checkpoint is not None
+            checkpoint = trained_checkpoint(options(args, folder, task, ALL)) if missing else Path()
             for name in missing:
-                found = evaluate(checkpoint, EvaluateArgs(obj=name, device="cpu")).metrics
-                keep(f"{half}|{name}|{task}|{MULTI}", found)
+                keep(f"{half}|{name}|{task}|{MULTI}", scored_alone(checkpoint, name))
     tables = "\n\n".join(table_of(rows, half) for half in args.halves if any(key.startswith(half) for key in rows))
     log.line(tables)
     if args.write_docs:

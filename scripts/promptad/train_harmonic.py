@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anomaly_lib.config import command
-from anomaly_lib.engine.launchers import LocalLauncher, RayLauncher
-from anomaly_lib.engine.log import Log
-from anomaly_lib.engine.sweep import Launcher, Sweep
-from anomaly_lib.systems.promptad.sweep import SweepArgs, sweep_jobs
+from anomaly_lib.systems.promptad.options import SweepArgs
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(args: SweepArgs) -> int:
     """Run the sweep and say where the table of results lies."""
+    from anomaly_lib.engine.launchers import LocalLauncher, RayLauncher
+    from anomaly_lib.engine.log import Log
+    from anomaly_lib.engine.sweep import Launcher, Sweep
+    from anomaly_lib.systems.promptad.sweep import sweep_jobs
+
     log = Log()
     launcher: Launcher = LocalLauncher(parallel=args.parallel, gpus=args.gpus)
     if args.launcher == "ray" and not args.dry_run:

@@ -15,9 +15,7 @@ from scipy.ndimage import gaussian_filter
 
 from anomaly_lib.backbones.clip import create_clip
 from anomaly_lib.models.promptad.model import PromptAD
-from anomaly_lib.models.promptad.prompts import PromptLearner
-from anomaly_lib.models.promptad.scores import ImageFeatures, ScoreSettings, predict_features
-from anomaly_lib.models.promptad.states import class_text, state_templates
+from anomaly_lib.models.promptad.scores import ImageFeatures, Scoring
 
 pytestmark = pytest.mark.parity
 STATES_OF_METAL_NUT = [
@@ -159,12 +157,14 @@ def _unit_features(out: dict[str, torch.Tensor], tap: str) -> ImageFeatures:
 @pytest.mark.parametrize("task", ["cls", "seg"])
 def test_library_equals_the_loops(task: str, paper: bool) -> None:
     tap = "next_attn" if paper else "layer"
-    backbone = create_clip("tiny-clip", weights="random", layers=[f"{tap}.0", f"{tap}.2", "pooled", "vv_tokens"])
     n_pro, n_pro_ab = (3, 4) if task == "cls" else (2, 4)  # 2 and 4 share a factor: the pairings differ
-    learner = PromptLearner(
-        backbone.text, class_text=class_text("metal_nut"), states=state_templates("metal_nut"), n_pro=n_pro,
-        n_pro_ab=n_pro_ab, pairing="modulo" if paper else "all",
+    backbone = create_clip("tiny-clip", weights="random")
+    model = PromptAD(
+        towers=backbone, class_name="metal_nut", task=task, n_pro=n_pro, n_pro_ab=n_pro_ab, resolution=SIZE[0],
+        logit_scale="raw" if paper else "exp", triplet_axis="patch" if paper else "channel",
+        pairing="modulo" if paper else "all", memory_tap="post_attn_next" if paper else "block_out",
     )  # fmt: skip
+    learner = model.learner
     support, test = torch.randn(2, 3, 64, 64), torch.randn(2, 3, 64, 64)
     twin = Twin(backbone.clip, learner.normal_ctx, learner.abnormal_ctx, paper=paper, task=task)
     images = [twin.image(picture) for picture in support]
@@ -175,12 +175,7 @@ def test_library_equals_the_loops(task: str, paper: bool) -> None:
         for level in range(2):
             torch.testing.assert_close(ours.taps[level][n], images[n][2][level], atol=1e-5, rtol=0)
 
-    model = PromptAD(
-        learner, stored_logit_scale=backbone.logit_scale, joint_dim=backbone.embed_dim,
-        memory_shape=[tuple(t.flatten(0, 1).shape) for t in ours.taps],
-        logit_scale_mode="raw" if paper else "exp", triplet_axis="patch" if paper else "channel",
-    )  # fmt: skip
-    loss = sum(model.losses(ours.for_task(task), backbone.text).values())
+    loss = sum(model.losses(ours.for_task(task)).values())
     features = [image[0] if task == "cls" else image[1] for image in images]
     want = twin.loss(backbone.text.tokenizer, features)
     torch.testing.assert_close(loss, want, atol=1e-5, rtol=1e-5)
@@ -195,9 +190,8 @@ def test_library_equals_the_loops(task: str, paper: bool) -> None:
     assert all(p.grad is None and not p.requires_grad for p in backbone.parameters())
 
     model.remember(ours.gallery_rows())
-    model.keep_text_features(backbone.text)
-    settings = ScoreSettings(task=task, map_size=SIZE)
-    prediction = predict_features(model, _unit_features(backbone.encode(test), tap), settings)
+    model.keep_text_features()
+    prediction = Scoring(model.config).predict(model.branches(_unit_features(backbone.encode(test), tap)))
     for n in range(2):
         score, smooth = twin.score(backbone.text.tokenizer, images, test[n])
         assert float(prediction.score[n]) == pytest.approx(score, abs=1e-5)

@@ -10,12 +10,14 @@ is computed once: see docs/manual/promptad.md for the token counts.
 """
 
 from collections.abc import Hashable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-PAIRINGS = ("all", "modulo")
+from anomaly_lib.config import configure
+from anomaly_lib.models.promptad.config import PromptConfig
+from anomaly_lib.models.promptad.states import class_text, state_templates
 
 
 class TextTower(Protocol):
@@ -63,15 +65,40 @@ def learned_pairs(n_pro: int, n_pro_ab: int, pairing: str) -> list[tuple[int, in
     ``modulo`` is the original's expansion: row i pairs i mod n_pro with i mod n_pro_ab, which repeats pairs and misses
     others unless the two numbers are coprime; ``all`` makes every pair once.
     """
-    if pairing not in PAIRINGS:
-        raise ValueError(f"pairing must be one of {PAIRINGS}, got {pairing!r}")
     if pairing == "modulo":
         return [(i % n_pro, i % n_pro_ab) for i in range(n_pro * n_pro_ab)]
     return [(i, j) for j in range(n_pro_ab) for i in range(n_pro)]
 
 
+def context_symbols(config: PromptConfig) -> list[Hashable]:
+    """Every token of the learned contexts, row by row of [normal [n_pro, n_ctx]; abnormal [n_pro_ab, n_ctx_ab]]."""
+    normal = [("normal", i, t) for i in range(config.n_pro) for t in range(config.n_ctx)]
+    return [*normal, *(("abnormal", j, t) for j in range(config.n_pro_ab) for t in range(config.n_ctx_ab))]
+
+
+def prompt_sequences(
+    start: int, tails: Sequence[Sequence[int]], pairs: Sequence[tuple[int, int]], config: PromptConfig
+) -> list[list[Hashable]]:
+    """All prompts as symbols, in the order normal, manual, learned. `tails`: words of the class, then of its states."""
+
+    def sequence(i: int, tail: Sequence[int], j: int | None = None) -> list[Hashable]:
+        normal = [("normal", i, t) for t in range(config.n_ctx)]
+        abnormal = [] if j is None else [("abnormal", j, t) for t in range(config.n_ctx_ab)]
+        return [start, *normal, *abnormal, *tail]
+
+    return [
+        *(sequence(i, tails[0]) for i in range(config.n_pro)),
+        *(sequence(i, tail) for tail in tails[1:] for i in range(config.n_pro)),
+        *(sequence(i, tails[0], j) for i, j in pairs),
+    ]
+
+
 class PromptLearner(nn.Module):
-    """The two learned contexts (the only trainable parameters of PromptAD) and the tree of prompts around them."""
+    """The two learned contexts (the only trainable parameters of PromptAD) and the tree of prompts around them.
+
+    ``learner(text)`` -> raw text features of the normal [n_pro, D], manual [n_states * n_pro, D] and learned
+    [n_pro * n_pro_ab, D] prompts. Made from a `PromptConfig` or from its options as keywords.
+    """
 
     base: Tensor
     node_row: Tensor
@@ -80,54 +107,29 @@ class PromptLearner(nn.Module):
     ends: Tensor
 
     def __init__(
-        self,
-        text: TextTower,
-        *,
-        class_text: str,
-        states: Sequence[str],
-        n_ctx: int = 4,
-        n_ctx_ab: int = 1,
-        n_pro: int = 3,
-        n_pro_ab: int = 4,
-        pairing: str = "all",
+        self, config: PromptConfig | None = None, *, text: TextTower, class_name: str = "object", **options: Any
     ) -> None:
         super().__init__()
-        if min(n_ctx, n_ctx_ab, n_pro, n_pro_ab) < 1:
-            raise ValueError("n_ctx, n_ctx_ab, n_pro and n_pro_ab must be at least 1")
-        self.normal_ctx = nn.Parameter(0.02 * torch.randn(n_pro, n_ctx, text.width))
-        self.abnormal_ctx = nn.Parameter(0.02 * torch.randn(n_pro_ab, n_ctx_ab, text.width))
-        pairs = learned_pairs(n_pro, n_pro_ab, pairing)
-        self.counts = (n_pro, len(states) * n_pro, len(pairs))
+        config = configure(PromptConfig, config, options)
+        self.words = class_text(class_name) if config.class_text is None else config.class_text
+        self.normal_ctx = nn.Parameter(0.02 * torch.randn(config.n_pro, config.n_ctx, text.width))
+        self.abnormal_ctx = nn.Parameter(0.02 * torch.randn(config.n_pro_ab, config.n_ctx_ab, text.width))
+        states = state_templates(class_name, config.states)
+        pairs = learned_pairs(config.n_pro, config.n_pro_ab, config.pairing)
+        self.counts = (config.n_pro, len(states) * config.n_pro, len(pairs))
 
-        phrases = [f"{class_text}.", *(f"{state.format(class_text)}." for state in states)]
-        ids = text.tokenize(phrases)
+        ids = text.tokenize([f"{self.words}.", *(f"{state.format(self.words)}." for state in states)])
         ends = text.end_of_text(ids)
-        words = [row[1 : int(end) + 1].tolist() for row, end in zip(ids, ends, strict=True)]  # end token included
-        start = int(ids[0, 0])
-
-        def sequence(i: int, tail: Sequence[int], j: int | None = None) -> list[Hashable]:
-            normal = [("normal", i, t) for t in range(n_ctx)]
-            abnormal = [] if j is None else [("abnormal", j, t) for t in range(n_ctx_ab)]
-            return [start, *normal, *abnormal, *tail]
-
-        self.sequences = (
-            [sequence(i, words[0]) for i in range(n_pro)]
-            + [sequence(i, tail) for tail in words[1:] for i in range(n_pro)]
-            + [sequence(i, words[0], j) for i, j in pairs]
-        )
+        tails = [row[1 : int(end) + 1].tolist() for row, end in zip(ids, ends, strict=True)]  # end token included
+        self.sequences = prompt_sequences(int(ids[0, 0]), tails, pairs, config)
         tree = PromptTree(self.sequences)
         vocabulary = sorted({symbol for symbol in tree.symbols if isinstance(symbol, int)})
-        row: dict[Hashable, int] = {symbol: index for index, symbol in enumerate(vocabulary)}
-        learned = len(vocabulary)
-        for i in range(n_pro):
-            row |= {("normal", i, t): learned + i * n_ctx + t for t in range(n_ctx)}
-        learned += n_pro * n_ctx
-        for j in range(n_pro_ab):
-            row |= {("abnormal", j, t): learned + j * n_ctx_ab + t for t in range(n_ctx_ab)}
+        # Rows of [vocabulary; normal contexts; abnormal contexts], as `forward` stacks them.
+        rows = {symbol: row for row, symbol in enumerate([*vocabulary, *context_symbols(config)])}
         base = text.embed(torch.tensor(vocabulary, device=ids.device)).detach()  # [V, C]
         # Everything below follows from the texts: it is rebuilt, not stored in checkpoints.
         self.register_buffer("base", base, persistent=False)
-        self.register_buffer("node_row", torch.tensor([row[symbol] for symbol in tree.symbols]), persistent=False)
+        self.register_buffer("node_row", torch.tensor([rows[symbol] for symbol in tree.symbols]), persistent=False)
         self.register_buffer("positions", tree.positions, persistent=False)
         self.register_buffer("seen", tree.seen, persistent=False)
         self.register_buffer("ends", tree.ends, persistent=False)

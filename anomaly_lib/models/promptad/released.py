@@ -3,13 +3,11 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from anomaly_lib.backbones.weights import read_torch_file
 from anomaly_lib.errors import UserError
 
 KEYS = ("feature_gallery1", "feature_gallery2", "text_features")
@@ -28,31 +26,32 @@ class Released:
     seed: int
     class_name: str
     backbone: str
+    shot: int
 
 
-def is_released(path: Path) -> bool:
-    """True for a file with the authors' three tensors (and nothing of ours)."""
-    try:
-        content = read_torch_file(path) if path.is_file() else None
-    except UserError:
-        return False
-    return isinstance(content, Mapping) and "system" not in content and set(KEYS) <= set(content)
+def is_released(content: object) -> bool:
+    """True for what a file with the authors' three tensors holds."""
+    return isinstance(content, Mapping) and set(KEYS) <= set(content)
 
 
-def read_released(path: Path) -> Released:
-    """The three tensors in float32; other keys (its test script once wrote the whole network) are left out."""
-    named = NAME.search(path.name)
+def read_released(content: Mapping[str, Any], name: str) -> Released:
+    """The three tensors in float32; other keys (its test script once wrote the whole network) are left out.
+
+    `name`: what the file is called.
+    """
+    named = NAME.search(name)
     if named is None:
         raise UserError(
-            f"{path}: task and class stand only in the name PromptAD gives its checkpoints;"
+            "task and class stand only in the name PromptAD gives its checkpoints;"
             " call the file CLS-Seed_111-<class>-check_point.pt or SEG-..."
         )
-    content: Any = read_torch_file(path)
     # Stored in half precision, in which unit length is lost a little.
     tensors = {key: F.normalize(content[key].float(), dim=-1) for key in KEYS}
-    width = tensors[KEYS[0]].shape[-1]
+    rows, width = tensors[KEYS[0]].shape
     if width not in BACKBONES:
         known = ", ".join(f"{name} ({size})" for size, name in BACKBONES.items())
-        raise UserError(f"{path}: a memory {width} wide belongs to none of PromptAD's backbones: {known}")
+        raise UserError(f"a memory {width} wide belongs to none of PromptAD's backbones: {known}")
+    if rows % PATCHES:
+        raise UserError(f"a memory of {rows} patches is no whole number of {IMAGE_SIZE} px images")
     task, seed, class_name = named.groups()
-    return Released(tensors, task.lower(), int(seed), class_name, BACKBONES[width])
+    return Released(tensors, task.lower(), int(seed), class_name, BACKBONES[width], rows // PATCHES)

@@ -1,42 +1,39 @@
-"""From PromptAD's branch scores to a prediction: calibrate, fuse by name, draw maps."""
+"""From frozen features to PromptAD's branch scores, and from those to a prediction: calibrate, fuse by name, draw maps.
+
+Legend: N images, P patches, D joint width, C width of a memory tap.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from anomaly_lib.fusion import REFERENCE_MODES, fuse
-from anomaly_lib.models.promptad.model import PromptAD, visual_score
+from anomaly_lib.errors import UserError
+from anomaly_lib.fusion import REFERENCE_MODES, calibrate, fuse
+from anomaly_lib.models.promptad.config import BRANCHES, ScoreConfig
+from anomaly_lib.ops.distance import nearest_neighbours
 from anomaly_lib.ops.smooth import upsample_and_smooth, upsample_maps
 from anomaly_lib.types import Prediction
 
-TASKS = ("cls", "seg")
-BRANCHES = ("textual", "visual")
-IMAGE_MAXIMA = ("map", "grid")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageFeatures:
-    """Unit features of N images; `pooled` or `tokens` may be absent when the task does not need them."""
+    """Unit features of N images."""
 
     taps: list[Tensor]  # each [N, P', C]
     grid: tuple[int, int]  # of the tokens, P = rows * columns
     tap_grid: tuple[int, int]  # of the memory patches, P' = rows * columns; another backbone may have another
-    pooled: Tensor | None = None  # [N, D]
-    tokens: Tensor | None = None  # [N, P, D]
+    pooled: Tensor  # [N, D]
+    tokens: Tensor  # [N, P, D]
 
     def __len__(self) -> int:
-        return self.taps[0].shape[0]
+        return len(self.pooled)
 
     def __getitem__(self, rows: slice | Tensor | list[int]) -> "ImageFeatures":
-        return ImageFeatures(
-            taps=[tap[rows] for tap in self.taps],
-            grid=self.grid,
-            tap_grid=self.tap_grid,
-            pooled=None if self.pooled is None else self.pooled[rows],
-            tokens=None if self.tokens is None else self.tokens[rows],
-        )
+        taps = [tap[rows] for tap in self.taps]
+        return ImageFeatures(taps, self.grid, self.tap_grid, self.pooled[rows], self.tokens[rows])
 
     def gallery_rows(self) -> list[Tensor]:
         """All patches of all images, [N * P', C] per tap: what a memory holds."""
@@ -44,26 +41,18 @@ class ImageFeatures:
 
     def for_task(self, task: str) -> Tensor:
         """What the textual branch and the loss read: [N, D] for cls, [N, P, D] for seg."""
-        features = self.pooled if task == "cls" else self.tokens
-        assert features is not None, f"features for task {task} were not extracted"
-        return features
+        return self.pooled if task == "cls" else self.tokens
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["ImageFeatures"]) -> "ImageFeatures":
+        """The images of several sources one after another."""
+        first = parts[0]
+        taps = [torch.cat([part.taps[i] for part in parts]) for i in range(len(first.taps))]
+        pooled, tokens = (torch.cat([getattr(part, name) for part in parts]) for name in ("pooled", "tokens"))
+        return cls(taps, first.grid, first.tap_grid, pooled, tokens)
 
 
-@dataclass(frozen=True)
-class ScoreSettings:
-    """How branch scores become a prediction. `calibration` and `references` come from support images only."""
-
-    task: str
-    fusion: str = "harmonic"
-    weights: tuple[float, ...] | None = None
-    map_size: tuple[int, int] = (400, 400)
-    sigma: float = 4.0
-    image_max: str = "map"
-    calibration: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
-    references: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Branches:
     """Branch scores before calibration and fusion: image level [N] for cls, patch level [N, h, w] for seg."""
 
@@ -72,70 +61,98 @@ class Branches:
     visual_grid: Tensor  # [N, h, w]
     margin: Tensor  # [N] mean over patches of (second nearest - nearest)
 
+    def __len__(self) -> int:
+        return len(self.textual)
 
-def branch_scores(
-    model: PromptAD,
-    features: ImageFeatures,
-    settings: ScoreSettings,
-    *,
-    neighbours: int = 1,
-    galleries: Sequence[Tensor] | None = None,
-) -> Branches:
-    """Score all images at once; the visual image score is the maximum of its upsampled map (or of the patch grid).
+    def plain(self) -> dict[str, Tensor]:
+        """For a checkpoint."""
+        return {f.name: getattr(self, f.name).cpu() for f in fields(self)}
 
-    `galleries` replaces the model's memory (leave-one-out); `neighbours` 2 also measures the neighbour margin.
+    @classmethod
+    def from_plain(cls, saved: Mapping[str, Tensor], device: torch.device) -> "Branches":
+        return cls(**{name: value.to(device) for name, value in saved.items()})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Branches"]) -> "Branches":
+        """The images of several parts one after another."""
+        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+
+def textual_score(features: Tensor, prototypes: Tensor, scale: Tensor | float) -> Tensor:
+    """Probability of the anomalous prototype, softmax(scale * f . [normal, abnormal]): [..., D] -> [...]."""
+    # A softmax over two is a sigmoid of the difference; one product instead of two.
+    return torch.sigmoid(scale * (features @ (prototypes[1] - prototypes[0])))
+
+
+@torch.no_grad()
+def visual_score(taps: Sequence[Tensor], galleries: Sequence[Tensor], k: int = 1) -> tuple[Tensor, Tensor]:
+    """Mean over taps of the smallest (1 - cos) / 2 to the gallery, and the nearest-neighbour margin: each [N, P].
+
+    `taps` [N, P, C] and `galleries` [G, C] have unit rows, for which (1 - cos) / 2 = |x - y|^2 / 4: never negative
+    and 0 for a stored patch. The margin is the mean over taps of (second nearest - nearest) (1 - cos); 0 unless k is 2.
     """
-    flat, margin = visual_score(features.taps, model.galleries if galleries is None else galleries, neighbours)
-    grid = flat.unflatten(1, features.tap_grid)  # [N, h, w]
-    textual = model.textual(features.for_task(settings.task))
-    if settings.task == "seg":
-        grid = upsample_maps(grid, features.grid)
-        return Branches(textual.unflatten(1, features.grid), grid, grid, margin.mean(1))
-    rendered = upsample_maps(grid, settings.map_size) if settings.image_max == "map" else grid
-    return Branches(textual, rendered.flatten(1).amax(1), grid, margin.mean(1))
+    score, margin = torch.zeros(taps[0].shape[:2]), torch.zeros(taps[0].shape[:2])
+    score, margin = score.to(taps[0].device), margin.to(taps[0].device)
+    for tap, gallery in zip(taps, galleries, strict=True):
+        distance, _ = nearest_neighbours(tap.flatten(0, 1), gallery, k=min(k, len(gallery)))
+        quarter = (distance.square() / 4).unflatten(0, tap.shape[:2])  # [N, P, k]
+        score += quarter[..., 0] / len(taps)
+        margin += 2 * (quarter[..., -1] - quarter[..., 0]) / len(taps)
+    return score, margin
 
 
-def fuse_branches(textual: Tensor, visual: Tensor, settings: ScoreSettings) -> Tensor:
-    """Calibrate (if asked for) and fuse two equally shaped branch scores."""
-    parts = {"textual": textual, "visual": visual}
-    parts = {name: settings.calibration[name](part) if settings.calibration else part for name, part in parts.items()}
-    references = [settings.references[name] for name in BRANCHES] if settings.fusion in REFERENCE_MODES else None
-    weights = settings.weights if settings.fusion == "weighted" else None
-    return fuse(*parts.values(), mode=settings.fusion, weights=weights, references=references).to(textual.dtype)
+@dataclass(frozen=True, eq=False)
+class Scoring:
+    """How branch scores become a prediction: the options, and branch scores of normal images the memory lacks.
 
+    `normal` is needed by a calibration and by the fusions `REFERENCE_MODES` alone; it comes from support images only.
+    """
 
-def combine(branches: Branches, settings: ScoreSettings, *, branch_maps: bool = False) -> Prediction:
-    """The prediction: cls scores [N] and the visual map; seg maps fused per patch, then drawn, and their maximum."""
-    fused = fuse_branches(branches.textual, branches.visual, settings)
-    if settings.task == "cls":
-        parts = {"textual": branches.textual, "visual": branches.visual, "margin": branches.margin}
-        return Prediction(fused, upsample_maps(branches.visual_grid, settings.map_size), parts)
-    maps = render(fused, settings)
-    parts = {"margin": branches.margin}
-    if branch_maps:
-        parts |= {name: render(getattr(branches, name), settings) for name in BRANCHES}
-    return Prediction(maps.flatten(1).amax(1), maps, parts)
+    config: ScoreConfig
+    normal: Branches | None = None
 
+    @cached_property
+    def references(self) -> list[Tensor]:
+        """Scores of normal images, one flat tensor a branch."""
+        if self.normal is None:
+            asked = f"fusion_mode={self.config.fusion_mode}, calibration={self.config.calibration}"
+            raise UserError(f"{asked}: needs scores of support images, which a released PromptAD checkpoint lacks")
+        return [getattr(self.normal, name).flatten() for name in BRANCHES]
 
-def render(grid: Tensor, settings: ScoreSettings) -> Tensor:
-    """Patch scores [N, h, w] -> smoothed maps [N, H, W] (SciPy's border rule, which the original smooths with)."""
-    return upsample_and_smooth(grid, settings.map_size, sigma=settings.sigma, border="symmetric")
+    @cached_property
+    def calibrations(self) -> list[Callable[[Tensor], Tensor]]:
+        """One a branch, or none."""
+        method = self.config.calibration
+        return [] if method == "none" else [calibrate(values, method) for values in self.references]
 
+    def fuse(self, textual: Tensor, visual: Tensor) -> Tensor:
+        """Calibrate (if asked for) and fuse two equally shaped branch scores."""
+        mode, parts = self.config.fusion_mode, [textual, visual]
+        if self.calibrations:
+            parts = [scale(part) for scale, part in zip(self.calibrations, parts, strict=True)]
+        references = self.references if mode in REFERENCE_MODES else None
+        weights = self.config.fusion_weights if mode == "weighted" else None
+        return fuse(*parts, mode=mode, weights=weights, references=references).to(textual.dtype)
 
-def predict_features(
-    model: PromptAD, features: ImageFeatures, settings: ScoreSettings, *, branch_maps: bool = False
-) -> Prediction:
-    """Branch scores and their fusion in one call."""
-    return combine(branch_scores(model, features, settings), settings, branch_maps=branch_maps)
+    def render(self, grid: Tensor) -> Tensor:
+        """Patch scores [N, h, w] -> smoothed maps [N, H, W] (SciPy's border rule, which the original smooths with)."""
+        return upsample_and_smooth(grid, self.config.map_size, sigma=self.config.sigma, border="symmetric")
 
+    def image_scores(self, branches: Branches) -> Tensor:
+        """Image scores [N] alone; for seg the maximum of the drawn map."""
+        fused = self.fuse(branches.textual, branches.visual)
+        return fused if self.config.task == "cls" else self.render(fused).flatten(1).amax(1)
 
-def concatenate(features: Sequence[ImageFeatures]) -> ImageFeatures:
-    """Stack image features of several sources."""
-    first = features[0]
-    return ImageFeatures(
-        taps=[torch.cat([f.taps[i] for f in features]) for i in range(len(first.taps))],
-        grid=first.grid,
-        tap_grid=first.tap_grid,
-        pooled=None if first.pooled is None else torch.cat([f.for_task("cls") for f in features]),
-        tokens=None if first.tokens is None else torch.cat([f.for_task("seg") for f in features]),
-    )
+    def predict(self, branches: Branches) -> Prediction:
+        """cls: scores [N] and the visual map; seg: maps fused per patch, then drawn, and their maximum.
+
+        Parts: the score [N] (cls) or the map [N, H, W] (seg) of each branch, and the neighbour margin [N].
+        """
+        fused = self.fuse(branches.textual, branches.visual)
+        parts = {name: getattr(branches, name) for name in BRANCHES}
+        if self.config.task == "cls":
+            drawn = upsample_maps(branches.visual_grid, self.config.map_size)
+            return Prediction(fused, drawn, {**parts, "margin": branches.margin})
+        maps = self.render(fused)
+        parts = {name: self.render(part) for name, part in parts.items()}
+        return Prediction(maps.flatten(1).amax(1), maps, {**parts, "margin": branches.margin})

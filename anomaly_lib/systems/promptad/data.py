@@ -1,7 +1,7 @@
 """PromptAD's data: which images support a class, through which views they are seen, and the truth of test images."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,6 @@ from anomaly_lib.data.splits import PROMPTAD_SHOTS
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.promptad.options import ALL, Args
 
-DEMO_CLASS = "brushed_metal"
-
 
 @dataclass(frozen=True)
 class TaskData:
@@ -26,22 +24,11 @@ class TaskData:
     support: list[Item]
     test: list[Item]
     chosen: dict[str, Any]
-    skipped: list[dict[str, str]] = field(default_factory=list)
-
-
-def _open(args: Args) -> tuple[list[Item], list[dict[str, str]]]:
-    wanted = None if args.obj in (None, ALL) else [args.obj]
-    if args.dataset == "demo" and args.data_path is None and args.obj is None:
-        wanted = [DEMO_CLASS]
-    items, skipped = readable_items(open_dataset(args.dataset, args.data_path, classes=wanted), args.on_error)
-    names = class_names(items)
-    if len(names) > 1 and args.obj != ALL:
-        raise UserError(f"--obj: choose one of {', '.join(names)} (or 'all' for one model of all classes)")
-    return items, skipped
+    skipped: list[dict[str, str]]
 
 
 def open_task(args: Args) -> TaskData:
-    """Read the data of --obj and choose its k support images."""
+    """Read the data of obj= and choose its k support images (of every class with obj=all)."""
     items, skipped = _open(args)
     names = class_names(items)
     chosen = [_choose(select(items, split="train", class_name=name), args) for name in names]
@@ -52,8 +39,17 @@ def open_task(args: Args) -> TaskData:
 
 
 def test_items(args: Args) -> list[Item]:
-    """The test images of --obj alone."""
+    """The test images of obj= alone."""
     return select(_open(args)[0], split="test")
+
+
+def _open(args: Args) -> tuple[list[Item], list[dict[str, str]]]:
+    wanted = None if args.obj in (None, ALL) else [args.obj]
+    items, skipped = readable_items(open_dataset(args.dataset, args.data_path, classes=wanted), args.on_error)
+    names = class_names(items)
+    if len(names) > 1 and args.obj != ALL:
+        raise UserError(f"give obj= one of {', '.join(names)} (or 'all' for one model of all classes)")
+    return items, skipped
 
 
 def _choose(train: Sequence[Item], args: Args) -> KShot:

@@ -1,237 +1,162 @@
-"""A trained PromptAD, ready for single images: score, map, decision."""
+"""A trained PromptAD: scores, maps and decisions of images, with the fusion it was trained with or any other."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from anomaly_lib.data.images import read_image
+from anomaly_lib.data import Item
+from anomaly_lib.detect.choice import Choice
+from anomaly_lib.detect.contract import Facts, Selection
+from anomaly_lib.detect.decision import Decision
+from anomaly_lib.detect.images import ImageDetector, pictures_of
+from anomaly_lib.detect.scores import Scores
 from anomaly_lib.engine.amp import pick_device
-from anomaly_lib.engine.checkpoint import check_weights, load_checkpoint
+from anomaly_lib.engine.checkpoint import Checkpoint
 from anomaly_lib.errors import UserError
-from anomaly_lib.fusion import REFERENCE_MODES, fusion_by_name
+from anomaly_lib.fusion import REFERENCE_MODES
+from anomaly_lib.models.promptad.config import BRANCHES
 from anomaly_lib.models.promptad.model import PromptAD
-from anomaly_lib.models.promptad.prompts import PromptLearner
-from anomaly_lib.models.promptad.released import IMAGE_SIZE, PATCHES, is_released, read_released
-from anomaly_lib.models.promptad.scores import (
-    BRANCHES,
-    Branches,
-    ImageFeatures,
-    ScoreSettings,
-    branch_scores,
-    combine,
-)
-from anomaly_lib.models.promptad.states import class_text, state_templates
-from anomaly_lib.systems.promptad.eval import fit_support, image_scores, settings_of
+from anomaly_lib.models.promptad.scores import Branches, Scoring
+from anomaly_lib.systems.promptad.data import test_items, truth_of
 from anomaly_lib.systems.promptad.features import Towers
-from anomaly_lib.systems.promptad.options import ALL, Args, resolve
+from anomaly_lib.systems.promptad.options import ALL, Args
 from anomaly_lib.types import Prediction
 
 SYSTEM = "promptad"
+ORACLE = "oracle: epoch chosen on the test set"
+IN_MEMORY = 256  # images whose features are held at a time while a data set is scored
 # Two runs that agree in these use the same frozen towers and transforms.
 TOWER_OPTIONS = (
     "backbone", "weights", "pretrained_dataset", "image_size", "visual_backbone", "visual_weights", "memory_layers",
     "memory_tap", "reader_resize", "test_color", "precision", "cache", "cache_dir",
 )  # fmt: skip
-Picture = str | Path | np.ndarray | Image.Image | Tensor
 
 
-def make_model(args: Args, towers: Towers, class_name: str, memory_images: int) -> PromptAD:
-    """The model at the sizes of this run; every hyper-parameter is visible here."""
-    words = args.class_text or ("object" if class_name == ALL else class_text(class_name))
-    learner = PromptLearner(
-        towers.text,
-        class_text=words,
-        states=state_templates(class_name, args.states),
-        n_ctx=args.n_ctx,
-        n_ctx_ab=args.n_ctx_ab,
-        n_pro=args.n_pro,
-        n_pro_ab=args.n_pro_ab,
-        pairing=str(args.pairing),
-    )
-    return PromptAD(
-        learner,
-        stored_logit_scale=towers.logit_scale,
-        joint_dim=towers.clip.embed_dim,
-        memory_shape=[(memory_images * patches, width) for patches, width in towers.memory_shape],
-        logit_scale_mode=str(args.logit_scale),
-        triplet_axis=str(args.triplet_axis),
-        alignment_weight=args.lambda1,
-    ).to(towers.device)
+class PromptADDetector(ImageDetector):
+    """What ``anomaly_lib.load(checkpoint)`` answers for PromptAD.
 
+    ``predict(images)`` -> ``score`` [B], ``map`` [B, R, R], ``parts``: what each branch says ([B] for cls, [B, R, R]
+    for seg). ``args`` are the options in force, ``model.config`` those of the training.
+    """
 
-@dataclass
-class Decision(Prediction):
-    """A prediction with the decision ``score >= threshold``."""
+    system = SYSTEM
+    honours = frozenset({"dataset", "obj", "on_error"})
 
-    threshold: float = float("nan")
-    fusion_mode: str = ""
+    def __init__(self, model: PromptAD, towers: Towers, args: Args, decision: Decision | None) -> None:
+        self.model, self.towers, self.args, self.decision = model, towers, args, decision
+        self.scoring = Scoring(args, model.normal)
+        self.transform, self.device = towers.transform(test=True), towers.device
+        notes = [ORACLE] if args.select == "best-on-test" else []
+        trained = model.config.fusion_mode
+        if args.fusion_mode != trained:
+            effect = "its epoch was chosen for that fusion" if notes else "the contexts do not depend on it"
+            notes.append(f"scored with fusion {args.fusion_mode}, trained with {trained}: {effect}")
+        shown = {"epochs": args.epochs, "seed": args.seed, "fusion": args.fusion_mode}
+        self.facts = Facts(weights=towers.weights, notes=notes, shown=shown)
 
     @property
-    def anomalous(self) -> Tensor:
-        """[B] bool."""
-        return self.score >= self.threshold
+    def class_name(self) -> str:
+        """The class it was trained on, or "all"."""
+        return ALL if self.args.obj == ALL else self.model.class_name
 
-
-class Detector:
-    """What ``anomaly_lib.load(checkpoint)`` answers for PromptAD."""
-
-    def __init__(
-        self,
-        model: PromptAD,
-        towers: Towers,
-        settings: ScoreSettings,
-        normal: Branches,
-        facts: dict[str, Any],
-        args: Args,
-    ) -> None:
-        self.model, self.towers, self.settings, self.normal, self.facts = model, towers, settings, normal, facts
-        self.args = args
-        self.trained_fusion: str = facts["fusion_mode"]
-        self.transform = towers.transform(test=True)
-        # Leave-one-out quantile of normal support scores under the present fusion.
-        quantile = float(facts["threshold_quantile"])
-        known = len(normal.textual) > 0  # a checkpoint of PromptAD's authors has no support scores
-        self.threshold: float = (
-            float(torch.quantile(image_scores(normal, settings), quantile)) if known else float("nan")
-        )
-
-    def with_fusion(self, mode: str | None) -> "Detector":
-        """The detector with another fusion; None keeps the one it was trained and selected with."""
-        if mode is None or mode == self.settings.fusion:
+    def with_fusion(self, mode: str) -> "PromptADDetector":
+        """The detector with another fusion, and the decision that follows from it."""
+        if mode == self.args.fusion_mode:
             return self
-        fusion_by_name(mode)
-        if mode in REFERENCE_MODES and not len(self.normal.textual):
-            raise UserError(f"--fusion-mode {mode} needs support scores, which a released PromptAD checkpoint lacks")
-        return Detector(
-            self.model, self.towers, replace(self.settings, fusion=mode), self.normal, self.facts, self.args
+        weights = self.args.fusion_weights if mode == "weighted" else [1.0, 1.0]
+        args = replace(self.args, fusion_mode=mode, fusion_weights=weights)
+        if mode in REFERENCE_MODES and self.model.normal is None:
+            raise UserError(f"fusion_mode={mode}: needs support scores, which a released PromptAD checkpoint lacks")
+        return PromptADDetector(self.model, self.towers, args, decision_of(self.model, args))
+
+    def selection(self, items: Sequence[Item], choice: Choice | None = None) -> Selection:
+        """These images, under the name of the run's data."""
+        choice = choice or Choice()
+        name = f"{choice.dataset or self.args.dataset} {self.class_name} k={self.args.shot} {self.args.task}"
+        return Selection(name, items, choice)
+
+    def branches(self, items: Sequence[Item], *, together: int) -> Branches:
+        """Branch scores of the images of a data set before fusion, `together` of them encoded at a time."""
+        parts = [items[start : start + IN_MEMORY] for start in range(0, len(items), IN_MEMORY)]
+        return Branches.concatenate([
+            self.model.branches(self.towers.features(part, test=True, together=together)) for part in parts
+        ])  # fmt: skip
+
+    def scores_from(self, selection: Selection, branches: Branches) -> Scores:
+        """Scores of these images from their branch scores; each branch stands beside their fusion."""
+        prediction = self.scoring.predict(branches)
+        masks = truth_of(selection.items, self.transform, self.args.resolution)[1]
+        parts = {name: prediction.parts[name].cpu().numpy() for name in BRANCHES}
+        return self.scores_of(selection.name, selection.items, prediction, masks, parts=parts)
+
+    def predict_batch(self, images: Tensor) -> Prediction:
+        return self.scoring.predict(self.model.branches(self.towers.encode(images)))
+
+    def _items(self, choice: Choice) -> Selection:
+        args = replace(
+            self.args,
+            dataset=choice.dataset or self.args.dataset,
+            data_path=choice.data_path or self.args.data_path,
+            obj=choice.obj or self.class_name,
+            on_error=choice.on_error,
         )
+        return self.selection(test_items(args), choice)
 
-    def fusion_notice(self) -> str | None:
-        """One line when scoring is done with another fusion than the checkpoint was selected with."""
-        if self.settings.fusion == self.trained_fusion:
-            return None
-        chosen = self.facts["select"] == "best-on-test"
-        effect = "its epoch was chosen for that fusion" if chosen else "the contexts do not depend on it"
-        return f"scored with fusion {self.settings.fusion}, trained with {self.trained_fusion}: {effect}"
+    def _score(self, selection: Selection) -> Scores:
+        branches = self.branches(selection.items, together=selection.choice.batch_size)
+        return self.scores_from(selection, branches)
 
-    def predict(self, images: Picture | Sequence[Picture]) -> Decision:
-        """Score files, arrays [H, W, 3], PIL images, or a batch tensor [B, 3, H, W] that is already transformed."""
-        prediction = combine(self.branches(self.features(images)), self.settings, branch_maps=True)
-        return Decision(
-            prediction.score,
-            prediction.map,
-            prediction.parts,
-            threshold=self.threshold,
-            fusion_mode=self.settings.fusion,
-        )
-
-    def branches(self, features: ImageFeatures, *, neighbours: int = 1) -> Branches:
-        """Branch scores before fusion."""
-        return branch_scores(self.model, features, self.settings, neighbours=neighbours)
-
-    def features(self, images: Picture | Sequence[Picture]) -> ImageFeatures:
-        """Frozen features of pictures of any of `predict`'s kinds."""
-        if isinstance(images, Tensor):
-            return self.towers.encode(images if images.ndim == 4 else images[None])
-        single = isinstance(images, (str, Path, np.ndarray, Image.Image))
-        pictures: Sequence[Any] = [images] if single else list(images)  # type: ignore[arg-type, list-item]
-        if not pictures:
-            raise UserError("predict() got no images")
-        return self.towers.encode_pictures([_pixels(picture) for picture in pictures])
+    def _predict(self, inputs: Any) -> Prediction:
+        if self.towers.visual is None or isinstance(inputs, Tensor):
+            return super()._predict(inputs)
+        features = self.towers.encode_pictures(pictures_of(inputs))  # two networks, two transforms
+        return self.scoring.predict(self.model.branches(features))
 
 
-def _pixels(picture: Any) -> Any:
-    return read_image(picture) if isinstance(picture, (str, Path)) else picture
+def decision_of(model: PromptAD, args: Args) -> Decision | None:
+    """A quantile of the scores of normal images that the memory lacks, under the fusion of `args`."""
+    if model.normal is None:
+        return None
+    scores = Scoring(args, model.normal).image_scores(model.normal)
+    kind = "scores of mild views of the support images" if args.shot == 1 else "leave-one-out support scores"
+    source = f"{args.threshold_quantile:g} quantile of {len(scores)} {kind}"
+    return Decision.of(float(torch.quantile(scores, args.threshold_quantile)), source, scores)
 
 
-def facts_of(args: Args, class_name: str, memory_images: int) -> dict[str, Any]:
-    """What a checkpoint says about itself beside weights and options."""
-    return {
-        "class_name": class_name,
-        "task": args.task,
-        "fusion_mode": args.fusion_mode,
-        "select": args.select,
-        "memory_images": memory_images,
-        "threshold_quantile": args.threshold_quantile,
-    }
+def prompt_name(class_name: str) -> str:
+    """What prompts call the class."""
+    return "object" if class_name == ALL else class_name
 
 
-def plain_branches(branches: Branches) -> dict[str, Tensor]:
-    """For a checkpoint."""
-    return {f.name: getattr(branches, f.name).cpu() for f in fields(Branches)}
-
-
-def args_of(saved: dict[str, Any]) -> Args:
-    """The options a checkpoint was trained with (unknown ones of other versions are left out)."""
-    known = {f.name for f in fields(Args)}
-    return Args(**{name: value for name, value in saved["args"].items() if name in known})
-
-
-def _as_ours(path: Path) -> dict[str, Any]:
-    """A checkpoint of PromptAD's authors in the form of ours: scored as published, but on RGB images.
-
-    No support scores are in it, so there is no threshold and no fusion that refers to them.
-    """
-    found = read_released(path)
-    rows = found.tensors["feature_gallery1"].shape[0]
-    if rows % PATCHES:
-        raise UserError(f"{path}: a memory of {rows} patches is no whole number of {IMAGE_SIZE} px images")
-    args = resolve(
-        Args(
-            protocol="paper", test_color="rgb", select="last", task=found.task, obj=found.class_name, seed=found.seed,
-            shot=rows // PATCHES, backbone=found.backbone, image_size=IMAGE_SIZE,
-        )
-    )  # fmt: skip
-    nothing = torch.zeros(0, 1, 1)
-    normal = {field.name: nothing if found.task == "seg" else nothing.flatten() for field in fields(Branches)}
-    facts = {
-        "class_name": found.class_name, "task": found.task, "fusion_mode": args.fusion_mode, "select": args.select,
-        "memory_images": rows // PATCHES, "normal": normal,
-        "threshold_quantile": args.threshold_quantile,
-    }  # fmt: skip
-    return {"args": asdict(args), "model": found.tensors, "extra": facts}
-
-
-def load_detector(
-    path: Path | str,
+def load(
+    checkpoint: Checkpoint,
     *,
-    fusion_mode: str | None = None,
-    backbone_weights: str | None = None,
     device: str = "auto",
-    notice: Callable[[str], None] | None = None,
-    shared: dict[tuple[Any, ...], Towers] | None = None,
-) -> Detector:
-    """The detector of a PromptAD checkpoint, ours or its authors'; `notice` hears of a fusion it was not trained with.
+    weights: str | None = None,
+    which: str = "auto",
+    shared: dict[tuple[str, ...], Towers] | None = None,
+) -> PromptADDetector:
+    """The detector of a PromptAD checkpoint, ours or its authors'.
 
     Pass one dict as `shared` to load many checkpoints on one set of frozen towers.
     """
-    released = is_released(Path(path))
-    saved = _as_ours(Path(path)) if released else load_checkpoint(path, system=SYSTEM)
-    facts = saved["extra"]
-    if "normal" not in facts:
-        raise UserError(f"{path}: this training is not finished; run its command again to continue it")
-    args = args_of(saved)
-    if backbone_weights is not None:
-        args = replace(args, weights=backbone_weights)
+    if which == "ema":
+        raise UserError(f"{checkpoint.path}: PromptAD keeps no averaged parameters (ema)")
+    extra, state = checkpoint.extra, checkpoint["model"]
+    if "decision" not in extra:
+        raise UserError(f"{checkpoint.path}: this training is not finished; run its command again to continue it")
+    args = Args.from_saved(checkpoint.args | ({} if weights is None else {"weights": weights}))
     key = tuple(str(getattr(args, name)) for name in TOWER_OPTIONS)
     towers = (shared or {}).get(key) or Towers(args, pick_device(device))
     if shared is not None:
         shared[key] = towers
-    check_weights(path, facts, towers.weights)
-    model = make_model(args, towers, facts["class_name"], facts["memory_images"])
-    model.load_state_dict(saved["model"], strict=not released)  # a released file has no contexts; scores need none
-    normal = Branches(**{name: value.to(towers.device) for name, value in facts["normal"].items()})
-    settings = fit_support(settings_of(args), normal, args.calibration)
-    detector = Detector(model, towers, settings, normal, facts, args).with_fusion(fusion_mode)
-    if notice is not None and (text := detector.fusion_notice()):
-        notice(text)
-    return detector
-
-
-__all__ = ["BRANCHES", "SYSTEM", "Decision", "Detector", "args_of", "facts_of", "load_detector", "make_model"]
+    checkpoint.check_weights(towers.weights)
+    model = PromptAD(args, towers=towers, class_name=prompt_name(extra["class_name"]))
+    model.remember([state[f"feature_gallery{index}"] for index, _ in enumerate(towers.taps, start=1)])
+    released = extra["normal"] is None  # it has no contexts, and inference needs none
+    model.load_state_dict(state, strict=not released)
+    model.normal = None if released else Branches.from_plain(extra["normal"], towers.device)
+    return PromptADDetector(model.eval(), towers, args, Decision.from_plain(extra["decision"]))

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_lib.backbones import FrozenBackbone, create_backbone
@@ -16,155 +15,125 @@ from anomaly_lib.engine.amp import autocast_for
 from anomaly_lib.engine.log import progress
 from anomaly_lib.errors import UserError
 from anomaly_lib.features import FeatureSpec, FeatureStore, extract
-from anomaly_lib.models.promptad.prompts import TextTower
+from anomaly_lib.features.spec import item_key
 from anomaly_lib.models.promptad.scores import ImageFeatures
-from anomaly_lib.systems.promptad.options import Args
+from anomaly_lib.models.promptad.towers import TOKENS, FrozenTowers, taps_of
+from anomaly_lib.systems.promptad.options import PUBLISHED, Args
 
-ENCODE_BATCH = 16
+TOGETHER = 16  # images in one pass of a network
 
 
-class Towers:
-    """The frozen CLIP (and perhaps another encoder for the memory), with transforms and feature stores."""
+class Towers(FrozenTowers):
+    """The frozen networks of a run's options, with transforms and feature stores. `say` hears of a full cache."""
 
-    def __init__(self, args: Args, device: torch.device) -> None:
-        self.args, self.device = args, device
-        name = args.backbone
-        if args.pretrained_dataset and ":" not in name:
-            name = f"{name}:{args.pretrained_dataset}"
-        self.clip, self.tap_names = _with_taps(name, args.weights, args, always=("pooled", "vv_tokens"))
-        self.clip.to(device)
-        self.visual: FrozenBackbone | None = None
-        if args.visual_backbone:
-            self.visual, self.tap_names = _with_taps(args.visual_backbone, args.visual_weights, args, always=())
-            self.visual.to(device)
+    def __init__(self, args: Args, device: torch.device, say: Callable[[str], None] | None = None) -> None:
+        self.args, self._say = args, say
         self._stores: dict[str, FeatureStore] = {}
+        clip, visual, taps = make_clip(args), None, []
+        if args.visual_backbone is not None:
+            visual, taps = make_visual(args.visual_backbone, args)
+        super().__init__(clip, args, visual=visual, visual_taps=taps)
+        self.apply(lambda tensor: tensor.to(device))
 
     @property
     def weights(self) -> dict[str, str]:
         """Name -> weights of CLIP and, if there is one, of the memory's own network."""
         return weights_of(self.clip, self.visual)
 
-    @property
-    def text(self) -> TextTower:
-        """CLIP's text tower."""
-        return self.clip.text  # type: ignore[return-value]
+    def run(self, net: FrozenBackbone, images: Tensor) -> dict[str, Tensor]:
+        with autocast_for(self.device, self.args.precision):
+            return super().run(net, images)
 
-    @property
-    def logit_scale(self) -> Tensor:
-        """The stored log temperature."""
-        return self.clip.logit_scale  # type: ignore[return-value]
-
-    @property
-    def memory_shape(self) -> list[tuple[int, int]]:
-        """(patches of one image, channels) per tap."""
-        net = self.visual or self.clip
-        rows, columns = _grid(net)
-        return [(rows * columns, net.width) for _ in self.tap_names]
-
-    def features(
-        self, items: Sequence[Item], *, test: bool, notice: Callable[[str], None] | None = None
-    ) -> ImageFeatures:
+    def features(self, items: Sequence[Item], *, test: bool, together: int = TOGETHER) -> ImageFeatures:
         """Unit features of `items`, from the store where it has them; `test` images may have another colour order."""
-        out = self._rows(self.clip, items, test, notice)
-        taps = out if self.visual is None else self._rows(self.visual, items, test, notice)
-        return self._unit(out, taps)
-
-    def encode(self, images: Tensor) -> ImageFeatures:
-        """Unit features of a batch of already transformed images."""
-        if self.visual is not None:
-            raise UserError("with --visual-backbone give pictures, not tensors: each network has its own transform")
-        out = self._encode(self.clip, images)
-        return self._unit(out, out)
+        out = self._rows(self.clip, items, test, together)
+        return self.unit(out, out if self.visual is None else self._rows(self.visual, items, test, together))
 
     def encode_pictures(self, pictures: Sequence[Any]) -> ImageFeatures:
         """Unit features of decoded pictures (arrays [H, W, 3] or PIL images), without the store."""
 
         def through(net: FrozenBackbone) -> dict[str, Tensor]:
             transform = self.transform(net, test=True)
-            return self._encode(net, torch.stack([transform(picture) for picture in pictures]))
+            return self.run(net, torch.stack([transform(picture) for picture in pictures]))
 
         out = through(self.clip)
-        return self._unit(out, out if self.visual is None else through(self.visual))
-
-    def _encode(self, net: FrozenBackbone, images: Tensor) -> dict[str, Tensor]:
-        with autocast_for(self.device, self.args.precision):
-            return net.encode(images.to(self.device))
+        return self.unit(out, out if self.visual is None else through(self.visual))
 
     def transform(self, net: FrozenBackbone | None = None, *, test: bool) -> ImageTransform:
-        """How images enter the network: stretched to its input, or the original's square, resize and crop."""
+        """How images enter the network: stretched to its input, the original's 1024 px square perhaps in between."""
         net = net or self.clip
-        size = net.image_size
-        assert size is not None
-        first = self.args.reader_resize or None
+        assert net.image_size is not None
         return ImageTransform(
-            size=size[0] if first else size,
-            resize="shorter" if first else "stretch",
-            crop=size if first else None,
+            size=net.image_size,
+            resize="stretch",
             mean=net.mean,  # type: ignore[arg-type]
             std=net.std,  # type: ignore[arg-type]
             interpolation=net.interpolation,
-            first_resize=first,
-            channels=str(self.args.test_color) if test else "rgb",
+            first_resize=self.args.reader_resize or None,
+            channels=self.args.test_color if test else "rgb",
         )
 
-    def _rows(
-        self, net: FrozenBackbone, items: Sequence[Item], test: bool, notice: Callable[[str], None] | None
-    ) -> dict[str, Tensor]:
-        transform = self.transform(net, test=test)
+    def cost(self, support: Sequence[Item], test: Sequence[Item]) -> str:
+        """What is still to be encoded, in words."""
+        nets = [self.clip] if self.visual is None else [self.clip, self.visual]
+        missing = sum(
+            len(self._store(net, seen_in_test).missing(map(item_key, items)))
+            for net in nets
+            for items, seen_in_test in ((support, False), (test, True))
+        )
+        names = " and ".join(net.name for net in nets)
+        return f"{missing} images to encode with {names}, {len(support) + len(test)} in all"
+
+    def _store(self, net: FrozenBackbone, test: bool) -> FeatureStore:
         spec = FeatureSpec(
             backbone=net.name,
             weights=net.weights_id,
             outputs=net.outputs,
-            transform=transform.describe(),
+            transform=self.transform(net, test=test).describe(),
             image_size=net.image_size or (),
             precision=self.args.precision,
         )
         if spec.key not in self._stores:
-            self._stores[spec.key] = FeatureStore(spec, root=self.args.cache_dir, cache=self.args.cache, notice=notice)
-        store = self._stores[spec.key]
+            store = FeatureStore(spec, root=self.args.cache_dir, cache=self.args.cache, notice=self._say)
+            self._stores[spec.key] = store
+        return self._stores[spec.key]
+
+    def _rows(self, net: FrozenBackbone, items: Sequence[Item], test: bool, together: int) -> dict[str, Tensor]:
+        transform, store = self.transform(net, test=test), self._store(net, test)
         keys = extract(
-            net.encode, items, store, load=lambda item: transform(load_pixels(item)[0]), batch_size=ENCODE_BATCH,
-            device=self.device, track=progress,
+            net.encode, items, store, load=lambda item: transform(load_pixels(item)[0]), batch_size=together,
+            device=self.device, threads=self.args.num_workers, track=progress,
         )  # fmt: skip
         return {name: value.to(self.device) for name, value in store.rows(keys).items()}
 
-    def _unit(self, out: dict[str, Tensor], taps: dict[str, Tensor]) -> ImageFeatures:
-        rows = [F.normalize(_tokens(taps[name].float()), dim=-1) for name in self.tap_names]
-        return ImageFeatures(
-            taps=rows,
-            grid=_grid(self.clip),
-            tap_grid=_grid(self.visual or self.clip),
-            pooled=F.normalize(out["pooled"].float(), dim=-1),
-            tokens=F.normalize(out["vv_tokens"].float(), dim=-1),
-        )
+
+def make_clip(args: Args) -> ClipBackbone:
+    """The CLIP of the options."""
+    tagged = args.pretrained_dataset is not None and ":" not in args.backbone
+    name = f"{args.backbone}:{args.pretrained_dataset}" if tagged else args.backbone
+    try:
+        clip = create_backbone(name, layers=TOKENS, **_settings(args, args.weights))
+    except UserError as error:
+        if args.weights is None and args.backbone == PUBLISHED:  # its weights are not there
+            raise UserError(f"{error}; or, for a toy that knows drawn pictures alone, backbone=demo-clip") from None
+        raise
+    if not isinstance(clip, ClipBackbone):
+        raise UserError(f"backbone={name}: PromptAD needs a CLIP (a text tower); see visual_backbone= for others")
+    return clip
 
 
-def _with_taps(
-    name: str, weights: str | None, args: Args, *, always: Sequence[str]
-) -> tuple[FrozenBackbone, list[str]]:
-    """The encoder with the memory's taps: blocks 2 and 7 of 12, or the same relative depth elsewhere."""
-    settings: dict[str, Any] = {"weights": weights, "image_size": args.image_size, "download": args.download}
-    net = create_backbone(name, layers=[-1], **settings)
-    if always and not isinstance(net, ClipBackbone):
-        raise UserError(f"--backbone {name}: PromptAD needs a CLIP (a text tower); see --visual-backbone for others")
+def make_visual(name: str, args: Args) -> tuple[FrozenBackbone, list[str]]:
+    """The network that feeds the memory, and its taps."""
+    net = create_backbone(name, layers=[-1], **_settings(args, args.visual_weights))
     depth = int(net.outputs[0].rpartition(".")[2]) + 1  # the last block answers as "layer.<depth - 1>"
-    layers = args.memory_layers or sorted({max(0, round(share * depth) - 1) for share in (3 / 12, 8 / 12)})
-    if max(layers) >= depth or min(layers) < -depth:
-        raise UserError(f"--memory-layers: {name} has blocks 0..{depth - 1}, got {layers}")
-    paper = args.memory_tap == "post_attn_next" and isinstance(net, ClipBackbone)
-    taps = [f"{'next_attn' if paper else 'layer'}.{layer % depth}" for layer in layers]
+    taps = taps_of(net, depth, args)
     if isinstance(net, ClipBackbone):
-        net.answer([*always, *taps])
+        net.answer(taps)
         return net, taps
-    return create_backbone(name, layers=[*always, *taps], **settings), taps
+    return create_backbone(name, layers=taps, **_settings(args, args.visual_weights)), taps
 
 
-def _grid(net: FrozenBackbone) -> tuple[int, int]:
-    if net.grid is None:
-        raise UserError(f"backbone {net.name} has no patch grid; choose a vision transformer")
-    return net.grid
-
-
-def _tokens(tap: Tensor) -> Tensor:
-    """[N, P, C] of patch tokens or of a feature map [N, C, h, w]."""
-    return tap if tap.ndim == 3 else tap.flatten(2).mT
+def _settings(args: Args, weights: str | None) -> dict[str, Any]:
+    sizes = args.image_size
+    size = None if not sizes else (sizes[0], sizes[-1])
+    return {"weights": weights, "image_size": size, "download": args.download}

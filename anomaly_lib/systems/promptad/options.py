@@ -1,52 +1,22 @@
-"""Every option of PromptAD, written once. Quirks of the original default to None = decided by --protocol."""
+"""Every option of PromptAD's programs; importing them loads no torch."""
 
-from dataclasses import dataclass, replace
-from typing import Optional, TypeVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Optional
 
-from anomaly_lib.config import Options, Switch, arg, override
-from anomaly_lib.errors import UserError
-from anomaly_lib.fusion import CALIBRATIONS, FUSIONS
+from anomaly_lib.config import Options, Preset, Switch, arg, default_of, override, shown
+from anomaly_lib.errors import OptionError
+from anomaly_lib.models.promptad.config import MemoryConfig, PromptADConfig, ScoreConfig
 from anomaly_lib.options import BackboneArgs, CacheArgs, DataArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
 
-
-@dataclass
-class PromptArgs(Options):
-    """The learned prompts."""
-
-    n_ctx: int = arg(4, "tokens of a normal context", at_least=1)
-    n_ctx_ab: int = arg(1, "tokens of an abnormal context", at_least=1)
-    n_pro: int = arg(3, "normal contexts (segmentation: 1)", at_least=1)
-    n_pro_ab: int = arg(4, "abnormal contexts", at_least=1)
-    class_text: Optional[str] = arg(
-        None, "what the class is called in prompts; None = the published name or --obj", type=str
-    )
-    states: list[str] = arg([], "more anomalous states for the prompts, e.g. 'scratch' or 'torn {}'", type=str)
-    lambda1: float = arg(0.001, "weight of the alignment loss", at_least=0)
+ALL = "all"  # --obj all: one model for every class of the data
+PUBLISHED = "ViT-B-16-plus-240"
+BUILT_IN = {"data_path": None, "dataset": "demo"}  # what is given where the built-in data are used
 
 
 @dataclass
-class ScoreArgs(Options):
-    """Scores and their fusion."""
+class MemoryArgs(MemoryConfig):
+    """The patch memory."""
 
-    fusion_mode: str = arg(
-        "harmonic", "how textual and visual scores become one; never part of the loss", choices=list(FUSIONS)
-    )
-    fusion_weights: list[float] = arg(
-        [1.0, 1.0], "weights (textual, visual) of --fusion-mode weighted", type=float, at_least=0
-    )
-    calibration: str = arg(
-        "none", "put both branches on one scale with support scores before fusing", choices=["none", *CALIBRATIONS]
-    )
-    resolution: int = arg(400, "side of maps and masks", at_least=8)
-    sigma: float = arg(4.0, "Gaussian smoothing of segmentation maps, in pixels", at_least=0)
-    image_max: str = arg(
-        "map",
-        "the visual image score is the maximum of the upsampled map or of the patch grid",
-        choices=["map", "grid"],
-    )
-    memory_layers: list[int] = arg(
-        [], "blocks whose patches are remembered; empty = 2 7 of 12, scaled to depth", type=int
-    )
     memory_views: str = arg(
         "none", "also remember turned or mirrored support images", choices=["none", "flips", "rotations", "all"]
     )
@@ -54,78 +24,58 @@ class ScoreArgs(Options):
         None, "another frozen encoder for the visual branch, e.g. timm:vit_small_patch14_dinov2", type=str
     )
     visual_weights: Optional[str] = arg(None, "weights of --visual-backbone; as --weights", type=str)
-    threshold_quantile: Optional[float] = arg(
-        None,
-        "quantile of leave-one-out support scores that decides; None = 0.5, or 1 for a single support image",
-        type=float,
-        at_least=0,
-        at_most=1,
-    )
+
+    def check(self) -> None:
+        if self.visual_weights is not None and self.visual_backbone is None:
+            raise OptionError(f"visual_weights={self.visual_weights}: needs visual_backbone=")
 
 
 @dataclass
-class QuirkArgs(Options):
-    """Quirks of the original (None = decided by --protocol)."""
+class ReaderArgs(Options):
+    """How images enter the network."""
 
-    logit_scale: Optional[str] = arg(
-        None, "temperature: the stored log value (raw, as published) or its exponential, as CLIP was trained", type=str,
-        choices=["exp", "raw"],
+    image_size: list[int] = arg(
+        [], "height and width of the network's input, or one number for both; empty = the backbone's own", type=int,
+        at_least=1, aliases=["img-resize", "img-cropsize"],
     )  # fmt: skip
-    memory_tap: Optional[str] = arg(
-        None, "remember block outputs (clean) or the state after the next attention (paper: an aliasing bug)", type=str,
-        choices=["block_out", "post_attn_next"],
-    )  # fmt: skip
-    test_color: Optional[str] = arg(
-        None, "colour order of test images: rgb (clean) or bgr (paper)", type=str, choices=["rgb", "bgr"]
-    )
-    reader_resize: Optional[int] = arg(
-        None, "first squash images to this square, bilinearly; 0 (clean) or 1024 (paper)", type=int, at_least=0
-    )
-    triplet_axis: Optional[str] = arg(
-        None, "axis the segmentation margin sums over: channel (clean) or patch (paper)", type=str,
-        choices=["channel", "patch"],
-    )  # fmt: skip
-    pairing: Optional[str] = arg(
-        None, "abnormal prompts: all context pairs (clean) or i mod n (paper, misses pairs)", type=str,
-        choices=["all", "modulo"],
-    )  # fmt: skip
+    test_color: str = arg("rgb", "colour order of test images; bgr is the original's slip", choices=["rgb", "bgr"])
+    reader_resize: int = arg(0, "first squash images to this square, bilinearly; 0 = no", at_least=0)
+
+    def check(self) -> None:
+        if len(self.image_size) > 2:
+            raise OptionError(f"image_size={shown(self.image_size)}: takes one or two numbers")
 
 
-ALL = "all"  # --obj all: one model for every class of the data
-
-QUIRKS: dict[str, tuple[object, object]] = {
-    # The published learning rate was tuned with the stored value, so both protocols keep it; exp is there to be tried.
-    "logit_scale": ("raw", "raw"),
-    "memory_tap": ("block_out", "post_attn_next"),
-    "test_color": ("rgb", "bgr"),
-    "reader_resize": (0, 1024),
-    "triplet_axis": ("channel", "patch"),
-    "pairing": ("all", "modulo"),
-    "select": ("last", "best-on-test"),
+# An option that differs from its default acts only where this other option has this value.
+ACTS_WITH: dict[str, tuple[str, Any]] = {
+    "fusion_weights": ("fusion_mode", "weighted"),
+    "sigma": ("task", "seg"),
+    "image_max": ("task", "cls"),
+    "triplet_axis": ("task", "seg"),
+    "eval_every": ("select", "last"),
 }
-"""option: (its value under --protocol clean, under --protocol paper)."""
 
 
 @dataclass
 class Args(
-    QuirkArgs, ScoreArgs, PromptArgs, CacheArgs, EvalArgs, OptimArgs, BackboneArgs, DataArgs, TrackArgs, RunArgs
+    PromptADConfig, MemoryArgs, ReaderArgs, CacheArgs, EvalArgs, OptimArgs, BackboneArgs, DataArgs, TrackArgs, RunArgs
 ):
     """PromptAD: few-shot anomaly detection with learned prompts and a patch memory."""
 
-    task: str = arg("cls", "cls = image scores, seg = pixel maps", choices=["cls", "seg"])
     obj: Optional[str] = arg(
-        None, "class to train on; None = the only class, or the demo's first", type=str, aliases=["class-name"]
+        None, "class to train on, or 'all'; None = the only class of the data", type=str, aliases=["class-name"]
     )
     shot: int = arg(1, "normal images to learn from (k)", at_least=1, aliases=["k-shot"])
     shots: str = arg(
-        "auto",
-        "which ones: auto (published list where it fits, else by seed), seed, promptad, or a list file",
-        type=str,
+        "auto", "which ones: auto (published list where it fits, else by seed), seed, promptad, or a list file"
     )
-    image_size: Optional[int] = arg(
-        None, "side of the network's input; None = the backbone's", type=int, aliases=["img-resize", "img-cropsize"]
+    backbone: str = override(BackboneArgs, "backbone", PUBLISHED)
+    pretrained_dataset: Optional[str] = arg(
+        None, "tag of the published weights, e.g. laion400m_e32; None = the one usual for the backbone", type=str
     )
-    pretrained_dataset: Optional[str] = arg(None, "tag of the published weights, e.g. laion400m_e32", type=str)
+    threshold_quantile: float = arg(
+        0.5, "quantile of leave-one-out support scores from which on an image is anomalous", at_least=0, at_most=1
+    )
     epochs: int = override(OptimArgs, "epochs", aliases=["Epoch"])
     batch_size: int = override(OptimArgs, "batch_size", 400)
     learning_rate: float = override(OptimArgs, "learning_rate", 0.002)
@@ -133,53 +83,110 @@ class Args(
     momentum: float = arg(0.9, "momentum of SGD", at_least=0, at_most=1)
     min_lr: float = arg(1e-5, "learning rate at the end of the cosine schedule", at_least=0)
     seed: int = override(RunArgs, "seed", 111)
-    gpu_id: Optional[int] = arg(None, "the original's spelling of --device cuda:N", type=int, at_least=0)
-    use_cpu: Switch = arg(False, "the original's spelling of --device cpu")
     save_every: int = override(RunArgs, "save_every", 10)
-    output_dir: Optional[str] = override(RunArgs, "output_dir", aliases=["root-dir"])
+    root_dir: Optional[str] = arg(
+        None,
+        "folder of a loop over classes, in the original's tree: DATASET/k_SHOT/{CLASS, checkpoint, csv}/...; "
+        "None = --output-dir",
+        type=str,
+    )
     figures: Switch = override(EvalArgs, "figures", aliases=["vis"])
     eval_every: int = arg(
         0, "score the test set every so many epochs (from cached features); 0 = at the end", at_least=0
     )
-    select: str = override(
-        EvalArgs,
-        "select",
-        "auto",
-        help="which epoch is kept; auto = by --protocol; best-on-test is labelled oracle wherever it is printed",
-        choices=["auto", "last", "val", "best-on-test"],
-    )
+
+    PRESETS: ClassVar = (
+        Preset(when=BUILT_IN, then={"backbone": "demo-clip"}, unless=("backbone", "weights", "pretrained_dataset")),
+        Preset(when=BUILT_IN, then={"obj": "brushed_metal"}),
+        Preset(
+            when={"protocol": "paper"},
+            then={
+                "memory_tap": "post_attn_next", "test_color": "bgr", "reader_resize": 1024, "pairing": "modulo",
+                "select": "best-on-test",
+            },
+        ),
+        Preset(when={"protocol": "paper", "task": "seg"}, then={"triplet_axis": "patch"}),
+        # A memory of k - 1 lies farther from the k-th than k images do from a new one; views of one image lie nearer.
+        Preset(when={"shot": 1}, then={"threshold_quantile": 1.0}),
+    )  # fmt: skip
+
+    def check(self) -> None:
+        for f in fields(self):
+            other, wanted = ACTS_WITH.get(f.name, ("", None))
+            value = getattr(self, f.name)
+            if other and value != default_of(f) and getattr(self, other) != wanted:
+                raise OptionError(f"{f.name}={shown(value)}: acts with {other}={wanted} only")
+        if self.root_dir is not None and (self.output_dir or self.save_path):
+            raise OptionError(f"root_dir={self.root_dir}: says where the run lies; output_dir= and save_path= do too")
 
 
 @dataclass
 class SegArgs(Args):
     """PromptAD at pixel level."""
 
-    task: str = override(Args, "task", "seg")
-    n_pro: int = override(PromptArgs, "n_pro", 1)
+    task: str = override(ScoreConfig, "task", "seg")
 
 
-A = TypeVar("A", bound=Args)
+def tiny(**changes: Any) -> Args:
+    """Seconds on a CPU: a tiny random CLIP, two epochs, small maps."""
+    small: dict[str, Any] = {
+        "backbone": "tiny-clip", "weights": "random", "epochs": 2, "resolution": 64, "cache": "ram", "figures": False
+    }  # fmt: skip
+    return Args(**(small | changes))
 
 
-def resolve(args: A) -> A:
-    """Fill every quirk left open by what --protocol says, and check what needs two options to check."""
-    paper = args.protocol == "paper"
-    filled = {name: values[paper] for name, values in QUIRKS.items() if getattr(args, name) in (None, "auto")}
-    if args.fusion_mode == "weighted" and len(args.fusion_weights) != 2:
-        raise UserError(f"--fusion-weights: two numbers (textual, visual), got {args.fusion_weights}")
-    if args.memory_layers and len(set(args.memory_layers)) != len(args.memory_layers):
-        raise UserError(f"--memory-layers: every block once, got {args.memory_layers}")
-    if args.threshold_quantile is None:
-        # A memory of k - 1 lies farther from the k-th than k images do from a new one; views of one image lie nearer.
-        filled["threshold_quantile"] = 1.0 if args.shot == 1 else 0.5
-    return replace(args, **filled, device=_device(args), gpu_id=None, use_cpu=False)  # type: ignore[arg-type]
+# -- studies over many checkpoints and runs -------------------------------------------------------------------------
 
 
-def _device(args: Args) -> str:
-    """--device, or what the original's --use-cpu and --gpu-id mean by it."""
-    if args.gpu_id is None and not args.use_cpu:
-        return args.device
-    wanted = "cpu" if args.use_cpu else f"cuda:{args.gpu_id}"
-    if args.device not in ("auto", wanted):
-        raise UserError(f"--device {args.device}: --use-cpu or --gpu-id means {wanted}; give one of them")
-    return wanted
+@dataclass
+class GateArgs(Options):
+    """Gate experiment: branches, fusions and oracle of trained checkpoints."""
+
+    checkpoint_dir: Optional[str] = arg(None, "tree of checkpoints written by train_cls.py / train_seg.py", type=str)
+    branch: str = arg("gate", "name of this experiment; results go to OUTPUT/BRANCH/analysis")
+    output_dir: str = arg("result", "folder of all experiments", aliases=["output", "root-dir"])
+    dataset: list[str] = arg([], "only these data sets (folder names below --checkpoint-dir)", type=str)
+    data_path: Optional[str] = arg(None, "folder of the data set; None = where each checkpoint was trained", type=str)
+    obj: list[str] = arg([], "only these classes", type=str, aliases=["class-name"])
+    shot: list[int] = arg([], "only these k", type=int, aliases=["k-shot"])
+    task: list[str] = arg(["cls", "seg"], "cls, seg or both", choices=["cls", "seg"])
+    modes: list[str] = arg(["max", "harmonic"], "fusions beside semantic, memory and oracle")
+    weights: Optional[str] = arg(None, "backbone weights, where they have moved since training", type=str)
+    device: str = arg("auto", "auto, cpu, cuda or cuda:N")
+    figures: Switch = arg(True, "draw figures")
+    fresh: Switch = arg(False, "measure again what has been measured", aliases=["force-retrain"])
+
+
+@dataclass
+class CompareArgs(Options):
+    """Comparison of two gate experiments."""
+
+    first: Optional[str] = arg(None, "experiment A (folder or full_results.csv); may stand without the flag", type=str)
+    second: Optional[str] = arg(
+        None, "experiment B; positive improvement = B is better; may stand without the flag", type=str
+    )
+    mode: str = arg("harmonic", "which mode's rows are compared")
+    output: Optional[str] = arg(None, "also write the table to OUTPUT.csv, .json, .md and .tex", type=str)
+
+
+@dataclass
+class SweepArgs(Options):
+    """PromptAD sweep: data sets x classes x shots x tasks."""
+
+    datasets: list[str] = arg([], "data sets; empty = mvtec and visa with --data-path, else the demo data", type=str)
+    data_path: Optional[str] = arg(
+        None, "folder of the data; with several data sets, the folder that holds mvtec/, visa/, ...", type=str
+    )
+    classes: list[str] = arg([], "only these classes; 'key' = the six-class short list; empty = all", type=str)
+    k_shots: list[int] = arg([1, 2, 4], "numbers of support images", aliases=["shots"], at_least=1)
+    tasks: list[str] = arg(["cls", "seg"], "cls, seg or both", choices=["cls", "seg"])
+    epochs: int = override(OptimArgs, "epochs", help="epochs of every run")
+    fusion_mode: str = override(ScoreConfig, "fusion_mode", help="fusion of every run")
+    output_dir: str = arg("result/harmonic_baseline", "tree of checkpoints and logs", aliases=["output"])
+    train_flags: str = arg("", "more flags for every training command, in quotes")
+    parallel: int = arg(1, "runs at a time; the cores are divided among them", at_least=1)
+    gpus: list[str] = arg([], "one queue per GPU, e.g. 0 1; empty = CPU", type=str)
+    launcher: str = arg("local", "local, or ray for many machines", choices=["local", "ray"])
+    ray_address: Optional[str] = arg(None, "address of a running Ray cluster; None = Ray on this machine", type=str)
+    retries: int = arg(0, "times a failed run is tried again", at_least=0)
+    dry_run: Switch = arg(False, "print the equivalent commands and leave")

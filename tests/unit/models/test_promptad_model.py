@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from anomaly_lib.backbones.attention import attend, project_qkv
 from anomaly_lib.backbones.clip import ClipBackbone, create_clip
 from anomaly_lib.fusion import FUSIONS
-from anomaly_lib.models.promptad.model import PromptAD, TextFeatures, promptad_losses, textual_score, visual_score
+from anomaly_lib.models.promptad.config import PromptADConfig, ScoreConfig
+from anomaly_lib.models.promptad.model import PromptAD, TextFeatures, promptad_losses
 from anomaly_lib.models.promptad.prompts import PromptLearner, PromptTree, learned_pairs
-from anomaly_lib.models.promptad.scores import ImageFeatures, ScoreSettings, branch_scores, combine
+from anomaly_lib.models.promptad.scores import Branches, ImageFeatures, Scoring, textual_score, visual_score
 from anomaly_lib.models.promptad.states import GENERIC_STATES, class_text, state_templates
 
 OUTPUTS = ["pooled", "vv_tokens", "layer.0", "layer.2", "next_attn.0", "next_attn.2"]
@@ -26,14 +27,12 @@ def _unit(*shape: int) -> torch.Tensor:
 
 def _features(images: int = 3, patches: int = 4) -> ImageFeatures:
     side = int(patches**0.5)
-    taps = [_unit(images, patches, 8), _unit(images, patches, 8)]
+    taps = [_unit(images, patches, 64), _unit(images, patches, 64)]
     return ImageFeatures(taps, (side, side), (side, side), _unit(images, 32), _unit(images, patches, 32))
 
 
-def _model(clip: ClipBackbone, images: int = 2, patches: int = 4, **options: str) -> PromptAD:
-    learner = PromptLearner(clip.text, class_text="screw", states=state_templates("screw"))
-    shape = [(images * patches, 8)] * 2
-    return PromptAD(learner, stored_logit_scale=clip.logit_scale, joint_dim=32, memory_shape=shape, **options)
+def _model(**options: object) -> PromptAD:
+    return PromptAD.from_name("tiny-clip", weights="random", class_name="screw", **options)
 
 
 def test_published_states_and_names() -> None:
@@ -48,10 +47,7 @@ def test_published_states_and_names() -> None:
 @pytest.mark.parametrize(("n_pro", "n_pro_ab"), [(3, 4), (1, 4), (2, 4)])
 @pytest.mark.parametrize("pairing", ["all", "modulo"])
 def test_number_and_order_of_prompts(clip: ClipBackbone, n_pro: int, n_pro_ab: int, pairing: str) -> None:
-    states = state_templates("wood")
-    learner = PromptLearner(
-        clip.text, class_text="wood", states=states, n_pro=n_pro, n_pro_ab=n_pro_ab, pairing=pairing
-    )
+    learner = PromptLearner(text=clip.text, class_name="wood", n_pro=n_pro, n_pro_ab=n_pro_ab, pairing=pairing)
     assert learner.counts == (n_pro, (8 + 4) * n_pro, n_pro * n_pro_ab)
     assert len(learner.sequences) == sum(learner.counts)
     assert learner.sequences[n_pro][1] == ("normal", 0, 0)  # state outer, context inner
@@ -62,8 +58,8 @@ def test_pairings_agree_exactly_when_the_counts_are_coprime() -> None:
     assert set(learned_pairs(3, 4, "modulo")) == set(learned_pairs(3, 4, "all"))
     assert len(set(learned_pairs(2, 4, "modulo"))) == 4
     assert len(set(learned_pairs(2, 4, "all"))) == 8
-    with pytest.raises(ValueError, match="pairing"):
-        learned_pairs(1, 1, "some")
+    with pytest.raises(ValueError, match="pairing=some"):
+        _model(pairing="some")
 
 
 def test_tree_shares_beginnings_and_knows_ancestors() -> None:
@@ -75,7 +71,7 @@ def test_tree_shares_beginnings_and_knows_ancestors() -> None:
 
 
 def test_tree_equals_every_prompt_by_itself(clip: ClipBackbone) -> None:
-    learner = PromptLearner(clip.text, class_text="metal nut", states=state_templates("metal_nut"), n_ctx=2, n_ctx_ab=3)
+    learner = PromptLearner(text=clip.text, class_name="metal_nut", n_ctx=2, n_ctx_ab=3)
     tree_features = torch.cat(learner(clip.text))
     contexts = {"normal": learner.normal_ctx, "abnormal": learner.abnormal_ctx}
     for row in range(0, len(learner.sequences), 5):
@@ -89,26 +85,27 @@ def test_tree_equals_every_prompt_by_itself(clip: ClipBackbone) -> None:
         torch.testing.assert_close(tree_features[row], alone, atol=1e-5, rtol=1e-4)
 
 
-def test_only_the_two_contexts_learn(clip: ClipBackbone) -> None:
-    model = _model(clip)
+def test_only_the_two_contexts_learn() -> None:
+    model = _model()
+    clip = model.towers.clip
     before = {name: tensor.clone() for name, tensor in clip.state_dict().items()}
     assert {name for name, p in model.named_parameters() if p.requires_grad} == {
         "learner.normal_ctx",
         "learner.abnormal_ctx",
     }
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    sum(model.losses(_unit(2, 32), clip.text).values()).backward()
+    sum(model.losses(_unit(2, 32)).values()).backward()
     optimizer.step()
     assert all(float(p.grad.abs().min()) >= 0 and float(p.grad.abs().max()) > 0 for p in model.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in clip.state_dict().items())
 
 
-def test_training_lowers_the_loss(clip: ClipBackbone) -> None:
-    model, features = _model(clip), _unit(2, 32)
+def test_training_lowers_the_loss() -> None:
+    model, features = _model(logit_scale="exp"), _unit(2, 32)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     values = []
     for _ in range(12):
-        loss = sum(model.losses(features, clip.text).values())
+        loss = sum(model.losses(features).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -173,21 +170,16 @@ def test_triplet_axis_changes_segmentation_only() -> None:
 
 
 @pytest.mark.parametrize("task", ["cls", "seg"])
-def test_every_fusion_scores_and_orders(clip: ClipBackbone, task: str) -> None:
-    model = _model(clip)
-    model.remember([_unit(8, 8), _unit(8, 8)])
-    model.keep_text_features(clip.text)
+def test_every_fusion_scores_and_orders(task: str) -> None:
+    model = _model()
+    model.remember([_unit(8, 64), _unit(8, 64)])
+    model.keep_text_features()
     features = _features()
+    normal = Branches(torch.rand(5), torch.rand(5), torch.rand(5, 2, 2), torch.rand(5))
     seen = set()
     for mode in FUSIONS:
-        settings = ScoreSettings(
-            task=task,
-            fusion=mode,
-            weights=(1.0, 2.0),
-            map_size=(16, 16),
-            references={"textual": torch.rand(5), "visual": torch.rand(5)},
-        )
-        prediction = combine(branch_scores(model, features, settings), settings, branch_maps=True)
+        config = ScoreConfig(task=task, fusion_mode=mode, fusion_weights=[1.0, 2.0], resolution=16)
+        prediction = Scoring(config, normal).predict(model.branches(features, config))
         assert prediction.score.shape == (3,)
         assert prediction.map.shape == (3, 16, 16)
         assert torch.isfinite(prediction.score).all()
@@ -195,12 +187,110 @@ def test_every_fusion_scores_and_orders(clip: ClipBackbone, task: str) -> None:
     assert len(seen) == len(FUSIONS)
 
 
-def test_scoring_many_images_equals_one_by_one(clip: ClipBackbone) -> None:
-    model = _model(clip)
-    model.remember([_unit(8, 8), _unit(8, 8)])
-    model.keep_text_features(clip.text)
-    features, settings = _features(), ScoreSettings(task="seg", map_size=(16, 16))
-    together = combine(branch_scores(model, features, settings), settings)
+def test_scoring_many_images_equals_one_by_one() -> None:
+    model = _model(task="seg", resolution=16)
+    model.remember([_unit(8, 64), _unit(8, 64)])
+    model.keep_text_features()
+    features, scoring = _features(), Scoring(model.config)
+    together = scoring.predict(model.branches(features))
     for n in range(3):
-        alone = combine(branch_scores(model, features[[n]], settings), settings)
+        alone = scoring.predict(model.branches(features[[n]]))
         torch.testing.assert_close(alone.map[0], together.map[n])
+
+
+def test_defaults_of_the_class_are_those_of_the_options() -> None:
+    """A3: the class said "exp" where the options said "raw"."""
+    model = _model()
+    assert model.config == PromptADConfig()
+    assert model.config.logit_scale == "raw"
+    assert float(model.logit_scale) == float(model.towers.logit_scale)
+    assert float(_model(logit_scale="exp").logit_scale) == pytest.approx(float(model.towers.logit_scale.exp()))
+    with pytest.raises(ValueError, match="not both"):
+        PromptAD(PromptADConfig(), towers=model.towers, fusion_mode="max")
+
+
+@pytest.mark.parametrize("task", ["cls", "seg"])
+@pytest.mark.parametrize("mode", ["max", "harmonic", "mean"])
+def test_forward_is_what_document_000_writes(task: str, mode: str) -> None:
+    """B10: PromptAD(..., fusion_mode=...) and forward(images, task), against the document's formulas by hand."""
+    model = _model(fusion_mode=mode, resolution=64, sigma=0.0)
+    support, images = torch.randn(2, 3, 64, 64), torch.randn(3, 3, 64, 64)
+    model.remember(support)
+    found = model(images, task)
+    text = model.encode_prompts()
+    normal, abnormal = (F.normalize(group.mean(0), dim=0) for group in (text.normal, text.abnormal))
+    out = model.towers.clip.encode(images)
+    feature = F.normalize(out["pooled" if task == "cls" else "vv_tokens"], dim=-1)
+    both = torch.stack([feature @ normal, feature @ abnormal], -1) * model.towers.logit_scale
+    textual = both.softmax(-1)[..., 1]
+    visual = torch.zeros(3, 16)
+    for tap, stored in zip(model.towers.taps, model.galleries, strict=True):
+        rows = F.normalize(out[tap], dim=-1)
+        visual += (1 - (rows @ stored.T).amax(-1)) / 4
+    grid = F.interpolate(visual.view(3, 1, 4, 4), (64, 64), mode="bilinear").squeeze(1)
+    if task == "cls":
+        a, b = textual, grid.amax((1, 2))
+    else:
+        a, b = textual.view(3, 4, 4), visual.view(3, 4, 4)
+    fused = {"max": torch.maximum(a, b), "harmonic": 1 / (1 / a + 1 / b), "mean": 0.5 * (a + b)}[mode]
+    if task == "cls":
+        torch.testing.assert_close(found.score, fused, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found.map, grid, atol=1e-5, rtol=1e-4)
+    else:
+        want = F.interpolate(fused[:, None], (64, 64), mode="bilinear").squeeze(1)
+        torch.testing.assert_close(found.map, want, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found.score, found.map.amax((1, 2)))
+    assert torch.equal(model(images, task).score, found.score)
+
+
+def test_forward_follows_the_contexts_in_training_and_the_kept_prototypes_in_eval() -> None:
+    model, images = _model(resolution=16), torch.randn(1, 3, 64, 64)
+    model.remember(torch.randn(1, 3, 64, 64))
+    before = model(images).parts["textual"]
+    model.eval()
+    with torch.no_grad():
+        model.learner.normal_ctx.normal_()
+    assert torch.equal(model(images).parts["textual"], before)
+    model.train()
+    assert not torch.equal(model(images).parts["textual"], before)
+
+
+def test_wrong_inputs_say_what_was_expected() -> None:
+    model = _model()
+    images = torch.randn(1, 3, 64, 64)
+    with pytest.raises(ValueError, match="remember"):
+        model(images)
+    model.remember(images)
+    with pytest.raises(ValueError, match=r"expected images \[B, 3, 64, 64\] for tiny-clip, got \[1, 3, 32, 32\]"):
+        model(torch.randn(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="task=segm: choose from cls, seg"):
+        model(images, "segm")
+    with pytest.raises(ValueError, match=r"expected rows of widths \[64, 64\]"):
+        model.remember([torch.zeros(4, 8), torch.zeros(4, 8)])
+    with pytest.raises(ValueError, match="memory_layers"):
+        _model(memory_layers=[0, 4])
+    for mode in ("rank", "z-score"):
+        with pytest.raises(ValueError, match="support images"):
+            _model_remembering(images, fusion_mode=mode)(images)
+
+
+def _model_remembering(images: torch.Tensor, **options: object) -> PromptAD:
+    model = _model(**options)
+    model.remember(images)
+    return model
+
+
+def test_towers_are_shown_but_not_stored() -> None:
+    model = _model_remembering(torch.randn(2, 3, 64, 64), class_text="hex nut")
+    assert set(model.state_dict()) == {
+        "logit_scale", "text_features", "feature_gallery1", "feature_gallery2", "learner.normal_ctx",
+        "learner.abnormal_ctx",
+    }  # fmt: skip
+    shown = repr(model)
+    assert "'screw', task=cls, fusion_mode=harmonic" in shown
+    assert "tiny-clip at (64, 64), taps layer.0, layer.2" in shown
+    assert "prompts on 'hex nut': 3 normal, 33 manual and 12 learned" in shown
+    assert "memory: [32, 64], [32, 64]" in shown
+    model.double()
+    assert model.towers.logit_scale.dtype == torch.float64
+    assert model.galleries[0].dtype == torch.float64

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 
 import anomaly_lib
 from anomaly_lib.backbones import create_backbone
-from anomaly_lib.detect.contract import EvaluateArgs
 from anomaly_lib.errors import UserError
 from anomaly_lib.evaluation.evaluate import evaluate_checkpoint
+from anomaly_lib.evaluation.options import EvaluateArgs
 from anomaly_lib.models.promptad import released
-from anomaly_lib.systems.promptad import detector
-from anomaly_lib.systems.promptad.detector import load_detector
+from anomaly_lib.systems.promptad import released as adopting
+from anomaly_lib.systems.registry import SYSTEMS
 
 TINY_WIDTH, TINY_JOINT = 64, 32
 
@@ -47,8 +47,8 @@ def test_scores_as_the_original(task: str, tmp_path: Path) -> None:
     torch.manual_seed(7)
     galleries = [torch.where(torch.arange(225)[:, None] % 4 == 0, tap, torch.randn_like(tap)) for tap in taps]
     path = checkpoint(tmp_path, task, width=TINY_WIDTH, joint=TINY_JOINT, galleries=galleries)
-    loaded = load_detector(path, backbone_weights="random", device="cpu")
-    assert loaded.facts["class_name"] == "metal_nut"
+    loaded = SYSTEMS.load(path, weights="random", device="cpu")
+    assert loaded.class_name == "metal_nut"
     saved = torch.load(path, weights_only=True)
     visual = torch.zeros(225)
     for tap, rows in zip(taps, galleries, strict=True):
@@ -57,14 +57,15 @@ def test_scores_as_the_original(task: str, tmp_path: Path) -> None:
     text = F.normalize(saved["text_features"].float(), dim=-1)
     feature = F.normalize(found["pooled"][0] if task == "CLS" else found["vv_tokens"][0], dim=-1)
     textual = (net.logit_scale * feature @ text.T).softmax(-1)[..., 1]
-    branches = loaded.branches(loaded.features(image))
+    branches = loaded.model.branches(loaded.towers.encode(image))
     torch.testing.assert_close(branches.visual_grid.flatten(), visual, rtol=1e-3, atol=2e-4)
     torch.testing.assert_close(branches.textual.flatten(), textual.flatten(), rtol=1e-4, atol=1e-5)
     prediction = loaded.predict(image)
     if task == "CLS":
         torch.testing.assert_close(prediction.score, 1 / (1 / branches.textual + 1 / branches.visual))
     assert prediction.map.shape == (1, 400, 400)
-    assert torch.isnan(torch.tensor(loaded.threshold))
+    assert loaded.decision is None
+    assert prediction.anomalous is None
     with pytest.raises(UserError, match="support scores"):
         loaded.with_fusion("rank")
 
@@ -74,15 +75,16 @@ def test_scores_as_the_original(task: str, tmp_path: Path) -> None:
 def test_evaluate_scores_the_built_in_data(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = create_backbone("demo-clip", layers=("pooled",))
     monkeypatch.setitem(released.BACKBONES, net.width, "demo-clip")
-    monkeypatch.setattr(detector, "IMAGE_SIZE", 120)  # its patches are half as wide: as many as the original's
+    monkeypatch.setattr(adopting, "IMAGE_SIZE", 120)  # its patches are half as wide: as many as the original's
     path = checkpoint(tmp_path, task, width=net.width, joint=net.embed_dim)
     path = path.rename(path.with_name(path.name.replace("metal_nut", "brushed_metal")))
     args = EvaluateArgs(checkpoint=str(path), figures=False, bootstrap=0, device="cpu")
-    done = evaluate_checkpoint(path, args)
-    assert done.threshold is None
-    assert done.evaluation.name == "demo brushed_metal k=2 " + task.lower()
-    assert 0 <= done.evaluation.metrics["image_auroc"] <= 1
-    assert done.evaluation.scores.std() > 0
+    done = evaluate_checkpoint(path, args, SYSTEMS)
+    assert done.decision is None
+    assert done.scores.name == "demo brushed_metal k=2 " + task.lower()
+    assert 0 <= done.metrics["image_auroc"] <= 1
+    assert "image_accuracy" not in done.metrics
+    assert done.scores.scores.std() > 0
 
 
 def test_missing_backbone_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,3 +108,17 @@ def test_refusals(tmp_path: Path) -> None:
     odd = [torch.randn(226, TINY_WIDTH)] * 2
     with pytest.raises(UserError, match="226 patches"):
         anomaly_lib.load(checkpoint(tmp_path, "SEG", width=TINY_WIDTH, joint=TINY_JOINT, galleries=odd))
+
+
+def test_reading_needs_content_and_a_name_only(tmp_path: Path) -> None:
+    """A10: the model's room opens no files."""
+    content = torch.load(checkpoint(tmp_path, "SEG", width=896, joint=640), weights_only=True)
+    assert released.is_released(content)
+    assert not released.is_released({"feature_gallery1": 0})
+    found = released.read_released(content, "SEG-Seed_7-metal_nut-check_point.pt")
+    assert (found.task, found.seed, found.class_name, found.shot) == ("seg", 7, "metal_nut", 2)
+    assert found.backbone == "ViT-B-16-plus-240"
+    torch.testing.assert_close(found.tensors["text_features"].norm(dim=-1), torch.ones(2))
+    with pytest.raises(UserError, match="^task and class stand only in the name"):
+        released.read_released(content, "best.pt")
+    assert adopting.adopt({"state_dict": {}}, tmp_path / "CLS-Seed_1-x-check_point.pt") is None
