@@ -9,16 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
-import torch
-
-from anomaly_lib.config import Options, arg, command
-from anomaly_lib.errors import UserError
+from anomaly_lib.config import Options, arg, command, override
+from anomaly_lib.detect.choice import Choice
+from anomaly_lib.errors import OptionError
 from anomaly_lib.files import write_json
-from anomaly_lib.metrics.knn import METRICS
-from anomaly_lib.systems.weld.data.manifest import select_runs
-from anomaly_lib.systems.weld.supcon.detector import load_detector
-from anomaly_lib.systems.weld.supcon.knn import knn_metrics, knn_report
-from anomaly_lib.systems.weld.supcon.task import open_runs
+from anomaly_lib.systems.registry import SYSTEMS
+from anomaly_lib.systems.weld.supcon.options import SupConTrainArgs
 
 
 @dataclass
@@ -26,28 +22,33 @@ class Args(Options):
     """Neighbours of the training split vote on a split."""
 
     checkpoint: Optional[str] = arg(None, "best_model.pth of scripts/weld/train_supcon.py", type=str)
-    k: int = arg(5, "neighbours", at_least=1)
-    metric: str = arg("cosine", "their distance", choices=list(METRICS))
-    split: str = arg("test", "which split to judge", choices=["train", "val", "test"])
-    data_path: Optional[str] = arg(None, "folder of the data; None = the data of the training run", type=str)
-    batch_size: Optional[int] = arg(None, "runs encoded together; None = as in training", type=int, at_least=1)
+    k: int = override(SupConTrainArgs, "k")
+    metric: str = override(SupConTrainArgs, "metric")
+    split: str = override(Choice, "split", help="which split to judge")
+    data_path: Optional[str] = override(Choice, "data_path")
+    batch_size: int = override(Choice, "batch_size", help="runs encoded together")
     device: str = arg("auto", "auto, cpu, cuda or cuda:N")
     output: Optional[str] = arg(None, "also write the figures into this JSON file", type=str)
+
+    def check(self) -> None:
+        if not self.checkpoint:
+            raise OptionError("give checkpoint=, a best_model.pth of scripts/weld/train_supcon.py")
 
 
 def run(args: Args) -> None:
     """Bank from TRAIN, queries from the split, figures and the confusion matrix."""
-    if not args.checkpoint:
-        raise UserError("--checkpoint is needed: a best_model.pth of scripts/weld/train_supcon.py")
-    detector = load_detector(args.checkpoint, device=args.device)
-    if args.batch_size:
-        detector.args = replace(detector.args, batch_size=args.batch_size)
-    runs = open_runs(replace(detector.args, data_path=args.data_path or detector.args.data_path))
-    bank, bank_labels = detector.bank(runs)
-    chosen = select_runs(runs, args.split)
-    found, labels = detector.encode(chosen)["features"], torch.tensor([one.class_label for one in chosen])
-    metrics = knn_metrics(bank, bank_labels, found, labels, k=args.k, metric=args.metric)
-    for line in knn_report(bank, bank_labels, found, labels, k=args.k, metric=args.metric):
+    from anomaly_lib.detect.scores import summary
+
+    detector = SYSTEMS.load(str(args.checkpoint), device=args.device)
+    if detector.system != "weld_supcon":
+        raise OptionError(
+            f"checkpoint={args.checkpoint}: a checkpoint of {detector.system}; this program judges V4 only"
+        )
+    detector.args = replace(detector.args, k=args.k, metric=args.metric)
+    choice = Choice(split=args.split, data_path=args.data_path, batch_size=args.batch_size)
+    scores = detector.score(detector.items(choice))
+    metrics = summary(scores)
+    for line in scores.notes:
         print(line)
     print(", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     if args.output:

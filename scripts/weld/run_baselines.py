@@ -11,15 +11,19 @@ from anomaly_lib.config import command
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the scripts import each other from the repository root
 
-from scripts.weld.studies.ladder import run_ladder
-from scripts.weld.studies.ladder_options import Args
+from scripts.weld.studies.options import LadderArgs
+
+
+def run(args: LadderArgs) -> None:
+    """The rows that are missing, then the table."""
+    from scripts.weld.studies.ladder import run_ladder
+
+    run_ladder(args, print)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run what is missing, print the table."""
-    return command(
-        Args, lambda args: run_ladder(args, print) and None, argv, prog="run_baselines.py", description=__doc__ or ""
-    )
+    return command(LadderArgs, run, argv, prog="run_baselines.py", description=__doc__ or "")
 
 
 if __name__ == "__main__":

@@ -11,15 +11,19 @@ from anomaly_lib.config import command
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the scripts import each other from the repository root
 
-from scripts.weld.studies.extensions import Args, run_extensions
+from scripts.weld.studies.options import ExtensionArgs
+
+
+def run(args: ExtensionArgs) -> None:
+    """The rows that are missing, then the table."""
+    from scripts.weld.studies.extensions import run_extensions
+
+    run_extensions(args, print)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run what is missing, print the table."""
-    return command(
-        Args, lambda args: run_extensions(args, print) and None, argv, prog="run_extensions.py",
-        description=__doc__ or "",
-    )  # fmt: skip
+    return command(ExtensionArgs, run, argv, prog="run_extensions.py", description=__doc__ or "")
 
 
 if __name__ == "__main__":

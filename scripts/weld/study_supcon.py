@@ -11,16 +11,19 @@ from anomaly_lib.config import command
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the scripts import each other from the repository root
 
-from scripts.weld.studies.study import Args, run_study
+from scripts.weld.studies.options import StudyArgs
+
+
+def run(args: StudyArgs) -> None:
+    """Every part of the study, printed and written."""
+    from scripts.weld.studies.study import run_study
+
+    run_study(args, print)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, study, print."""
-
-    def body(args: Args) -> None:
-        run_study(args, print)
-
-    return command(Args, body, argv, prog="study_supcon.py", description=__doc__ or "")
+    return command(StudyArgs, run, argv, prog="study_supcon.py", description=__doc__ or "")
 
 
 if __name__ == "__main__":

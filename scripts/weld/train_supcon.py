@@ -4,13 +4,13 @@ import sys
 from collections.abc import Sequence
 
 from anomaly_lib.config import command
+from anomaly_lib.systems.registry import SYSTEMS
 from anomaly_lib.systems.weld.supcon.options import Args
-from anomaly_lib.systems.weld.supcon.train import train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, train, leave with an exit code."""
-    return command(Args, train, argv, prog="train_supcon.py", description=__doc__ or "")
+    return command(Args, SYSTEMS["weld_supcon"].train, argv, prog="train_supcon.py", description=__doc__ or "")
 
 
 if __name__ == "__main__":

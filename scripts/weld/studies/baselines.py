@@ -25,17 +25,19 @@ from anomaly_lib.models.weld.baselines import (
     pool_modalities,
     windowed_max,
 )
-from anomaly_lib.models.weld.supcon_quad import MODALITIES
+from anomaly_lib.models.weld.quad_config import MODALITIES
+from anomaly_lib.systems.registry import SYSTEMS
 from anomaly_lib.systems.weld.data.manifest import CLASSES, WeldRun, select_runs
 from anomaly_lib.systems.weld.data.runs import load_raw
 from anomaly_lib.systems.weld.data.signal import magnitude_frames
 from anomaly_lib.systems.weld.features import WeldFeatures
-from anomaly_lib.systems.weld.inputs import build_features, weld_settings
-from anomaly_lib.systems.weld.supcon import train as weld_supcon
-from anomaly_lib.systems.weld.supcon.knn import defect_margin
+from anomaly_lib.systems.weld.inputs import build_features
+from anomaly_lib.systems.weld.supcon.detector import QuadDetector, load
+from anomaly_lib.systems.weld.supcon.knn import Bank, defect_margin
 from anomaly_lib.systems.weld.supcon.options import Args as QuadArgs
-from anomaly_lib.systems.weld.supcon.task import open_runs, quad_batch
-from scripts.weld.studies.ladder_options import Args
+from anomaly_lib.systems.weld.supcon.task import classes_of, open_runs, quad_batch
+from anomaly_lib.systems.weld.supcon.train import train
+from scripts.weld.studies.options import LadderArgs
 
 Scores = dict[str, Tensor]  # by split
 
@@ -54,7 +56,7 @@ class Pool:
         return torch.tensor([run.label for run in self.runs[split]])
 
     def classes(self, split: str) -> Tensor:
-        return torch.tensor([run.class_label for run in self.runs[split]])
+        return classes_of(self.runs[split])
 
     def good(self) -> Tensor:
         return self.labels("train") == 0
@@ -74,11 +76,11 @@ class Fitted:
     note: str = ""
 
 
-def prepare(args: Args) -> Pool:
+def prepare(args: LadderArgs) -> Pool:
     """Encode every split once; statistics and targets come from TRAIN."""
     device = pick_device(args.device)
     runs = open_runs(args)
-    features = build_features(args, device, weld_settings(args))
+    features = build_features(args, device)
     features.prepare(runs)
     chosen = {split: select_runs(runs, split) for split in ("train", "val", "test")}
     batches = {}
@@ -116,9 +118,9 @@ class Protocol(TypedDict):
     peak_lr: float
 
 
-def protocol(args: Args) -> Protocol:
+def protocol(args: LadderArgs) -> Protocol:
     """The one training protocol of A, B and C."""
-    return {"epochs": args.baseline_epochs, "batch_size": int(args.baseline_batch or 32), "peak_lr": args.peak_lr}
+    return {"epochs": args.baseline_epochs, "batch_size": args.baseline_batch, "peak_lr": args.peak_lr}
 
 
 def parameters(*modules: nn.Module) -> int:
@@ -140,11 +142,11 @@ def standardised(pool: Pool, scores: Scores, name: str) -> Scores:
     }
 
 
-def spectra(pool: Pool, args: Args) -> dict[str, Tensor]:
+def spectra(pool: Pool, args: LadderArgs) -> dict[str, Tensor]:
     """Magnitude spectra by split [N, bins, frames]; silence where there is no sound."""
     if pool.spectra:
         return pool.spectra
-    fft, frames = int(args.spectrum_fft or 0), int(args.spectrum_frames or 0)
+    fft, frames = args.spectrum_fft, args.spectrum_frames
 
     def one(run: WeldRun) -> Tensor:
         wave = load_raw(run, pool.features.settings, ("audio",)).audio
@@ -156,17 +158,17 @@ def spectra(pool: Pool, args: Args) -> dict[str, Tensor]:
     return pool.spectra
 
 
-def clip_steps(pool: Pool, args: Args) -> dict[str, Tensor]:
+def clip_steps(pool: Pool, args: LadderArgs) -> dict[str, Tensor]:
     """Video tokens averaged over space, by split [N, time steps, D]."""
-    steps = max(1, int(args.video_frames or 2) // 2)  # the video encoder makes one step of two frames
+    steps = max(1, args.video_frames // 2)  # the video encoder makes one step of two frames
     return {split: batch["video"].unflatten(1, (steps, -1)).mean(2).cpu() for split, batch in pool.batches.items()}
 
 
-def model_a(pool: Pool, args: Args) -> Fitted:
+def model_a(pool: Pool, args: LadderArgs) -> Fitted:
     """Audio convolutional AE (mean over frames) and video AE (largest moving average), convex combination."""
     heard, seen, good = spectra(pool, args), clip_steps(pool, args), pool.good()
     audio, video = heard["train"][good & pool.has("audio", "train")], seen["train"][good & pool.has("video", "train")]
-    ears = AudioConvAE(bins=audio.shape[1], bottleneck=48, width=int(args.audio_width or 0))
+    ears = AudioConvAE(bins=audio.shape[1], bottleneck=48, width=args.audio_width)
     eyes = VideoFcAE(dim=video.shape[-1])
     fit(ears, lambda i: ears.frame_scores(audio[i]).mean(), len(audio), **protocol(args))
     fit(eyes, lambda i: eyes.frame_scores(video[i]).mean(), len(video), **protocol(args))
@@ -185,7 +187,7 @@ def combine(pool: Pool, columns: Sequence[Scores], names: Sequence[str], size: i
     return Fitted(scores, size, note=shown)
 
 
-def one_modality(pool: Pool, args: Args, name: str) -> Fitted:
+def one_modality(pool: Pool, args: LadderArgs, name: str) -> Fitted:
     """A one-class auto-encoder on the pooled features of good runs."""
     head = one_class(pool.pooled["train"][name][pool.good() & pool.has(name, "train")], **protocol(args))
     return Fitted(standardised(pool, by_split(lambda split: head(pool.pooled[split][name])), name), parameters(head))
@@ -199,13 +201,13 @@ def one_class(good: Tensor, *, epochs: int = 50, batch_size: int = 8, peak_lr: f
     return head
 
 
-def late(pool: Pool, args: Args) -> Fitted:
+def late(pool: Pool, args: LadderArgs) -> Fitted:
     """Convex combination of the four one-class scores."""
     parts = [one_modality(pool, args, name) for name in MODALITIES]
     return combine(pool, [part.scores for part in parts], MODALITIES, sum(part.parameters for part in parts))
 
 
-def mid(pool: Pool, args: Args) -> Fitted:
+def mid(pool: Pool, args: LadderArgs) -> Fitted:
     """Concatenation of pooled features, one MLP, supervised; score = 1 - P(good)."""
     pooled, present, labels = pool.pooled["train"], pool.batches["train"]["present"], pool.classes("train")
     net = MidFusion({name: pooled[name].shape[1] for name in MODALITIES}, classes=len(CLASSES))
@@ -220,15 +222,18 @@ def mid(pool: Pool, args: Args) -> Fitted:
     return Fitted(scores, parameters(net), classes=logits["test"].argmax(1))
 
 
-def cross_attention(pool: Pool, args: Args) -> Fitted:
+def cross_attention(pool: Pool, args: LadderArgs) -> Fitted:
     """D: the V4 model, trained by its own recipe and judged by its own protocol: neighbours among the training runs."""
-    folder = Path(args.results or "runs/weld_baselines") / f"D-seed{args.seed}"
-    known = {name: getattr(args, name) for name in QuadArgs.__dataclass_fields__}
-    result = weld_supcon.train(QuadArgs(**{**known, "output_dir": str(folder)}), features=pool.features)
-    assert result.checkpoint is not None
-    detector = weld_supcon.load_detector(result.checkpoint, features=pool.features)
+    detector = fit_model(pool, args.of_model(output_dir=str(Path(args.results) / f"D-seed{args.seed}")))
     found = {split: detector.encode(runs)["features"] for split, runs in pool.runs.items()}
-    bank, classes = found["train"], pool.classes("train")
-    scores = {split: defect_margin(bank, classes, features) for split, features in found.items()}
-    voted, _ = knn_vote(bank, classes, found["test"], k=min(args.k, len(bank)), metric=args.metric)
+    bank = Bank(found["train"], pool.classes("train"))
+    scores = {split: defect_margin(bank, features) for split, features in found.items()}
+    voted, _ = knn_vote(*bank, found["test"], k=min(args.k, len(bank.classes)), metric=args.metric)
     return Fitted(scores, parameters(detector.task), classes=voted)
+
+
+def fit_model(pool: Pool, args: QuadArgs) -> QuadDetector:
+    """V4, trained with these options on the features of the pool."""
+    result = train(args, features=pool.features)
+    assert result.checkpoint is not None
+    return load(SYSTEMS.read(result.checkpoint), features=pool.features)

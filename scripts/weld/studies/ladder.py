@@ -8,17 +8,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from anomaly_lib.engine.memory import PeakMemory
 from anomaly_lib.engine.seed import seed_everything
-from anomaly_lib.errors import UserError
 from anomaly_lib.metrics import auroc, average_precision, f1_max, macro_f1, youden
-from anomaly_lib.models.weld.supcon_quad import MODALITIES
+from anomaly_lib.models.weld.quad_config import MODALITIES
 from anomaly_lib.systems.weld.data.manifest import CLASSES
-from anomaly_lib.systems.weld.supcon.options import resolve
 from scripts.weld.studies.baselines import (
     Fitted,
     Pool,
@@ -29,14 +27,13 @@ from scripts.weld.studies.baselines import (
     one_modality,
     prepare,
 )
-from scripts.weld.studies.ladder_options import Args, ladder_sizes
+from scripts.weld.studies.options import FUSIONS, LadderArgs
 from scripts.weld.studies.study_rows import StudyRows
 
-FUSIONS = ("C-late", "C-mid", "D")
 COLUMNS = {"auroc": "AUROC", "auprc": "AUPRC", "macro_f1": "macro-F1, good/defect", "class_f1": "macro-F1, 12 classes"}
 
 
-def ladder() -> dict[str, Callable[[Pool, Args], Fitted]]:
+def ladder() -> dict[str, Callable[[Pool, LadderArgs], Fitted]]:
     """Every model by its name in the table."""
     single = {f"B-{name}": (lambda pool, args, name=name: one_modality(pool, args, name)) for name in MODALITIES}
     return {"A": model_a, **single, "C-late": late, "C-mid": mid, "D": cross_attention}
@@ -67,15 +64,12 @@ def row_of(pool: Pool, fitted: Fitted, *, model: str, seed: int, seconds: float,
     }
 
 
-def run_ladder(args: Args, say: Callable[[str], object]) -> list[dict[str, Any]]:
+def run_ladder(args: LadderArgs, say: Callable[[str], object]) -> list[dict[str, Any]]:
     """Every model and seed that the table does not hold yet; returns all rows."""
-    args = ladder_sizes(cast(Args, resolve(args)))
     models = ladder()
-    wanted = list(FUSIONS) if args.models == ["fusion"] else args.models
-    unknown = sorted(set(wanted) - set(models))
-    if unknown:
-        raise UserError(f"--models {' '.join(unknown)}: choose from {', '.join(models)} or 'fusion'")
-    study = StudyRows(Path(args.results or "runs/weld_baselines"), "model", fresh=args.fresh)
+    chosen = [name for one in args.models for name in (FUSIONS if one == "fusion" else [one])]
+    wanted = list(dict.fromkeys(chosen))
+    study = StudyRows(Path(args.results), "model", fresh=args.fresh)
     todo = [(model, seed) for model in wanted for seed in args.seeds if not study.has(model, seed)]
     pool = prepare(args) if todo else None
     for model, seed in todo:

@@ -2,52 +2,39 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from anomaly_lib.config import Options, arg
-from anomaly_lib.errors import UserError
 from anomaly_lib.files import write_json
 from anomaly_lib.metrics import auroc, expected_calibration_error
 from anomaly_lib.models.deploy import export_torch, export_torchscript, prune_linears, quantize_linears
 from anomaly_lib.models.grad_cam import grad_cam
 from anomaly_lib.models.uncertainty import deep_ensemble, fit_temperature, mc_dropout, predictive_entropy
-from anomaly_lib.models.weld.supcon_quad import MODALITIES
+from anomaly_lib.models.weld.quad_config import MODALITIES
+from anomaly_lib.systems.registry import SYSTEMS
 from anomaly_lib.systems.weld.data.manifest import CLASSES, WeldRun, select_runs
+from anomaly_lib.systems.weld.encoders import block_of
 from anomaly_lib.systems.weld.features import WeldFeatures
-from anomaly_lib.systems.weld.supcon.detector import QuadDetector, load_detector
+from anomaly_lib.systems.weld.supcon.detector import QuadDetector, load
 from anomaly_lib.systems.weld.supcon.knn import defect_margin, hide, missing_subsets, subset_name
-from anomaly_lib.systems.weld.supcon.task import open_runs, quad_batch
+from anomaly_lib.systems.weld.supcon.task import classes_of, open_runs, quad_batch
 from anomaly_lib.viz import map_range, overlay, save_figure, save_image, training_lines
+from scripts.weld.studies.options import StudyArgs
 from scripts.weld.studies.study_data import found_shifts, synthetic_defect_probe
 
 OUTPUTS = ("features", "logits", "anomaly_score")
 
 
-@dataclass
-class Args(Options):
-    """Study of a V4 checkpoint."""
-
-    checkpoint: Optional[str] = arg(None, "best_model.pth of scripts/weld/train_supcon.py", type=str)
-    ensemble: list[str] = arg([], "further checkpoints of other seeds: a deep ensemble, and means over seeds", type=str)
-    passes: int = arg(20, "Monte-Carlo dropout passes", at_least=2)
-    pruning: float = arg(0.5, "share of weights pruned", at_least=0, at_most=0.99)
-    output: str = arg("runs/weld_study", "folder of study.json and the pictures")
-
-
-def run_study(args: Args, say: Callable[[str], object], *, features: WeldFeatures | None = None) -> dict[str, Any]:
+def run_study(args: StudyArgs, say: Callable[[str], object], *, features: WeldFeatures | None = None) -> dict[str, Any]:
     """Every part, printed and written to study.json. `features` shares an encoding of the checkpoint's data."""
-    if not args.checkpoint:
-        raise UserError("--checkpoint is needed: a best_model.pth of scripts/weld/train_supcon.py")
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
-    detector = load_detector(args.checkpoint, features=features)
+    detector = load(SYSTEMS.read(str(args.checkpoint)), features=features)
     runs = open_runs(detector.args)
-    others = [load_detector(path, features=detector.features) for path in args.ensemble]
+    others = [load(SYSTEMS.read(path), features=detector.features) for path in args.ensemble]
     each = [calibration(one, runs) for one in (detector, *others)]
     results: dict[str, Any] = {"calibration": {name: mean_of(row[name] for row in each) for name in each[0]}}
     say("calibration: " + spell(results["calibration"]))
@@ -87,7 +74,7 @@ def spell(values: dict[str, Any]) -> str:
 def calibration(detector: QuadDetector, runs: Sequence[WeldRun]) -> dict[str, float]:
     """Temperature from VAL; expected calibration error on TEST before and after."""
     val, test = select_runs(runs, "val"), select_runs(runs, "test")
-    logits, labels = detector.encode(val)["logits"], torch.tensor([run.class_label for run in val])
+    logits, labels = detector.encode(val)["logits"], classes_of(val)
     temperature = fit_temperature(logits, labels)
     found, truth = detector.encode(test)["logits"], [run.class_label for run in test]
     errors = [expected_calibration_error((found / t).softmax(1).numpy(), truth) for t in (1.0, temperature)]
@@ -101,7 +88,7 @@ def uncertainty(
     test = select_runs(runs, "test")
     detector.features.prepare(test)
     batch = quad_batch(detector.features, test)
-    truth = torch.tensor([run.class_label for run in test])
+    truth = classes_of(test)
 
     def probabilities(model: nn.Module) -> Tensor:
         return model(batch)["logits"].softmax(1).cpu()  # type: ignore[no-any-return]
@@ -120,12 +107,11 @@ def uncertainty(
     return out
 
 
-def margin_auroc(detector: QuadDetector, runs: Sequence[WeldRun]) -> Callable[[Tensor, Tensor], float]:
+def margin_auroc(detector: QuadDetector) -> Callable[[Tensor, Tensor], float]:
     """AUROC of features as the k-NN protocol has it: nearest defect against nearest good training run."""
-    bank, classes = detector.bank(runs)
 
     def judge(features: Tensor, labels: Tensor) -> float:
-        return auroc(defect_margin(bank, classes, features.float().cpu()), labels)
+        return auroc(defect_margin(detector.bank, features.float().cpu()), labels)
 
     return judge
 
@@ -135,7 +121,7 @@ def missing_study(detectors: Sequence[QuadDetector], runs: Sequence[WeldRun]) ->
     test, features = select_runs(runs, "test"), detectors[0].features
     features.prepare(test)
     labels = torch.tensor([run.label for run in test])
-    judges = [margin_auroc(one, runs) for one in detectors]
+    judges = [margin_auroc(one) for one in detectors]
     batch, rows = quad_batch(features, test), []
     for keep in missing_subsets():
         part = hide(batch, keep)
@@ -164,7 +150,7 @@ def deployment(
     """Latency, size and the largest change of a feature for each form of the model."""
     import copy
 
-    test, judge = select_runs(runs, "test"), margin_auroc(detector, runs)
+    test, judge = select_runs(runs, "test"), margin_auroc(detector)
     detector.features.prepare(test)
     batch = quad_batch(detector.features, test[:8])
     labels = torch.tensor([run.label for run in test])
@@ -205,7 +191,8 @@ def explain(detector: QuadDetector, run: WeldRun, folder: Path) -> dict[str, Any
     features, model = detector.features, detector.task.model.eval()
     inputs = features.load_part(run, "images")
     encoders = features.encoders
-    tokens = encoders.image.encode(inputs["images"].to(features.device))[f"layer.{encoders.tokens.blocks[-1]}"]
+    deepest = max(block_of(branch, features.settings) for branch in encoders.branches)
+    tokens = encoders.image.encode(inputs["images"].to(features.device))[f"layer.{deepest}"]
     batch = quad_batch(features, [run])
     with torch.no_grad():
         out = model(batch, need_weights=True)

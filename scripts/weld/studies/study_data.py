@@ -69,9 +69,9 @@ def photo_vectors(features: WeldFeatures, runs: Sequence[WeldRun], rng: np.rando
         photos = list(load_raw(run, s, ("images",)).photos)
         if rng is not None:
             photos = [damage_photo(rng, photo, str(rng.choice(list(PHOTO_DEFECTS))))[0] for photo in photos]
-        images, views = photo_tensor(tuple(photos), s.views, s.image_size, normalise=s.image_norm)
+        images, views = photo_tensor(tuple(photos), s.views, s.photo_size, normalise=not s.legacy_image_norm)
         batch = {"images": images[None].to(features.device), "views": views[None].to(features.device)}
         found = features.encoders.encode_images(batch)
-        branches = [found[f"branch{i}"] for i in range(len(features.encoders.tokens.branches))]
+        branches = [found[f"branch{i}"] for i in range(len(features.encoders.branches))]
         rows.append(torch.cat([branch.mean(2) for branch in branches], dim=-1)[0].cpu())  # [V, D]
     return torch.cat(rows)

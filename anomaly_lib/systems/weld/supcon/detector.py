@@ -78,7 +78,7 @@ class QuadDetector(Detector):
             name=selection.name,
             scores=defect_margin(bank, found).numpy(),
             labels=np.array([run.label for run in runs]),
-            paths=[str(run.folder) for run in runs],
+            paths=[run.folder.as_posix() for run in runs],
             groups=["weld"] * len(runs),
             split=selection.choice.split,
             defects=[run.class_name for run in runs],
@@ -113,7 +113,7 @@ def load(
     args = Args.from_saved(checkpoint.args)
     if features is None:
         features = build_features(args, pick_device(device))
-        features.sensor_statistics = checkpoint.extra["sensor_statistics"]
+    features.sensor_statistics = checkpoint.extra["sensor_statistics"]
     checkpoint.check_weights(features.encoders.weights)
     task = build(args, features)
     task.load_state_dict(checkpoint["model"])

@@ -1,7 +1,7 @@
 """Every option of V4, the quad-modal weld system; imports no torch. The model's own: `models.weld.quad_config`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from anomaly_lib.config import ANY, Options, Preset, Switch, arg, override
@@ -10,14 +10,7 @@ from anomaly_lib.metrics.names import KNN_METRICS
 from anomaly_lib.models.weld.config import BranchArgs
 from anomaly_lib.models.weld.quad_config import ADAPTERS, FREEZE_POLICIES, QuadConfig
 from anomaly_lib.options import DataArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
-from anomaly_lib.systems.weld.options import (
-    QUIRK_FRAME_SIZE,
-    LegacyArgs,
-    WeldDemoArgs,
-    WeldEncoderArgs,
-    WeldInputArgs,
-    WeldSettings,
-)
+from anomaly_lib.systems.weld.options import WeldDemoArgs, WeldEncoderArgs, WeldInputArgs, WeldSettings
 
 
 @dataclass
@@ -100,10 +93,6 @@ class Args(
     select: str = override(EvalArgs, "select", "val", choices=["val", "last"])
 
     PRESETS: ClassVar[Sequence[Preset]] = (
-        Preset(
-            when={"protocol": "paper"},
-            then={**{f.name: True for f in fields(LegacyArgs)}, "video_size": QUIRK_FRAME_SIZE},
-        ),
         Preset(when={"video_backbone": "tiny-vjepa2"}, then={"video_token_pool": "none"}),
         Preset(when={"image_backbone": "tiny-dinov3"}, then={"image_size": [64], "branches": "2.mean"}),
         Preset(

@@ -92,7 +92,7 @@ def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
         runs = open_runs(args)
         features = features or build_features(args, pick_device(args.device))
         splits = opening(run, args, runs, features)
-        features.fit_sensors(splits.train)
+        features.fit_sensors(splits.train, args.sensor_norm)
         features.prepare([*splits.train, *splits.val])
         seed_everything(args.seed)
         learner = Learner.of(args, build(args, features), features.device)
@@ -195,7 +195,7 @@ def loop(
             for name, term in terms.items():
                 row[name] = row.get(name, 0.0) + float(term.detach()) / len(batches)
             if number % args.log_every == 0:
-                run.log.line(f"epoch {epoch + 1} batch {number}: loss {float(terms['loss'].detach()):.4f}")
+                run.log.line(f"batch {number} of epoch {epoch + 1}: loss {float(terms['loss'].detach()):.4f}")
         row["lr"] = optimizer.param_groups[0]["lr"]
         learner.schedule.step()
         bank = bank_of(args, task, features, splits.train)

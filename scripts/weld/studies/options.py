@@ -1,0 +1,83 @@
+"""The options of the studies of V4: those of V4 itself, and what is compared; imports no torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Optional
+
+from anomaly_lib.config import Options, Preset, Switch, arg, override
+from anomaly_lib.errors import OptionError
+from anomaly_lib.systems.weld.supcon.options import Args as QuadArgs
+
+MODELS = ("A", "B-video", "B-images", "B-audio", "B-sensors", "C-late", "C-mid", "D")
+FUSIONS = ("C-late", "C-mid", "D")
+
+# name in the table -> the options that switch it on
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "frozen-attention": {"freeze": "heads"},
+    "lora": {"freeze": "heads", "adapters": "lora"},
+    "bottleneck": {"freeze": "heads", "adapters": "adapter"},
+    "hardest-half": {"hard_negatives": 0.5},
+    "hardness-1": {"hardness": 1.0},
+    "simclr-first": {"pretrain": "simclr"},
+    "masked-first": {"pretrain": "masked"},
+    "reconstruction": {"reconstruct_weight": 0.1},
+    "mixup": {"mixup": 0.2},
+    "queue": {"queue": 96, "accumulate": 2},
+    "contrast-only": {"loss_type": "supcon"},
+}
+
+
+@dataclass
+class LadderArgs(QuadArgs):
+    """The ladder: the options of V4, and which models and seeds."""
+
+    demo_train: int = override(QuadArgs, "demo_train", 48)
+    demo_good: int = override(QuadArgs, "demo_good", 24)
+    figures: Switch = override(QuadArgs, "figures", False, help="draw figures of each trained D (its time counts them)")
+    models: list[str] = arg(
+        list(MODELS), "which models; fusion = late, mid and cross-attention only", choices=[*MODELS, "fusion"]
+    )
+    seeds: list[int] = arg([0, 1, 2], "one row per model and seed", type=int)
+    baseline_epochs: int = arg(50, "epochs of A, B and C", at_least=1)
+    baseline_batch: int = arg(32, "batch size of A, B and C", at_least=1)
+    peak_lr: float = arg(1e-3, "one-cycle peak of A, B and C (published, at full size: 1e-4)", at_least=0)
+    spectrum_fft: int = arg(2048, "A: samples of an STFT window", at_least=16)
+    spectrum_frames: int = arg(256, "A: spectrum frames of a run", at_least=2)
+    audio_width: int = arg(1024, "A: channels of the audio auto-encoder", at_least=1)
+    video_window: int = arg(1, "A: steps of the video score's moving average (2 s at the sampling used)", at_least=1)
+    results: str = arg("runs/weld_baselines", "folder of the table")
+
+    PRESETS: ClassVar[Sequence[Preset]] = (
+        Preset(
+            when={"data_path": None},
+            then={"baseline_batch": 8, "spectrum_fft": 512, "spectrum_frames": 64, "audio_width": 128},
+        ),
+    )
+
+    def of_model(self, **changes: Any) -> QuadArgs:
+        """The options of V4 among these, with `changes`."""
+        return QuadArgs.from_saved({**vars(self), **changes})  # type: ignore[no-any-return]
+
+
+@dataclass
+class ExtensionArgs(LadderArgs):
+    """Which extensions, on the data of the ladder."""
+
+    variants: list[str] = arg(list(VARIANTS), "which variants of model D", choices=list(VARIANTS))
+    results: str = override(LadderArgs, "results", "runs/weld_extensions")
+
+
+@dataclass
+class StudyArgs(Options):
+    """Study of a V4 checkpoint."""
+
+    checkpoint: Optional[str] = arg(None, "best_model.pth of scripts/weld/train_supcon.py", type=str)
+    ensemble: list[str] = arg([], "further checkpoints of other seeds: a deep ensemble, and means over seeds", type=str)
+    passes: int = arg(20, "Monte-Carlo dropout passes", at_least=2)
+    pruning: float = arg(0.5, "share of weights pruned", at_least=0, at_most=0.99)
+    output: str = arg("runs/weld_study", "folder of study.json and the pictures")
+
+    def check(self) -> None:
+        if not self.checkpoint:
+            raise OptionError("give checkpoint=, a best_model.pth of scripts/weld/train_supcon.py")
