@@ -273,11 +273,19 @@ class Run:
             save_checkpoint(path, self.payload(state, epochs_done), system=self.system)
         return path
 
-    def end_epoch(self, state: TrainState, epoch: int, values: dict[str, float], *, best: str | None = None) -> None:
+    def end_epoch(
+        self,
+        state: TrainState,
+        epoch: int,
+        values: dict[str, float],
+        *,
+        best: str | None = None,
+        total: int | None = None,
+    ) -> None:
         """Log and say this epoch's figures and, every --save-every epochs and at the end, write the checkpoint.
 
         `best` names the file of the best epoch when this is one. It is written first: a kill in between repeats the
-        epoch, and no best epoch is ever lost.
+        epoch, and no best epoch is ever lost. `total`: how many epochs there will be, where it is not ``args.epochs``.
         """
         row = {"epoch": epoch, **{name: float(value) for name, value in values.items()}}
         state.history.append(row)
@@ -288,8 +296,9 @@ class Run:
                 stream.write(json.dumps(row) + "\n")
         if self.trackers is not None:
             self.trackers.log(epoch, {k: v for k, v in row.items() if k != "epoch"})
-        self._say_epoch(epoch, values, kept=best is not None)
-        if (epoch + 1) % self.args.save_every == 0 or epoch + 1 >= getattr(self.args, "epochs", 0):
+        total = int(getattr(self.args, "epochs", 0) if total is None else total)
+        self._say_epoch(epoch, values, total=total, kept=best is not None)
+        if (epoch + 1) % self.args.save_every == 0 or epoch + 1 >= total:
             self.save(state, epoch + 1)
 
     # -- what every run says ------------------------------------------------------------------------------------
@@ -315,11 +324,10 @@ class Run:
         for line in cost:
             say(f"cost: {line}")
 
-    def _say_epoch(self, epoch: int, values: Mapping[str, float], *, kept: bool) -> None:
+    def _say_epoch(self, epoch: int, values: Mapping[str, float], *, total: int, kept: bool) -> None:
         now = time.monotonic()
         self._epoch_seconds.append(now - self._epoch_began)
         self._epoch_began = now
-        total = int(getattr(self.args, "epochs", 0) or 0)
         recent = self._epoch_seconds[-10:]
         left = max(0, total - epoch - 1) * sum(recent) / len(recent)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())

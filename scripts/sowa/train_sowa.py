@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 
 from anomaly_lib.config import command
-from anomaly_lib.systems.sowa.train import Args, train
+from anomaly_lib.systems.registry import SYSTEMS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, train, leave with an exit code."""
-    return command(Args, train, argv, prog="train_sowa.py", description="SOWA: hierarchical frozen window attention")
+    sowa = SYSTEMS["sowa"]
+    return command(sowa.Args, sowa.train, argv, prog="train_sowa.py", description="SOWA: frozen window attention")
 
 
 if __name__ == "__main__":

@@ -12,16 +12,15 @@ from torch import Tensor
 from anomaly_lib.backbones.clip import ClipBackbone
 from anomaly_lib.data import ImageTransform, Item, class_names, k_shot, open_dataset
 from anomaly_lib.data.base import load_pixels, readable_items
-from anomaly_lib.data.demo.items import CATEGORIES, demo_items
+from anomaly_lib.data.demo.items import demo_items
+from anomaly_lib.data.names import DEMO_CATEGORIES
 from anomaly_lib.data.transforms import resize_image
 from anomaly_lib.engine.log import progress
 from anomaly_lib.errors import UserError
 from anomaly_lib.features import FeatureSpec, FeatureStore, extract
 from anomaly_lib.features.spec import ROW_DTYPES
-from anomaly_lib.models.sowa.vision import PICTURES
+from anomaly_lib.models.sowa.vision import PICTURES, create_tapped_clip
 from anomaly_lib.systems.sowa.options import Args
-
-GIB = 1 << 30
 
 
 class TestData(NamedTuple):
@@ -34,8 +33,7 @@ class TestData(NamedTuple):
 
 def open_train(args: Args) -> tuple[list[Item], list[dict[str, str]]]:
     """Images with masks to learn from: the TEST split of the training classes, because that is where masks are."""
-    trained, _ = split_classes(args, names_of(args.dataset, args.data_path), None)
-    source = load_items(args, args.dataset, args.data_path, trained, normal=0)
+    source = load_items(args.dataset, args.data_path, trained_classes(args), normal=0, fast=args.fast_dev_run)
     items, skipped = readable_items([item for item in source if item.split == "test"], args.on_error)
     unmasked = next((item for item in items if not item.has_truth), None)
     if unmasked is not None:
@@ -43,23 +41,21 @@ def open_train(args: Args) -> tuple[list[Item], list[dict[str, str]]]:
     return items, skipped
 
 
-def open_test(args: Args) -> TestData:
-    """The held-out classes of the training data set, or --eval-data-path."""
-    if args.eval_data_path:
-        dataset, root = args.eval_dataset or args.dataset, args.eval_data_path
-        _, tested = split_classes(args, None, names_of(dataset, root))
-        target = load_items(args, dataset, root, tested, normal=40 if args.shot else 0)
-    else:
-        _, tested = split_classes(args, names_of(args.dataset, args.data_path), None)
-        target = load_items(args, args.dataset, args.data_path, tested, normal=40 if args.shot else 0)
-    items, skipped = readable_items([item for item in target if item.split == "test"], args.on_error)
-    if args.fast_dev_run:
-        items = shortened(items, 8)
-    return TestData(items, [item for item in target if item.split == "train" and item.label == 0], skipped)
+def open_test(
+    dataset: str, root: str | None, classes: list[str], *, shot: int, on_error: str, fast: bool = False
+) -> TestData:
+    """Test images of `classes`, and the normal images that `shot` of each class are drawn from.
+
+    `fast`: only a few of each class.
+    """
+    target = load_items(dataset, root, classes, normal=min(40, shot) if fast else 40 * (shot > 0), fast=fast)
+    items, skipped = readable_items([item for item in target if item.split == "test"], on_error)
+    normal = [item for item in target if item.split == "train" and item.label == 0]
+    return TestData(shortened(items, 8) if fast else items, normal, skipped)
 
 
 def shortened(items: list[Item], count: int) -> list[Item]:
-    """Up to ``count`` images of each class, normal and anomalous ones by turns."""
+    """Up to `count` images of each class, normal and anomalous ones by turns."""
     out = []
     for name in class_names(items):
         kinds = [[i for i in items if i.class_name == name and i.label == label] for label in (0, 1)]
@@ -67,45 +63,71 @@ def shortened(items: list[Item], count: int) -> list[Item]:
     return out
 
 
-def load_items(args: Args, dataset: str, root: str | None, classes: list[str], *, normal: int) -> list[Item]:
-    """The images of ``classes``; of the built-in set only what is needed is drawn (``normal`` training images)."""
+def load_items(dataset: str, root: str | None, classes: list[str], *, normal: int, fast: bool) -> list[Item]:
+    """The images of `classes`; of the built-in set only what is needed is drawn (`normal` training images)."""
     if dataset != "demo" or root:
         return open_dataset(dataset, root, classes=classes)
-    if args.fast_dev_run:
-        return demo_items(categories=classes, train=min(normal, args.shot), test_good=4, per_defect=1)
+    if fast:
+        return demo_items(categories=classes, train=normal, test_good=4, per_defect=1)
     return demo_items(categories=classes, train=normal)
+
+
+# -- classes -----------------------------------------------------------------------------------------------------------
+
+
+def tested_place(args: Args) -> tuple[str, str | None]:
+    """Layout and folder of what the run tests on."""
+    if args.eval_data_path:
+        return args.eval_dataset or args.dataset, args.eval_data_path
+    return args.dataset, args.data_path
 
 
 def names_of(dataset: str, root: str | None) -> list[str]:
     """Classes of a data set; those of the built-in one without drawing its images."""
-    return list(CATEGORIES) if dataset == "demo" and not root else class_names(open_dataset(dataset, root))
+    return list(DEMO_CATEGORIES) if dataset == "demo" and not root else class_names(open_dataset(dataset, root))
 
 
-def split_classes(
-    args: Args, source: Sequence[str] | None, target: Sequence[str] | None
-) -> tuple[list[str], list[str]]:
-    """(classes to train on, classes to test on), given those of the training set, the test set, or both in one."""
-    for flag, wanted, there in (
-        ("--train-classes", args.train_classes, source),
-        ("--test-classes", args.test_classes, target or (source if not args.eval_data_path else None)),
-    ):
-        unknown = sorted(set(wanted) - set(there or wanted))
-        if unknown:
-            raise UserError(f"{flag} {' '.join(unknown)}: not in the data; there are {', '.join(there or [])}")
+def trained_classes(args: Args) -> list[str]:
+    """Classes to train on."""
+    names = names_of(args.dataset, args.data_path)
     if args.eval_data_path:
-        return list(args.train_classes or source or []), list(args.test_classes or target or [])
-    names = list(source or [])
-    # Data sets list their classes in kinds (textures, then objects): taking them by turns leaves every kind on both
-    # sides.
-    by_turns = [name for name in names if name not in args.test_classes][::2]
-    free = [name for name in names if name not in args.test_classes]
-    trained = list(args.train_classes) or (free if args.test_classes else by_turns)
-    tested = list(args.test_classes) or [name for name in names if name not in trained]
+        return known("train_classes", args.train_classes, names) or names
+    return split_classes(args, names)[0]
+
+
+def tested_classes(args: Args) -> list[str]:
+    """Classes to test on."""
+    names = names_of(*tested_place(args))
+    if args.eval_data_path:
+        return known("test_classes", args.test_classes, names) or names
+    return split_classes(args, names)[1]
+
+
+def known(option: str, wanted: list[str], names: Sequence[str]) -> list[str]:
+    """`wanted`, all of which are among `names`."""
+    unknown = sorted(set(wanted) - set(names))
+    if unknown:
+        raise UserError(f"{option}={' '.join(unknown)}: not in the data; there are {', '.join(names)}")
+    return wanted
+
+
+def split_classes(args: Args, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The classes `names` of one data set as (classes to train on, classes to test on)."""
+    trained = known("train_classes", args.train_classes, names)
+    tested = known("test_classes", args.test_classes, names)
+    if not trained:
+        # Data sets list their classes in kinds (textures, then objects): taking them by turns leaves every kind on
+        # both sides.
+        trained = [name for name in names if name not in tested] if tested else list(names[::2])
+    tested = tested or [name for name in names if name not in trained]
     if not trained or not tested:
         raise UserError(
-            f"{', '.join(names)}: no class left to train or test on; give --train-classes or --eval-data-path"
+            f"{', '.join(names)}: no class left to train or test on; give train_classes= or eval_data_path="
         )
     return trained, tested
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
 
 
 def support_items(normal: Sequence[Item], shot: int, seed: int) -> dict[str, list[Item]]:
@@ -116,17 +138,22 @@ def support_items(normal: Sequence[Item], shot: int, seed: int) -> dict[str, lis
     }
 
 
-def taps_of(depth: int) -> list[int]:
-    """The last block of each quarter of the tower: 5 11 17 23 of 24."""
-    return sorted({max(0, round((stage + 1) * depth / 4) - 1) for stage in range(4)})
+def frozen_clip(args: Args) -> ClipBackbone:
+    """The frozen CLIP with the taps the adapters read."""
+    return create_tapped_clip(
+        args.backbone,
+        feature_map_idx=args.feature_map_idx,
+        weights=args.weights,
+        image_size=args.image_size,
+        download=args.download,
+    )
 
 
 class Taps:
     """The frozen taps of items, from the feature store: every image goes through CLIP once."""
 
-    def __init__(self, clip: ClipBackbone, args: Args, notice: Callable[[str], None]) -> None:
-        assert clip.image_size is not None
-        self.clip, self.notice = clip, notice
+    def __init__(self, clip: ClipBackbone, args: Args, notice: Callable[[str], None] = lambda _: None) -> None:
+        self.clip, self.threads = clip, args.num_workers
         self.transform = ImageTransform(
             size=clip.image_size,
             resize="stretch",
@@ -146,28 +173,32 @@ class Taps:
         self.store = FeatureStore(spec, root=args.cache_dir, cache=args.cache, notice=notice)
 
     @property
+    def device(self) -> torch.device:
+        """Where the tower lies."""
+        return next(self.clip.parameters()).device
+
+    @property
     def row_bytes(self) -> int:
         """Bytes one image takes in the store."""
-        assert self.clip.grid is not None
         tokens = self.clip.grid[0] * self.clip.grid[1] * self.clip.width * (len(self.clip.outputs) - 1)
         return (tokens + self.clip.embed_dim) * ROW_DTYPES[self.store.spec.dtype].itemsize
 
     def fill(self, items: Sequence[Item]) -> list[str]:
-        """Encode what is missing; the store's keys in the order of ``items``."""
+        """Encode what is missing; the store's keys in the order of `items`."""
         return extract(
             self.clip.encode,
             items,
             self.store,
             load=lambda item: self.transform(load_pixels(item)[0]),
             batch_size=8,
-            device=next(self.clip.parameters()).device,
+            device=self.device,
+            threads=self.threads,
             track=progress,
         )
 
     def rows(self, keys: Sequence[str]) -> dict[str, Tensor]:
         """Stored taps [N, ...] on the tower's device."""
-        device = next(self.clip.parameters()).device
-        return {name: value.to(device) for name, value in self.store.rows(keys).items()}
+        return {name: value.to(self.device) for name, value in self.store.rows(keys).items()}
 
     def batches(self, keys: Sequence[str], size: int) -> Iterator[dict[str, Tensor]]:
         """`rows` in batches."""
@@ -175,19 +206,17 @@ class Taps:
             yield self.rows(keys[start : start + size])
 
     def mask(self, item: Item) -> Tensor:
-        """Truth at the network's input size [H, W] bool."""
-        assert self.clip.image_size is not None
-        if item.label == 0:
+        """Truth at the network's input size [H, W] bool; all False where none is known."""
+        mask = load_pixels(item)[1] if item.label else None
+        if mask is None:
             return torch.zeros(self.clip.image_size, dtype=torch.bool)
-        mask = load_pixels(item)[1]
-        assert mask is not None
         return self.transform.mask(mask, self.clip.image_size)
 
 
 class Pictures(Taps):
     """The transformed images themselves, for an encoder whose stream training changes: nothing of it can be stored."""
 
-    def __init__(self, clip: ClipBackbone, args: Args, notice: Callable[[str], None]) -> None:
+    def __init__(self, clip: ClipBackbone, args: Args, notice: Callable[[str], None] = lambda _: None) -> None:
         super().__init__(clip, replace(args, cache="off"), notice)
         self._items: dict[str, Item] = {}
 
@@ -202,13 +231,18 @@ class Pictures(Taps):
 
     def rows(self, keys: Sequence[str]) -> dict[str, Tensor]:
         pictures = [self.transform(load_pixels(self._items[key])[0]) for key in keys]
-        return {PICTURES: torch.stack(pictures).to(next(self.clip.parameters()).device)}
+        return {PICTURES: torch.stack(pictures).to(self.device)}
+
+
+def make_taps(args: Args, clip: ClipBackbone, notice: Callable[[str], None] = lambda _: None) -> Taps:
+    """Where the model's frozen input comes from: stored taps, or the pictures themselves."""
+    return (Pictures if args.vision == "residual" else Taps)(clip, args, notice)
 
 
 def with_mosaics(items: Sequence[Item], rate: float, *, label: str, seed: int) -> list[Item]:
     """A share of the images replaced by 2x2 mosaics of random images of their class, masks stitched alike.
 
-    The original keeps the label of the image that was replaced, whatever the mosaic shows; ``label="any"`` mends that.
+    The original keeps the label of the image that was replaced, whatever the mosaic shows; `label` "any" mends that.
     """
     generator = np.random.default_rng(seed)
     out = []

@@ -1,0 +1,152 @@
+"""A trained SOWA: which images it is scored on, the line where its score is made, single images."""
+
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anomaly_lib.backbones.identity import weights_of
+from anomaly_lib.data import Item
+from anomaly_lib.detect.choice import Choice
+from anomaly_lib.detect.contract import Facts, Selection
+from anomaly_lib.detect.decision import Decision
+from anomaly_lib.detect.images import ImageDetector
+from anomaly_lib.detect.scores import Scores
+from anomaly_lib.engine.amp import autocast_for, pick_device
+from anomaly_lib.engine.checkpoint import Checkpoint
+from anomaly_lib.errors import UserError
+from anomaly_lib.models.sowa.model import AnomalyCLIP
+from anomaly_lib.models.sowa.scores import Memory, detect
+from anomaly_lib.systems.sowa.data import (
+    Taps,
+    TestData,
+    frozen_clip,
+    known,
+    make_taps,
+    names_of,
+    open_test,
+    support_items,
+    tested_classes,
+    tested_place,
+)
+from anomaly_lib.systems.sowa.options import Args
+from anomaly_lib.systems.sowa.scoring import remember, score_items
+from anomaly_lib.types import Prediction
+
+ORACLE = "oracle: epoch chosen on the test classes"
+TRANSDUCTIVE = "transductive: image scores are scaled over the test set"
+
+
+class SowaDetector(ImageDetector):
+    """Adapters and prompts over a frozen CLIP, zero-shot or with remembered normal images of each class.
+
+    `memories` serve `predict`; `score` remembers anew, because how many images of which data is a matter of choice.
+    """
+
+    system = "sowa"
+    honours = frozenset({"dataset", "obj", "shot", "on_error"})
+
+    def __init__(
+        self,
+        model: AnomalyCLIP,
+        taps: Taps,
+        args: Args,
+        *,
+        memories: Mapping[str, Memory],
+        decision: Decision | None,
+        epochs: int,
+    ) -> None:
+        self.model, self.taps, self.args = model.eval(), taps, args
+        self.memories, self.decision = dict(memories), decision
+        self.transform, self.device = taps.transform, taps.device
+        notes = [ORACLE] if args.select == "best-on-test" else []
+        self.facts = Facts(weights_of(taps.clip), notes, {"epochs": epochs, "seed": args.seed})
+        self.alone = replace(args, score_scaling="support")  # one image has no test set to be scaled over
+        self.class_name = next(iter(self.memories)) if len(self.memories) == 1 else ""
+
+    # -- many images ------------------------------------------------------------------------------------------------
+
+    def _items(self, choice: Choice) -> Selection:
+        """The classes the run tests on, or those of other data; ``shot`` may differ from training."""
+        args, path = self.args, choice.data_path
+        dataset, root = tested_place(args)
+        if path:
+            dataset, root = "meta" if (Path(path) / "meta.json").is_file() else "mvtec", path
+        dataset = choice.dataset or dataset
+        if choice.obj:
+            classes = known("obj", [choice.obj], names_of(dataset, root))
+        else:
+            classes = names_of(dataset, root) if path else tested_classes(args)
+        shot = args.shot if choice.shot is None else choice.shot
+        fast = args.fast_dev_run and not path
+        data = open_test(dataset, root, classes, shot=shot, on_error=choice.on_error, fast=fast)
+        return self.select(data, dataset, replace(choice, shot=shot))
+
+    def select(self, data: TestData, dataset: str, choice: Choice) -> Selection:
+        """Images that have been opened as a selection; `choice` names the number of support images."""
+        return Selection(f"{dataset} k={choice.shot}", data.items, choice, beside=data)
+
+    def _score(self, selection: Selection) -> Scores:
+        data, choice, args = selection.beside, selection.choice, self.args
+        items: list[Item] = data.items
+        shot = int(choice.shot or 0)
+        support = support_items(data.normal, shot, args.seed) if shot else {}
+        memories = remember(self.model, self.taps, support)
+        found = score_items(self.model, self.taps, items, memories, args, batch_size=choice.batch_size)
+        known_truth = all(item.has_truth for item in items)
+        masks = torch.stack([self.taps.mask(item) for item in items]) if known_truth else None
+        notes = [TRANSDUCTIVE] if memories and args.score_scaling == "transductive" else []
+        notes += [f"skipped {one['path']}: {one['reason']}" for one in data.skipped]
+        return self.scores_of(selection.name, items, found, masks, averaged=True, notes=notes, facts={"k": shot})
+
+    def decision_for(self, selection: Selection) -> Decision | None:
+        """The stored decision; it belongs to the training run's number of support images and to no other."""
+        return self.decision if selection.choice.shot == self.args.shot else None
+
+    # -- single images ----------------------------------------------------------------------------------------------
+
+    def predict(self, inputs: Any, *, class_name: str | None = None) -> Prediction:
+        """As every detector; each image stands alone. `class_name`: whose support images and prompts to use, where the
+        detector remembers several classes."""
+        detector = self
+        if class_name is not None:
+            detector = copy(self)
+            detector.class_name = class_name
+        return super(SowaDetector, detector).predict(inputs)
+
+    @torch.no_grad()
+    def predict_batch(self, images: Tensor) -> Prediction:
+        """Scores and maps of transformed images [B, 3, H, W]."""
+        if self.memories and self.class_name not in self.memories:
+            raise UserError(f"this detector remembers {', '.join(self.memories)}: say which with class_name=")
+        taps = self.model.visual_encoder.observe(images.to(self.device))
+        with autocast_for(self.device, self.args.precision):
+            return detect(self.model, taps, [self.class_name] * len(images), self.memories, self.alone)
+
+
+def load(
+    checkpoint: Checkpoint, *, device: str = "auto", weights: str | None = None, which: str = "auto"
+) -> SowaDetector:
+    """The detector of one of our checkpoints, or of one that SOWA's authors released."""
+    if which not in ("auto", "raw"):
+        raise UserError(f"which={which}: sowa keeps no averaged (ema) parameters")
+    args: Args = Args.from_saved(checkpoint.args)
+    clip = frozen_clip(args if weights is None else replace(args, weights=weights))
+    where = pick_device(device)
+    clip.to(where)
+    checkpoint.check_weights(weights_of(clip))
+    model = AnomalyCLIP(clip, args).to(where)
+    model.load_state_dict(checkpoint["model"])
+    extra = checkpoint.extra
+    return SowaDetector(
+        model,
+        make_taps(args, clip),
+        args,
+        memories={name: Memory.restore(state) for name, state in extra.get("memories", {}).items()},
+        decision=Decision.from_plain(extra.get("decision")),
+        epochs=int(checkpoint.get("epoch", 0)),
+    )
