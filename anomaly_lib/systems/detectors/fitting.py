@@ -18,40 +18,60 @@ from anomaly_lib.engine.optim import NonFiniteGuard, param_groups, step
 from anomaly_lib.engine.run import Run
 from anomaly_lib.engine.schedule import make_schedule
 from anomaly_lib.errors import UserError
-from anomaly_lib.models.detectors.draem import Draem
-from anomaly_lib.models.detectors.draem_sevnet import DraemSevNet
-from anomaly_lib.models.detectors.reverse_distillation import ReverseDistillation
-from anomaly_lib.systems.detectors.build import TrainedPart, image_transform
-from anomaly_lib.systems.detectors.options import TRAINED
+from anomaly_lib.models.detectors import Draem, DraemSevNet, ReverseDistillation
+from anomaly_lib.models.detectors.configs import MEMORIES
+from anomaly_lib.systems.detectors.build import TrainedPart
+from anomaly_lib.systems.detectors.data import image_transform
 
 BEST = "best_model.pt"
+ImagesOf = Callable[[Tensor], Tensor]
+"""Numbers [B] of normal training images -> those images [B, C, H, W]."""
 
 
 def fit(
     run: Run,
-    detector: nn.Module,
+    module: nn.Module,
     args: Any,
     device: torch.device,
     count: int,
-    images_of: Callable[[Tensor], Tensor],
+    images_of: ImagesOf,
     validate: Callable[[], float] | None = None,
 ) -> TrainState:
-    """Fill a memory (PatchCore, PaDiM) or train (the others). With `validate`, the best epoch is kept in BEST."""
-    state = TrainState(model=TrainedPart(detector), extra={"model": args.model})
-    if args.model not in TRAINED:
-        run.restore(state)
-        rows = progress(torch.arange(count).split(args.batch_size), "features")
-        images = (images_of(index).to(device) for index in rows)
-        patchcore = args.model == "patchcore"
-        extra = {"chunk_rows": args.chunk_rows, "progress": progress_to("coreset")} if patchcore else {}
-        detector.eval().fit(images, **extra)  # type: ignore[operator]
-        state.history = [{"epoch": 0}]
+    """Fill a memory (PatchCore, PaDiM) or train (the others) on `count` normal images."""
+    state = TrainState(model=TrainedPart(module))
+    if args.model not in MEMORIES:
+        train_epochs(run, state, module, args, device, count, images_of, validate)
         return state
+    run.restore(state)
+    rows = progress(torch.arange(count).split(args.batch_size), "features")
+    images = (images_of(index).to(device) for index in rows)
+    only = {"chunk_rows": args.chunk_rows, "progress": progress_to("coreset")} if args.model == "patchcore" else {}
+    module.eval().fit(images, **only)  # type: ignore[operator]
+    state.history = [{"epoch": 0}]
+    return state
 
-    objective = wrap(LossStep(detector, make_damage(args)), device)
-    optimizer = make_optimizer(detector, args)
+
+def train_epochs(
+    run: Run,
+    state: TrainState,
+    module: nn.Module,
+    args: Any,
+    device: torch.device,
+    count: int,
+    images_of: ImagesOf,
+    validate: Callable[[], float] | None,
+) -> None:
+    """Train in epochs. With `validate`, the epoch of the best figure is kept in BEST and is what `module` ends with."""
+    objective = wrap(LossStep(module, make_damage(args)), device)
+    optimizer = make_optimizer(module, args)
     scheduler = make_schedule(
-        optimizer, args.schedule, args.epochs, warmup=args.warmup_epochs, step_size=args.step_size, gamma=args.gamma
+        optimizer,
+        args.schedule,
+        args.epochs,
+        warmup=args.warmup_epochs,
+        step_size=args.step_size,
+        gamma=args.gamma,
+        milestones=args.milestones,
     )
     scaler, guard = make_scaler(device, args.precision), NonFiniteGuard()
     stopping = EarlyStopping(patience=args.early_stopping_patience)
@@ -60,7 +80,7 @@ def fit(
     for epoch in range(run.restore(state), args.epochs):
         if stopping.should_stop:
             break
-        detector.train()
+        module.train()
         sums: dict[str, float] = {}
         batches = epoch_batches(count, args.batch_size, seed=args.seed, epoch=epoch)
         for number, (index, weight) in enumerate(progress(batches, f"epoch {epoch + 1}/{args.epochs}")):
@@ -74,21 +94,20 @@ def fit(
         values = {key: mean_over_ranks(value / len(batches)) for key, value in sums.items()}
         values["lr"] = optimizer.param_groups[0]["lr"]
         scheduler.step()  # type: ignore[call-arg]
+        better = False
         if validate is not None:
             values["val_image_AUROC"] = validate()
-            if stopping.improved(values["val_image_AUROC"], epoch):
+            better = stopping.improved(values["val_image_AUROC"], epoch)
+            if better:
                 state.best = {"epoch": epoch, "val_image_AUROC": values["val_image_AUROC"]}
-                run.save(state, epoch + 1, BEST)
-        run.end_epoch(state, epoch, values)
-        run.log.line(f"epoch {epoch + 1}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
+        run.end_epoch(state, epoch, values, best=BEST if better else None)
     if validate is not None and (run.dir / BEST).is_file():
         state.model.load_state_dict(load_checkpoint(run.dir / BEST, system=run.system)["model"])
-    detector.eval()
-    return state
+    module.eval()
 
 
-def make_optimizer(detector: nn.Module, args: Any) -> torch.optim.Optimizer:
-    groups = param_groups(detector, args.weight_decay)
+def make_optimizer(module: nn.Module, args: Any) -> torch.optim.Optimizer:
+    groups = param_groups(module, args.weight_decay)
     if args.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=args.learning_rate, momentum=0.9)
     # Reverse Distillation's published momenta; the others use Adam's own.
@@ -100,21 +119,21 @@ def make_optimizer(detector: nn.Module, args: Any) -> torch.optim.Optimizer:
 class LossStep(nn.Module):
     """Damage and loss of one batch as a module, so that torchrun's wrapper sees a forward pass."""
 
-    def __init__(self, detector: nn.Module, damage: Callable[[Tensor, Generator], Damaged] | None) -> None:
+    def __init__(self, module: nn.Module, damage: Callable[[Tensor, Generator], Damaged] | None) -> None:
         super().__init__()
-        self.detector = detector
+        self.module = module
         self.damage = damage
 
     def forward(self, images: Tensor, generator: Generator) -> dict[str, Tensor]:
-        detector = self.detector
-        if isinstance(detector, ReverseDistillation):
-            return detector.losses(images)
+        module = self.module
+        if isinstance(module, ReverseDistillation):
+            return module.losses(images)
         assert self.damage is not None
         damaged = self.damage(images, generator)
-        if isinstance(detector, DraemSevNet):
-            return detector.losses(damaged.images, images, damaged.mask, damaged.severity)
-        assert isinstance(detector, Draem)
-        return detector.losses(damaged.images, images, damaged.mask)
+        if isinstance(module, DraemSevNet):
+            return module.losses(damaged.images, images, damaged.mask, damaged.severity)
+        assert isinstance(module, Draem)
+        return module.losses(damaged.images, images, damaged.mask)
 
 
 def make_damage(args: Any) -> Callable[[Tensor, Generator], Damaged] | None:
@@ -140,7 +159,27 @@ def read_textures(folder: str, args: Any) -> Tensor:
     """Every image below `folder` at the detector's size, decoded once."""
     paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise UserError(f"--textures {folder}: no images below it")
+        raise UserError(f"textures={folder}: no images below it")
     transform = image_transform(args)
     stack = textures_of([transform(read_image(path)) for path in paths], (args.image_size[0], args.image_size[1]))
     return stack.mean(1, keepdim=True) if args.channels == 1 else stack
+
+
+@torch.no_grad()
+def cost_lines(module: nn.Module, args: Any, device: torch.device, count: int) -> list[str]:
+    """What fitting or training on `count` images is going to take, in words."""
+    if args.model not in MEMORIES:
+        steps = -(-count // args.batch_size)
+        return [f"{args.epochs} epochs of {steps} steps of {args.batch_size} images"]
+    height, width = args.image_size
+    grid = module.embed(torch.zeros(1, 3, height, width, device=device))  # type: ignore[operator]
+    patches, dim = grid.shape[2] * grid.shape[3], grid.shape[1]
+    lines = [f"{count} images to encode with {args.backbone}"]
+    if args.model == "padim":
+        return [*lines, f"{patches} Gaussians of {dim} channels, {gigabytes(4 * patches * dim * dim)} of memory"]
+    held = min(count * patches, args.chunk_rows or count * patches)
+    return [*lines, f"{count * patches} patches of {dim} numbers, {gigabytes(4 * held * dim)} of memory at a time"]
+
+
+def gigabytes(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB"

@@ -1,0 +1,84 @@
+"""A trained classical detector."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anomaly_lib.backbones.identity import weights_of
+from anomaly_lib.data.base import ImageDataset, Item, select
+from anomaly_lib.detect.choice import Choice
+from anomaly_lib.detect.contract import Facts, Selection
+from anomaly_lib.detect.decision import Decision
+from anomaly_lib.detect.images import ImageDetector
+from anomaly_lib.detect.scores import Scores
+from anomaly_lib.engine.amp import pick_device
+from anomaly_lib.engine.checkpoint import Checkpoint
+from anomaly_lib.engine.log import progress
+from anomaly_lib.errors import UserError
+from anomaly_lib.systems.detectors.build import TrainedPart, build, score_batches
+from anomaly_lib.systems.detectors.data import image_transform, input_channels, open_class, stack_images, with_channels
+from anomaly_lib.systems.detectors.options import Args, DetectorArgs
+from anomaly_lib.types import Prediction
+
+
+class ClassicalDetector(ImageDetector):
+    """One of the five on images of one class. `model` is its module, e.g. a PatchCore whose `bank` can be grown."""
+
+    system = "detectors"
+    honours = frozenset({"dataset", "obj", "on_error"})
+
+    def __init__(
+        self, model: nn.Module, args: DetectorArgs, device: torch.device, decision: Decision | None = None
+    ) -> None:
+        self.model, self.args, self.device, self.decision = model.eval(), args, device, decision
+        self.transform = image_transform(args)
+        self.facts = Facts(weights=weights_of(model), shown={"model": args.model, "seed": args.seed})
+
+    def _items(self, choice: Choice) -> Selection:
+        """The test images of the class of the training run, or of other data."""
+        dataset, data_path = choice.dataset or self.args.dataset, choice.data_path or self.args.data_path
+        name, items = open_class(dataset, data_path, choice.obj or self.args.obj)
+        return self.selection_of(f"{dataset} {name} {self.args.model}", items, choice)
+
+    def selection_of(self, name: str, items: list[Item], choice: Choice) -> Selection:
+        """The test images among `items`."""
+        test = ImageDataset(select(items, split="test"), transform=self.transform, on_error=choice.on_error)
+        return Selection(name, test.items, choice, beside=test)
+
+    def _score(self, selection: Selection) -> Scores:
+        test: ImageDataset = selection.beside
+        rows = progress(torch.arange(len(test)).split(selection.choice.batch_size), "test")
+        channels = input_channels(self.args)
+        found = score_batches(self.model, (stack_images(test, some, channels) for some in rows), self.device)
+        known = all(item.has_truth for item in test.items)
+        masks = torch.stack([test[i]["mask"] for i in range(len(test))]) if known else None
+        parts = {name: part.numpy() for name, part in found.parts.items()}
+        return self.scores_of(selection.name, test.items, found, masks, parts=parts)
+
+    def predict_batch(self, images: Tensor) -> Prediction:
+        """Scores and maps of images [B, 3, H, W] (or [B, 1, H, W]) with values 0..1."""
+        return score_batches(self.model, [with_channels(images, input_channels(self.args))], self.device)
+
+
+def restored(
+    checkpoint: Checkpoint, options: type[DetectorArgs], *, device: str, weights: str | None, which: str
+) -> tuple[nn.Module, Any, torch.device, Decision | None]:
+    """Module, options, device and decision of a checkpoint."""
+    if which == "ema":
+        raise UserError(f"{checkpoint.path}: this detector keeps no averaged (ema) parameters")
+    args = options.from_saved(checkpoint.args)
+    args = args if weights is None else replace(args, weights=weights)
+    where = pick_device(device)
+    module = build(args, where)
+    checkpoint.check_weights(weights_of(module))
+    TrainedPart(module).load_state_dict(checkpoint["model"])
+    return module.to(where), args, where, Decision.from_plain(checkpoint.extra.get("decision"))
+
+
+def load(
+    checkpoint: Checkpoint, *, device: str = "auto", weights: str | None = None, which: str = "auto"
+) -> ClassicalDetector:
+    """The detector of a checkpoint; `weights` says where the backbone's weights lie now, if they have moved."""
+    return ClassicalDetector(*restored(checkpoint, Args, device=device, weights=weights, which=which))
