@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from anomaly_lib.bare_words import name_bare_words
 from anomaly_lib.config import command
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.promptad.options import CompareArgs
@@ -22,25 +23,9 @@ def run(args: CompareArgs) -> None:
     print("\n".join(["", *comparison.summary]))
 
 
-def with_names(argv: Sequence[str]) -> list[str]:
-    """argv with the flags of the two experiments that stand without one; every other option takes one value."""
-    flags, out, words = iter(("--first", "--second")), [], list(argv)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("-"):
-            flag = next(flags, None)
-            out += [word] if flag is None else [f"{flag}={word}"]
-            continue
-        out.append(word)
-        if "=" not in word and word not in ("-h", "--help", "--print-config", "--print_config"):
-            out += words[:1]
-            words = words[1:]
-    return out
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, compare, leave with an exit code."""
-    named = with_names(sys.argv[1:] if argv is None else argv)
+    named = name_bare_words(sys.argv[1:] if argv is None else argv, CompareArgs, ["first", "second"])
     return command(CompareArgs, run, named, prog="compare_baselines.py", description=CompareArgs.__doc__ or "")
 
 
