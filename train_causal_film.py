@@ -4,11 +4,13 @@ import sys
 from collections.abc import Sequence
 
 from anomaly_lib.config import command
-from anomaly_lib.systems.weld.causal_film.train import Args, train
+from anomaly_lib.systems.registry import SYSTEMS
+from anomaly_lib.systems.weld.causal_film.options import Args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, train, leave with an exit code."""
+    train = SYSTEMS["causal_film"].train
     return command(Args, train, argv, prog="train_causal_film.py", description=__doc__ or "")
 
 

@@ -1,27 +1,32 @@
 """Count the classes of a weld data set and warn of what breaks training: python scripts/weld/check_labels.py DIR"""
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Optional
 
-from anomaly_lib.errors import UserError
-from anomaly_lib.systems.weld.data.demo import weld_demo_runs
-from anomaly_lib.systems.weld.data.manifest import CLASSES, SPLITS, read_manifest
+from anomaly_lib.bare_words import name_bare_words
+from anomaly_lib.config import Options, arg, command
 
 MAX_IMBALANCE = 10
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table; exit code 2 when the data cannot be read."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", nargs="?", help="folder with manifest.csv; none = the built-in welds")
-    args = parser.parse_args(argv)
-    try:
-        runs = read_manifest(args.data) if args.data else weld_demo_runs()
-    except UserError as error:
-        sys.stderr.write(f"check_labels.py: {error}\n")
-        return 2
+@dataclass
+class Args(Options):
+    """The data."""
+
+    data_path: Optional[str] = arg(
+        None, "folder with manifest.csv, may stand without the flag; None = the built-in welds", type=str
+    )
+
+
+def check(args: Args) -> None:
+    """Print the table of splits and classes, and warnings."""
+    from anomaly_lib.systems.weld.data.demo import weld_demo_runs
+    from anomaly_lib.systems.weld.data.manifest import CLASSES, SPLITS, read_manifest
+
+    runs = read_manifest(args.data_path) if args.data_path else weld_demo_runs()
     counts = {split: Counter(run.class_name for run in runs if run.split == split) for split in SPLITS}
     print(f"{'class':>32} " + " ".join(f"{split:>6}" for split in SPLITS))
     for name in CLASSES:
@@ -37,7 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         elif max(found.values()) > MAX_IMBALANCE * min(found.values()):
             print(f"warning: in {split} the largest class is more than {MAX_IMBALANCE} x the smallest")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, count, leave with an exit code."""
+    words = name_bare_words(sys.argv[1:] if argv is None else argv, Args, ["data_path"])
+    return command(Args, check, words, prog="check_labels.py", description=__doc__ or "")
 
 
 if __name__ == "__main__":

@@ -6,33 +6,28 @@ A single modality appears twice: judged by its nearest good runs, and by a one-c
 features (for the photos: the image-only result model). Seeds that the output file holds already are not repeated.
 """
 
-import argparse
-import dataclasses
 import json
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from anomaly_lib.engine.amp import pick_device
-from anomaly_lib.engine.seed import seed_everything
+from anomaly_lib.config import Options, arg, command
 from anomaly_lib.files import write_json
-from anomaly_lib.systems.weld.causal_film.options import resolve
-from anomaly_lib.systems.weld.causal_film.report import (
-    modality_vectors,
-    per_class,
-    single_modality_scores,
-    split_metrics,
-)
-from anomaly_lib.systems.weld.causal_film.train import Args, load_detector, train
-from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
-from anomaly_lib.systems.weld.features import WeldFeatures
-from anomaly_lib.systems.weld.inputs import build_features, open_runs, weld_settings
-from scripts.weld.studies.baselines import one_class
+from anomaly_lib.systems.registry import SYSTEMS
+from anomaly_lib.systems.weld.causal_film.options import Args
 
-VARIANTS: dict[str, dict[str, object]] = {
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the scripts import each other from the repository root
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from anomaly_lib.systems.weld.data.manifest import WeldRun
+    from anomaly_lib.systems.weld.features import WeldFeatures
+
+VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "joint": {"target_mode": "joint"},
     "sensor-train": {"sensor_norm": "train"},
@@ -40,34 +35,56 @@ VARIANTS: dict[str, dict[str, object]] = {
 }
 
 
+@dataclass
+class TableArgs(Options):
+    """The table."""
+
+    seeds: list[int] = arg([0, 1, 2], "seeds of welds and weights")
+    variants: list[str] = arg(list(VARIANTS), "rows of Causal-FiLM", choices=list(VARIANTS))
+    epochs: int = arg(40, "epochs of each", at_least=1)
+    output: str = arg("runs/weld_demo_results/results.json", "results; runs lie beside it")
+
+
 def trained_alone(
-    features: WeldFeatures, normal: Sequence[WeldRun], test: Sequence[WeldRun]
-) -> dict[str, torch.Tensor]:
+    features: "WeldFeatures", normal: "Sequence[WeldRun]", test: "Sequence[WeldRun]"
+) -> "dict[str, Tensor]":
     """Reconstruction error of a one-class auto-encoder of each modality, trained on good runs."""
+    from anomaly_lib.systems.weld.causal_film.report import modality_vectors
+    from scripts.weld.studies.baselines import one_class
+
     known, asked = modality_vectors(features, normal), modality_vectors(features, test)
     return {name: one_class(good)(asked[name]).detach() for name, good in known.items()}
 
 
 def one_seed(seed: int, names: Sequence[str], folder: Path, epochs: int) -> dict[str, dict[str, float]]:
     """AUROC over all defects and over mismatches, and of each class, for every row of the table."""
+    import torch
+
+    from anomaly_lib.engine.seed import seed_everything
+    from anomaly_lib.metrics import auroc
+    from anomaly_lib.systems.weld.causal_film.detector import load
+    from anomaly_lib.systems.weld.causal_film.report import per_class, single_modality_scores
+    from anomaly_lib.systems.weld.causal_film.train import train
+    from anomaly_lib.systems.weld.data.manifest import select_runs
+    from anomaly_lib.systems.weld.detector import mismatch_auroc
+    from anomaly_lib.systems.weld.inputs import build_features, open_runs
+
     base = Args(seed=seed, demo_seed=seed, epochs=epochs)
-    resolved = resolve(base)
-    runs = open_runs(resolved)
-    features = build_features(resolved, pick_device("cpu"), weld_settings(resolved))
+    runs = open_runs(base)
+    features = build_features(base, torch.device("cpu"))
     normal, test = select_runs(runs, "train", normal_only=True), select_runs(runs, "test")
     features.prepare(runs)
     scores = {f"{name} only": s for name, s in single_modality_scores(features, normal, test).items()}
     seed_everything(seed)
     scores |= {f"{name} only, trained": s for name, s in trained_alone(features, normal, test).items()}
     for name in names:
-        args = dataclasses.replace(base, output_dir=str(folder / f"{name}-{seed}"), **VARIANTS[name])
-        result = train(args, features=features)
-        assert result.checkpoint is not None
-        scores[f"Causal-FiLM {name}"] = load_detector(result.checkpoint, features=features).score_runs(test)
+        args = replace(base, output_dir=str(folder / f"{name}-{seed}"), **VARIANTS[name])
+        checkpoint = SYSTEMS.read(train(args, features=features).checkpoint)
+        scores[f"Causal-FiLM {name}"] = load(checkpoint, features=features).score_runs(test)
+    labels = torch.tensor([run.label for run in test])
     rows = {}
     for name, values in scores.items():
-        metrics = split_metrics(values, test)
-        rows[name] = {"all": metrics["image_auroc"], "mismatch": metrics["mismatch_auroc"]}
+        rows[name] = {"all": auroc(values, labels), "mismatch": mismatch_auroc(values, test)}
         rows[name] |= {k: row["auroc"] for k, row in per_class(values, test).items() if "auroc" in row}
     return rows
 
@@ -86,23 +103,24 @@ def table(results: list[dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def make(args: TableArgs) -> None:
     """Train every variant for every seed and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--output", type=Path, default=Path("runs/weld_demo_results/results.json"))
-    args = parser.parse_args(argv)
-    known = json.loads(args.output.read_text(encoding="utf-8")) if args.output.is_file() else {"results": {}}
+    import torch
+
+    output = Path(args.output)
+    known = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {"results": {}}
     results = dict(known["results"]) if known.get("variants") == args.variants else {}
     for seed in args.seeds:
         if str(seed) not in results:
-            results[str(seed)] = one_seed(seed, args.variants, args.output.parent, args.epochs)
+            results[str(seed)] = one_seed(seed, args.variants, output.parent, args.epochs)
             facts = {"torch": str(torch.__version__), "epochs": args.epochs, "variants": args.variants}
-            write_json(args.output, {**facts, "results": results})
+            write_json(output, {**facts, "results": results})
     print(table([results[str(seed)] for seed in args.seeds]))
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, train, print, leave with an exit code."""
+    return command(TableArgs, make, argv, prog="demo_results.py", description=__doc__ or "")
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from anomaly_lib.config import command
 from anomaly_lib.files import write_json
-from anomaly_lib.systems.weld.video_ae.late_fusion import FusionArgs, evaluate_fusion
+from anomaly_lib.systems.weld.video_ae.options import FusionArgs
 
 
 def run(args: FusionArgs) -> None:
     """Score, print the three AUROCs, write fusion.json."""
+    from anomaly_lib.systems.weld.late_fusion import evaluate_fusion
+
     result = evaluate_fusion(args)
     for name, value in result.metrics.items():
         print(f"{name:>20} {value:.4f}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from anomaly_lib.config import configure
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.mamba import Mamba
-from anomaly_lib.models.weld.config import SENSOR_CHANNELS, CausalFiLMConfig, parse_branches
+from anomaly_lib.models.weld.config import ATTENTION_HEADS, SENSOR_CHANNELS, CausalFiLMConfig, parse_branches
 
 IMAGE_DIM = 1280  # token width of DINOv3 ViT-H/16+
 BOTTLENECK = 64  # width of the narrow decoder
@@ -97,7 +97,7 @@ class SensorModulator(nn.Module):
             blocks = [MambaBlock(width=hidden, backend=c.scan_backend) for _ in range(c.sensor_layers)]
             self.blocks = nn.Sequential(*blocks)
         elif c.modulator == "transformer":
-            layer = nn.TransformerEncoderLayer(hidden, 4, 2 * hidden, dropout=0.0, batch_first=True)
+            layer = nn.TransformerEncoderLayer(hidden, ATTENTION_HEADS, 2 * hidden, dropout=0.0, batch_first=True)
             self.blocks = nn.TransformerEncoder(layer, c.sensor_layers, enable_nested_tensor=False)
         else:
             self.gru = nn.GRU(hidden, hidden, num_layers=c.sensor_layers, batch_first=True)
@@ -213,7 +213,7 @@ class RobustResultEncoder(nn.Module):
 class LinearAttentionBlock(nn.Module):
     """Pre-norm block with attention by the feature map elu + 1; on one token it is a gated linear layer."""
 
-    def __init__(self, *, width: int, heads: int = 4) -> None:
+    def __init__(self, *, width: int, heads: int = ATTENTION_HEADS) -> None:
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width)

@@ -7,15 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from anomaly_lib.config import Options, Preset, Switch, arg
+from anomaly_lib.config import ANY, Options, Preset, Switch, arg
 from anomaly_lib.errors import OptionError
 
 POOLS = ("mean", "max", "gem", "cls")
 GEM_MODES = ("clamp", "signed", "softplus")
 MODULATORS = ("mamba", "gru", "transformer", "none")
-DECODERS = ("mlp", "bottleneck", "linear_attention")
+LEARNT = MODULATORS[:-1]
+PERCEPTRONS = ("mlp", "bottleneck")
+DECODERS = (*PERCEPTRONS, "linear_attention")
 TARGET_MODES = ("joint", "stopgrad", "ema_target")
 SCORE_KINDS = ("combined", "cosine", "l1", "mean_abs")
+ATTENTION_HEADS = 4  # of the transformer over sensors and of linear attention
 STAGES = ("best", "doc", "stage1")
 SENSOR_CHANNELS = 6  # pressure, gas flow, feed, current, wire, voltage
 
@@ -90,13 +93,16 @@ class CausalFiLMConfig(PublishedStage, BranchArgs):
     """The model."""
 
     d_model: int = arg(512, "width", at_least=4)
-    sensor_hidden: int = arg(128, "width of the sensor encoder", at_least=4)
-    sensor_layers: int = arg(2, "its layers", at_least=1)
+    sensor_hidden: int = arg(128, "width of the sensor encoder", at_least=4, needs={"modulator": LEARNT})
+    sensor_layers: int = arg(2, "its layers", at_least=1, needs={"modulator": LEARNT})
     modulator: str = arg("mamba", "sensor encoder", choices=list(MODULATORS))
     scan_backend: str = arg(
-        "auto", "Mamba's scan: mamba_ssm's kernel or plain torch", choices=["auto", "torch", "kernel"]
+        "auto",
+        "Mamba's scan: mamba_ssm's kernel or plain torch",
+        choices=["auto", "torch", "kernel"],
+        needs={"modulator": "mamba"},
     )
-    split_film: Switch = arg(False, "own gamma and beta for video and audio")
+    split_film: Switch = arg(False, "own gamma and beta for video and audio", needs={"modulator": LEARNT})
     projector_dropout: float = arg(0.0, "dropout where tokens are brought to the width", at_least=0, at_most=0.99)
     process_layers: int = arg(2, "layers of the process encoder", at_least=1)
     process_heads: int = arg(4, "its attention heads", at_least=1)
@@ -106,11 +112,15 @@ class CausalFiLMConfig(PublishedStage, BranchArgs):
     view_pool: str = arg("max", "how the photos of a weld become one vector", choices=["max", "mean"])
     reduce: int = arg(0, "shrink each branch to this width before joining; 0 = off", at_least=0)
     gate: Switch = arg(True, "gate the joined branches")
-    gate_activation: str = arg("silu", "inside the gate", choices=["silu", "relu"])
+    gate_activation: str = arg("silu", "inside the gate", choices=["silu", "relu"], needs={"gate": True})
     decoder: str = arg("mlp", "decoder", choices=list(DECODERS))
-    decoder_activation: str = arg("relu", "inside the decoder", choices=["relu", "silu"])
+    decoder_activation: str = arg(
+        "relu", "inside the decoder", choices=["relu", "silu"], needs={"decoder": PERCEPTRONS}
+    )
     decoder_dropout: float = arg(0.2, "the decoder's noise", at_least=0, at_most=0.99)
-    decoder_dropout_position: str = arg("hidden", "where the decoder's noise acts", choices=["hidden", "input"])
+    decoder_dropout_position: str = arg(
+        "hidden", "where the decoder's noise acts", choices=["hidden", "input"], needs={"decoder": PERCEPTRONS}
+    )
     encoder_dropout: float = arg(0.0, "dropout on all frozen features", at_least=0, at_most=0.99)
     feature_mask_ratio: float = arg(
         0.2, "share of video and audio features masked in training", at_least=0, at_most=0.99
@@ -125,20 +135,35 @@ class CausalFiLMConfig(PublishedStage, BranchArgs):
     def check(self) -> None:
         if self.d_model % self.process_heads:
             raise OptionError(f"process_heads={self.process_heads}: does not divide d_model={self.d_model}")
+        if self.decoder == "linear_attention" and self.d_model % ATTENTION_HEADS:
+            raise OptionError(f"d_model={self.d_model}: decoder=linear_attention needs a multiple of {ATTENTION_HEADS}")
+        if self.modulator == "transformer" and self.sensor_hidden % ATTENTION_HEADS:
+            raise OptionError(
+                f"sensor_hidden={self.sensor_hidden}: modulator=transformer needs a multiple of {ATTENTION_HEADS}"
+            )
 
 
 @dataclass
 class LossConfig(PublishedStage):
     """The loss."""
 
-    l1_kind: str = arg("smooth_l1", "form of the L1 term", choices=["l1", "smooth_l1"])
-    smooth_l1_beta: float = arg(0.1, "error at which smooth L1 becomes linear", at_least=1e-6)
-    topk_ratio: float = arg(0.5, "share of the largest errors that count", at_least=0.01, at_most=1)
+    l1_kind: str = arg("smooth_l1", "form of the L1 term", choices=["l1", "smooth_l1"], needs={"lambda_l1": ANY})
+    smooth_l1_beta: float = arg(
+        0.1, "error at which smooth L1 becomes linear", at_least=1e-6, needs={"l1_kind": "smooth_l1"}
+    )
+    topk_ratio: float = arg(
+        0.5, "share of the largest errors that count", at_least=0.01, at_most=1, needs={"lambda_l1": ANY}
+    )
     lambda_l1: float = arg(1.0, "weight of the L1 term", at_least=0)
     lambda_gram: float = arg(1.0, "weight of the Gram term", at_least=0)
-    lambda_text: float = arg(0.01, "weight of the text term", at_least=0)
-    gram_mode: str = arg("feature", "Gram matrix of the features or of the batch", choices=["feature", "batch"])
-    gram_norm: str = arg("mse", "its distance", choices=["mse", "fro"])
+    lambda_text: float = arg(0.01, "weight of the text term", at_least=0, needs={"text_vector": ANY})
+    gram_mode: str = arg(
+        "feature",
+        "Gram matrix of the features or of the batch",
+        choices=["feature", "batch"],
+        needs={"lambda_gram": ANY},
+    )
+    gram_norm: str = arg("mse", "its distance", choices=["mse", "fro"], needs={"lambda_gram": ANY})
 
     PRESETS: ClassVar[Sequence[Preset]] = (
         Preset(
@@ -160,4 +185,10 @@ class CausalScoreArgs(Options):
         choices=list(TARGET_MODES),
     )
     score_kind: str = arg("combined", "the anomaly score", choices=list(SCORE_KINDS))
-    score_topk: float = arg(0.5, "share of the largest errors in the score", at_least=0.01, at_most=1)
+    score_topk: float = arg(
+        0.5,
+        "share of the largest errors in the score",
+        at_least=0.01,
+        at_most=1,
+        needs={"score_kind": ("combined", "l1")},
+    )

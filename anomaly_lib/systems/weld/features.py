@@ -122,9 +122,10 @@ class WeldFeatures:
             self._sensors[run.run_id] = sensor_series(raw, self.settings), raw.sensors is not None
         return self._sensors[run.run_id]
 
-    def fit_sensors(self, train: Sequence[WeldRun]) -> None:
-        """For ``sensor_norm="train"``: mean and std of each channel over the training runs that have sensors."""
-        if self.settings.sensor_norm == "train":
+    def fit_sensors(self, train: Sequence[WeldRun], norm: str) -> None:
+        """For `norm` "train": mean and std of each channel over the training runs that have sensors."""
+        self.sensor_statistics = None
+        if norm == "train":
             series = torch.cat([one for one, there in map(self.sensors, train) if there] or [torch.zeros(1, 1)])
             self.sensor_statistics = series.mean(0), series.std(0, unbiased=False)
 

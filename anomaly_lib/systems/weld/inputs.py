@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from anomaly_lib.backbones import create_backbone
+from anomaly_lib.backbones import FrozenBackbone, create_backbone
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.weld.data.augment import augment_weld
 from anomaly_lib.systems.weld.data.demo import weld_demo_runs
@@ -46,13 +46,9 @@ def open_runs(args: WeldSource) -> list[WeldRun]:
 def build_features(args: WeldInputArgs, device: torch.device) -> WeldFeatures:
     """Frozen encoders and their stores."""
     encoders = WeldEncoders(
-        create_backbone(
-            args.video_backbone, weights=args.video_weights, layers=["patch_tokens"], download=args.download
-        ),
-        create_backbone(args.audio_backbone, weights=args.audio_weights, layers=["tokens"], download=args.download),
-        create_backbone(
-            args.image_backbone, weights=args.image_weights, layers=image_outputs(args), download=args.download
-        ),
+        _encoder(args, "video", ["patch_tokens"]),
+        _encoder(args, "audio", ["tokens"]),
+        _encoder(args, "image", image_outputs(args)),
         args,
     )
     return WeldFeatures(
@@ -66,6 +62,14 @@ def build_features(args: WeldInputArgs, device: torch.device) -> WeldFeatures:
         threads=args.num_workers,
         augment=augment_weld if args.augment else None,
     )
+
+
+def _encoder(args: WeldInputArgs, part: str, layers: Sequence[str | int]) -> FrozenBackbone:
+    name, weights = getattr(args, f"{part}_backbone"), getattr(args, f"{part}_weights")
+    try:
+        return create_backbone(name, weights=weights, layers=layers, download=args.download)
+    except UserError as error:  # three networks: say whose weights
+        raise UserError(str(error).replace("weights=", f"{part}_weights=")) from None
 
 
 def usable(runs: Sequence[WeldRun], features: WeldFeatures, say: Callable[[str], object]) -> list[WeldRun]:

@@ -12,16 +12,17 @@ from anomaly_lib.options import CacheArgs, DataArgs, RunArgs
 LAYER_INDEX_MODES = ("block", "seed")
 VIDEO_TOKEN_POOLS = ("none", "spatial")
 QUIRK_FRAME_SIZE = 64
+BUILT_IN: Mapping[str, Any] = {"data_path": None}
 
 
 @dataclass
 class WeldDemoArgs(Options):
     """The built-in welds."""
 
-    demo_seed: int = arg(0, "built-in data: seed of the welds", at_least=0)
-    demo_train: int = arg(96, "good welds to train on", at_least=1)
-    demo_good: int = arg(24, "good welds in each of val and test", at_least=1)
-    demo_defects: int = arg(6, "welds of each defect in each of val and test", at_least=1)
+    demo_seed: int = arg(0, "built-in data: seed of the welds", at_least=0, needs=BUILT_IN)
+    demo_train: int = arg(96, "good welds to train on", at_least=1, needs=BUILT_IN)
+    demo_good: int = arg(24, "good welds in each of val and test", at_least=1, needs=BUILT_IN)
+    demo_defects: int = arg(6, "welds of each defect in each of val and test", at_least=1, needs=BUILT_IN)
 
 
 @dataclass
@@ -60,6 +61,11 @@ class WeldSettings(LegacyArgs, BranchArgs):
     patch_only: Switch = arg(False, "pool patch tokens only, without class and register tokens")
 
     PRESETS: ClassVar[Sequence[Preset]] = (
+        Preset(
+            when={"protocol": "paper"},
+            then=dict.fromkeys(("legacy_video", "legacy_mel_64", "legacy_audio_axes", "legacy_image_norm"), True),
+        ),
+        Preset(when={"protocol": "paper"}, then={"legacy_frame_64": True}, unless=("video_size",)),
         Preset(when={"legacy_frame_64": True}, then={"video_size": QUIRK_FRAME_SIZE}),
     )
 

@@ -6,15 +6,10 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from anomaly_lib.systems.weld.causal_film.report import (
-    class_hints,
-    diagnose,
-    final_report,
-    partial_auroc,
-    per_class,
-    split_metrics,
-)
+from anomaly_lib.detect.scores import Scores, summary
+from anomaly_lib.systems.weld.causal_film.report import class_hints, diagnose, per_class, report_lines
 from anomaly_lib.systems.weld.data.demo import weld_demo_runs
+from anomaly_lib.systems.weld.detector import own_figures, partial_auroc
 
 
 def runs_of(names: list[str]) -> list:
@@ -47,14 +42,17 @@ def test_per_class_table_uses_classes_not_the_binary_label() -> None:
 def test_metrics_and_base_rates() -> None:
     runs = runs_of(["good", "good", "overlap", "crater_cracks"])
     scores = torch.tensor([0.1, 0.3, 0.9, 0.2])
-    metrics = split_metrics(scores, runs)
+    labels = torch.tensor([run.label for run in runs])
+    names = [run.run_id for run in runs]
+    found = Scores("causal_film", "", scores, labels, names, ["weld"] * 4, own=own_figures(scores, runs))
+    metrics = summary(found)
     assert metrics["image_auroc"] == pytest.approx(0.75)
     assert metrics["mismatch_auroc"] == 1.0
-    lines = final_report(scores, runs, metrics)
+    lines = report_lines(found, runs)
     assert "gives F1 0.6667, AP 0.5000" in lines[0]
-    assert "tp 1, fp 0, fn 1, tn 2" in lines[2]
+    assert "tp 1, fp 0, fn 1, tn 2" in lines[1]
     on_disk = [replace(run, render=None) for run in runs]
-    assert "mismatch_auroc" not in split_metrics(scores, on_disk)
+    assert "mismatch_auroc" not in own_figures(scores, on_disk)
 
 
 def test_hints_name_the_knob() -> None:

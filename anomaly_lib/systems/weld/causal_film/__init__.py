@@ -1,0 +1,1 @@
+"""Causal-FiLM (V5): does the finished weld follow from how it was made?"""

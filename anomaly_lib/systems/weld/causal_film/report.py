@@ -1,4 +1,4 @@
-"""What a Causal-FiLM run says at its end: metrics, per-class tables, hints, and what single modalities manage."""
+"""What is said of a Causal-FiLM's scores: per-class tables, hints, and what single modalities manage."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,75 +8,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomaly_lib.metrics import auroc, average_precision, f1_max, threshold_metrics, youden
-from anomaly_lib.systems.weld.data.demo import MISMATCH
+from anomaly_lib.detect.scores import Scores
+from anomaly_lib.metrics import auroc, threshold_metrics
 from anomaly_lib.systems.weld.data.manifest import CLASSES, WeldRun
+from anomaly_lib.systems.weld.detector import mismatch_auroc
 from anomaly_lib.systems.weld.features import WeldFeatures
 
-FPR_LIMITS = (0.3, 0.1, 0.05, 0.01)
 
-
-def partial_auroc(scores: Tensor, labels: Tensor, limit: float) -> float:
-    """Area under the ROC curve up to a false-positive rate, divided by it.
-
-    Without pixel truth the original's "P-AUPRO" is this number: its map is the score everywhere.
-    """
-    order = torch.argsort(scores, descending=True, stable=True)
-    sorted_scores, truth = scores[order].double(), labels[order].double()
-    last = torch.cat([sorted_scores[1:] != sorted_scores[:-1], torch.ones(1, dtype=torch.bool)])
-    tpr = torch.cat([torch.zeros(1), (truth.cumsum(0) / truth.sum().clamp_min(1))[last]]).numpy()
-    fpr = torch.cat([torch.zeros(1), ((1 - truth).cumsum(0) / (1 - truth).sum().clamp_min(1))[last]]).numpy()
-    inside = fpr <= limit
-    x, y = np.append(fpr[inside], limit), np.append(tpr[inside], np.interp(limit, fpr, tpr))
-    return float(np.sum((x[1:] - x[:-1]) * (y[1:] + y[:-1]) / 2) / limit)
-
-
-def split_metrics(scores: Tensor, runs: Sequence[WeldRun]) -> dict[str, float]:
-    """The headline numbers, at Youden's threshold where one is needed."""
-    labels = torch.tensor([run.label for run in runs])
-    _, threshold = youden(scores, labels)
-    metrics = {
-        "image_auroc": auroc(scores, labels),
-        "image_ap": average_precision(scores, labels),
-        "f1_max": f1_max(scores, labels),
-        "youden_threshold": threshold,
-    }
-    if np.isfinite(threshold):
-        at = threshold_metrics(scores, labels, threshold)
-        metrics |= {name: float(at[name]) for name in ("precision", "recall", "f1")}
-    metrics |= {f"pseudo_aupro_{limit:g}": partial_auroc(scores, labels, limit) for limit in FPR_LIMITS}
-    mismatch = [i for i, run in enumerate(runs) if run.label == 0 or run.class_name in MISMATCH]
-    if runs and runs[0].render is not None:
-        metrics["mismatch_auroc"] = auroc(scores[mismatch], labels[mismatch])
-    return metrics
-
-
-def final_report(
-    scores: Tensor,
-    runs: Sequence[WeldRun],
-    metrics: dict[str, float],
-    features: WeldFeatures | None = None,
-    normal: Sequence[WeldRun] = (),
-) -> list[str]:
-    """Lines: base rates, confusion counts, a row per class, hints, and single modalities for comparison."""
-    labels = torch.tensor([run.label for run in runs])
+def report_lines(scores: Scores, runs: Sequence[WeldRun]) -> list[str]:
+    """Base rates, confusion counts at Youden's threshold, a row per class, hints."""
+    values, labels = torch.as_tensor(scores.scores), torch.as_tensor(scores.labels)
     defects, total = int(labels.sum()), len(runs)
-    always = 2 * defects / (total + defects) if total + defects else float("nan")
     lines = [
-        f"{total} runs, {defects} defective; calling all defective gives F1 {always:.4f}, AP {defects / total:.4f}",
-        ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()),
+        f"{total} runs, {defects} defective; calling all defective gives F1 {2 * defects / (total + defects):.4f}, "
+        f"AP {defects / total:.4f}"
     ]
-    threshold = metrics["youden_threshold"]
-    if np.isfinite(threshold):
-        at = threshold_metrics(scores, labels, threshold)
-        lines.append(
-            f"at Youden's threshold {threshold:.4f}: "
-            + ", ".join(f"{k} {int(at[k])}" for k in ("tp", "fp", "fn", "tn"))
-        )
-    lines += class_lines(scores, runs) + class_hints(scores, runs)
-    if features is not None and normal:
-        lines += single_modality_lines(features, normal, runs, metrics)
-    return lines
+    if "youden_threshold" in scores.own:
+        threshold = scores.own["youden_threshold"]
+        at = threshold_metrics(values, labels, threshold)
+        counts = ", ".join(f"{name} {int(at[name])}" for name in ("tp", "fp", "fn", "tn"))
+        lines.append(f"at Youden's threshold {threshold:.4f} of these very runs: {counts}")
+    return lines + class_lines(values, runs) + class_hints(values, runs)
 
 
 def per_class(scores: Tensor, runs: Sequence[WeldRun]) -> dict[str, dict[str, float]]:
@@ -98,6 +50,7 @@ def per_class(scores: Tensor, runs: Sequence[WeldRun]) -> dict[str, dict[str, fl
 
 
 def class_lines(scores: Tensor, runs: Sequence[WeldRun]) -> list[str]:
+    """`per_class` as lines."""
     return [
         f"{name:>32}: " + ", ".join(f"{key} {value:.4g}" for key, value in row.items())
         for name, row in per_class(scores, runs).items()
@@ -151,11 +104,13 @@ def diagnose(history: Sequence[dict[str, float]]) -> list[str]:
     return lines
 
 
-def draw_run(folder: Path, scores: Tensor, runs: Sequence[WeldRun], history: Sequence[dict[str, float]]) -> list[str]:
+def draw_run(folder: Path, scores: Scores, runs: Sequence[WeldRun], history: Sequence[dict[str, float]]) -> list[str]:
     """AUROC of every defect, and loss and validation curves, into the run folder; returns the file names."""
     from anomaly_lib.viz import class_bars, save_figure, training_lines
 
-    bars = {name: row["auroc"] for name, row in per_class(scores, runs).items() if "auroc" in row}
+    bars = {
+        name: row["auroc"] for name, row in per_class(torch.as_tensor(scores.scores), runs).items() if "auroc" in row
+    }
     figures = {"defects.png": class_bars({"Causal-FiLM": bars}, title="each defect against good welds")}
     if history:
         curves = {name: [row[name] for row in history] for name in ("loss", "val_auroc", "val_auroc_raw", "collapse")}
@@ -194,14 +149,16 @@ def single_modality_scores(
 
 
 def single_modality_lines(
-    features: WeldFeatures, normal: Sequence[WeldRun], runs: Sequence[WeldRun], metrics: dict[str, float]
+    features: WeldFeatures, normal: Sequence[WeldRun], runs: Sequence[WeldRun], scores: Scores
 ) -> list[str]:
+    """A table: AUROC of each modality by itself beside that of `scores`."""
     if features.cache == "off":
         return []
-    rows = {name: split_metrics(s, runs) for name, s in single_modality_scores(features, normal, runs).items()}
-    table = {**{f"{name} only (nearest normal runs)": row for name, row in rows.items()}, "Causal-FiLM": metrics}
+    alone = single_modality_scores(features, normal, runs)
+    found = {f"{name} only (nearest normal runs)": values for name, values in alone.items()}
+    found["Causal-FiLM"] = torch.as_tensor(scores.scores)
     lines = [f"{'detector':>40}  AUROC   mismatch defects"]
-    for name, row in table.items():
-        mismatch = f"{row['mismatch_auroc']:.4f}" if "mismatch_auroc" in row else "-"
-        lines.append(f"{name:>40}  {row['image_auroc']:.4f}  {mismatch}")
+    for name, values in found.items():
+        mismatch = f"{mismatch_auroc(values, runs):.4f}" if "mismatch_auroc" in scores.own else "-"
+        lines.append(f"{name:>40}  {auroc(values, scores.labels):.4f}  {mismatch}")
     return lines

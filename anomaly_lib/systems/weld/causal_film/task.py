@@ -1,4 +1,4 @@
-"""What Causal-FiLM trains, as one module, and how it scores runs."""
+"""What Causal-FiLM trains, as one module, and its answers for runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,26 +11,26 @@ from anomaly_lib.engine.amp import autocast_for
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.weld.causal_film import CausalFiLM, Encodings
 from anomaly_lib.models.weld.causal_film_loss import CausalFiLMLoss, anomaly_score, collapse_monitor
-from anomaly_lib.systems.weld.causal_film.options import Args, causal_config, causal_loss_config
+from anomaly_lib.models.weld.config import CausalScoreArgs
+from anomaly_lib.systems.weld.causal_film.options import Args
 from anomaly_lib.systems.weld.data.manifest import WeldRun
 from anomaly_lib.systems.weld.features import WeldFeatures
 
 TERMS = ("loss", "cos", "l1", "gram", "text")
+PARTS = ("cosine", "l1")  # score kinds shown beside the score
 
 
 class CausalFiLMTask(nn.Module):
     """Model and loss as one module: what is trained, averaged, wrapped by DDP and saved."""
 
-    def __init__(self, model: CausalFiLM, criterion: CausalFiLMLoss, *, score_kind: str, score_topk: float) -> None:
+    def __init__(self, model: CausalFiLM, criterion: CausalFiLMLoss, config: CausalScoreArgs) -> None:
         super().__init__()
-        self.model = model
-        self.criterion = criterion
-        self.score_kind, self.score_topk = score_kind, score_topk
+        self.model, self.criterion, self.config = model, criterion, config
 
     def forward(self, batch: dict[str, Any], slow: Encodings | None = None) -> dict[str, Tensor]:
         """Every loss term; `slow` are the averaged model's encodings, the targets of ``ema_target``."""
         out = self.model(batch)
-        mode = self.model.config.target_mode
+        mode = self.config.target_mode
         if mode == "ema_target" and slow is not None:
             pulled = self.criterion(slow.z_result, out.z_pred)
             pulling = self.criterion(out.z_result, slow.z_pred)
@@ -40,40 +40,40 @@ class CausalFiLMTask(nn.Module):
         return {**terms, "score": self.score(out).detach(), "z_result": out.z_result.detach()}
 
     def score(self, out: Encodings) -> Tensor:
-        return anomaly_score(out.z_result, out.z_pred, kind=self.score_kind, topk_ratio=self.score_topk)
+        """The anomaly score [B]."""
+        c = self.config
+        return anomaly_score(out.z_result, out.z_pred, kind=c.score_kind, topk_ratio=c.score_topk)
 
 
-def build(args: Args, device: torch.device, *, dims: dict[str, int] | None = None) -> CausalFiLMTask:
-    """The trainable part of resolved options; `dims` are the encoders' widths (default: the published ones)."""
-    model = CausalFiLM(causal_config(args, dims or {}))
-    text = None
-    if args.text_vector:
-        text = load_text_vector(args.text_vector)
-    criterion = CausalFiLMLoss(causal_loss_config(args), d_model=model.config.d_model, text=text)
-    return CausalFiLMTask(model, criterion, score_kind=args.score_kind, score_topk=args.score_topk).to(device)
+def build(args: Args, device: torch.device, *, dims: dict[str, int], text: Tensor | None) -> CausalFiLMTask:
+    """The trainable part; `dims` are the encoders' widths, `text` [T] the CLIP embedding of "a normal weld"."""
+    criterion = CausalFiLMLoss(args, d_model=args.d_model, text=text)
+    return CausalFiLMTask(CausalFiLM(args, **dims), criterion, args).to(device)
 
 
-def load_text_vector(path: str) -> Tensor:
+def load_text_vector(path: str | None) -> Tensor | None:
+    """The CLIP embedding [T] of "a normal weld" in a tensor file."""
+    if path is None:
+        return None
     if not Path(path).is_file():
-        raise UserError(f"--text-vector {path}: no such file")
+        raise UserError(f"text_vector={path}: no such file")
     vector = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(vector, Tensor) or vector.ndim != 1:
-        raise UserError(f"--text-vector {path}: expected one vector, the CLIP embedding of 'a normal weld'")
+        raise UserError(f"text_vector={path}: expected one vector, the CLIP embedding of 'a normal weld'")
     return vector
 
 
 @torch.no_grad()
-def score_runs(
+def measure_runs(
     task: CausalFiLMTask, features: WeldFeatures, runs: Sequence[WeldRun], *, batch_size: int, precision: str
 ) -> dict[str, Tensor]:
-    """Scores [N], loss terms [1] and the collapse figure of runs, in eval mode."""
+    """Scores [N], mean loss terms [] and the collapse figure [] of runs, in eval mode."""
     was_training = task.training
     task.eval()
-    device = next(task.parameters()).device
     parts = []
     for start in range(0, len(runs), batch_size):
         batch = features.batch(runs[start : start + batch_size])
-        with autocast_for(device, precision):
+        with autocast_for(features.device, precision):
             parts.append({name: value.float().cpu() for name, value in task(batch).items()})
     task.train(was_training)
     sizes = torch.tensor([float(len(part["score"])) for part in parts])
@@ -81,3 +81,19 @@ def score_runs(
     out["score"] = torch.cat([part["score"] for part in parts])
     out["collapse"] = torch.tensor(collapse_monitor(torch.cat([part["z_result"] for part in parts])))
     return out
+
+
+@torch.no_grad()
+def score_runs(
+    task: CausalFiLMTask, features: WeldFeatures, runs: Sequence[WeldRun], *, batch_size: int, precision: str
+) -> dict[str, Tensor]:
+    """`score`, each of `PARTS` and `photos` (is there one?) of runs, [N] each on the CPU; `task` is in eval mode."""
+    found = []
+    for start in range(0, len(runs), batch_size):
+        batch = features.batch(runs[start : start + batch_size])
+        with autocast_for(features.device, precision):
+            out = task.model(batch)
+            row = {kind: anomaly_score(out.z_result, out.z_pred, kind=kind) for kind in PARTS}
+            row |= {"score": task.score(out), "photos": batch["views"].any(1)}
+        found.append({name: value.float().cpu() for name, value in row.items()})
+    return {name: torch.cat([row[name] for row in found]) for name in found[0]}

@@ -1,0 +1,1 @@
+"""Video auto-encoder of normal welds on frozen clip vectors."""
