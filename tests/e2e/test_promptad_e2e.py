@@ -1,5 +1,6 @@
 """train_cls.py and train_seg.py through their main(): the user's commands, resume, reports of what was done."""
 
+import csv
 import json
 import os
 import random
@@ -15,13 +16,15 @@ import torch
 from PIL import Image
 
 import anomaly_lib
+from anomaly_lib.backbones import weights as weight_files
 from anomaly_lib.data.demo.items import write_demo
-from anomaly_lib.detect.contract import EvaluateArgs
+from anomaly_lib.detect import scores as scoring
 from anomaly_lib.engine.run import Run
+from anomaly_lib.evaluation.evaluate import evaluate_checkpoint
+from anomaly_lib.evaluation.options import EvaluateArgs
 from anomaly_lib.fusion import FUSIONS
-from anomaly_lib.systems.promptad.detector import load_detector
-from anomaly_lib.systems.promptad.options import Args, resolve
-from anomaly_lib.systems.promptad.train import evaluate
+from anomaly_lib.systems.promptad.options import tiny
+from anomaly_lib.systems.registry import SYSTEMS
 
 ROOT = Path(__file__).resolve().parents[2]
 Main = Callable[[list[str]], int]
@@ -61,11 +64,13 @@ def test_the_documents_commands(task: str, data: Path, tmp_path: Path, capsys: p
     assert "oracle" not in capsys.readouterr().out
     content = torch.load(saved, weights_only=True)
     assert {"feature_gallery1", "feature_gallery2", "text_features"} <= set(content["model"])
-    assert content["extra"]["fusion_mode"] == "harmonic"
+    assert content["args"]["fusion_mode"] == "harmonic"
     assert len(content["extra"]["support"]["paths"]) == 1
     metrics = record(saved.with_suffix(""))["metrics"]
     assert 0 <= metrics["image_auroc"] <= 1
-    assert ("pixel_auroc" in metrics) == (task == "seg")
+    branches = {f"{name}_pixel_auroc" if task == "seg" else f"{name}_auroc" for name in ("textual", "visual")}
+    assert {name for name in metrics if name.startswith(("textual", "visual"))} == branches
+    assert "pixel_auroc" in metrics  # of the fused maps (seg) or of the visual branch's (cls)
 
     before = saved.stat().st_mtime_ns
     assert script(f"train_{task}.py")(command) == 0  # again: says so and trains nothing
@@ -81,10 +86,11 @@ def test_the_documents_commands(task: str, data: Path, tmp_path: Path, capsys: p
     torch.testing.assert_close(from_file.score, pixels.score)
     torch.testing.assert_close(from_file.score, tensors.score)
     assert from_file.map.shape == (1, 64, 64)
-    assert bool(from_file.anomalous[0]) == (float(from_file.score[0]) >= detector.threshold)
+    assert bool(from_file.anomalous[0]) == (float(from_file.score[0]) >= detector.decision.threshold)
+    assert detector.decision.plain() == content["extra"]["decision"]
 
-    again = evaluate(saved, EvaluateArgs())
-    assert again.metrics["image_auroc"] == pytest.approx(metrics["image_auroc"], abs=1e-9)
+    again = evaluate_checkpoint(saved, EvaluateArgs(), SYSTEMS)
+    assert again.metrics == pytest.approx(metrics, abs=1e-9)
     assert len(again.scores) == 18
 
 
@@ -130,11 +136,78 @@ def test_originals_spellings(data: Path, tmp_path: Path) -> None:
         "1",
     ]
     assert script("train_cls.py")(command) == 0
-    args = record(tmp_path / "r")["args"]
+    folder = tmp_path / "r" / "mvtec" / "k_2"
+    args = record(folder / "bottle" / "CLS-Seed_111")["args"]
     assert (args["shot"], args["epochs"], args["n_pro"], args["figures"]) == (2, 1, 2, False)
-    assert resolve(Args(use_cpu=True)).device == "cpu"
-    assert resolve(resolve(Args(gpu_id=1))).device == "cuda:1"
-    assert contexts(tmp_path / "r" / "checkpoint.pt")["abnormal_ctx"].shape == (2, 2, 32)
+    assert (args["device"], args["image_size"]) == ("cpu", [64])
+    saved = folder / "checkpoint" / "CLS-Seed_111-bottle-check_point.pt"
+    assert contexts(saved)["abnormal_ctx"].shape == (2, 2, 32)
+    assert anomaly_lib.load(saved).class_name == "bottle"
+
+
+def test_root_dir_is_the_root_of_a_loop_over_classes(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """B11: a shell loop over classes and tasks with one --root-dir, as the original's scripts are called."""
+    root = tmp_path / "result"
+    common = ["--dataset", "mvtec", "--data-path", str(data), *TINY, "--Epoch", "1", "--root-dir", str(root)]
+    for name in ("bottle", "grid"):
+        for task in ("cls", "seg"):
+            if (name, task) != ("grid", "seg"):
+                assert script(f"train_{task}.py")([*common, "--class_name", name]) == 0
+    folder = root / "mvtec" / "k_1"
+    assert sorted(path.name for path in (folder / "checkpoint").glob("*.pt")) == [
+        "CLS-Seed_111-bottle-check_point.pt", "CLS-Seed_111-grid-check_point.pt", "SEG-Seed_111-bottle-check_point.pt",
+    ]  # fmt: skip
+    with (folder / "csv" / "Seed_111-results.csv").open() as stream:
+        rows = {row.pop("class"): row for row in csv.DictReader(stream)}
+
+    def metric(name: str, task: str, figure: str) -> str:
+        return f"{100 * record(folder / name / f'{task}-Seed_111')['metrics'][figure]:.2f}"
+
+    assert rows == {
+        "mvtec-bottle": {
+            "i_roc": metric("bottle", "CLS", "image_auroc"),
+            "p_roc": metric("bottle", "SEG", "pixel_auroc"),
+        },
+        "mvtec-grid": {"i_roc": metric("grid", "CLS", "image_auroc"), "p_roc": ""},
+    }
+    capsys.readouterr()
+    assert script("train_cls.py")([*common, "--class_name", "grid"]) == 0
+    assert "already done" in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_read_once_and_figures_are_computed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A8: it was opened four times, and the pixel metrics were computed twice."""
+    reads: list[str] = []
+    computed: list[int] = []
+    load, read, pixel = torch.load, weight_files.read_torch_file, scoring.pixel_metrics
+
+    def counted_load(path: Any, *more: Any, **options: Any) -> Any:
+        reads.append(f"torch.load {path}")
+        return load(path, *more, **options)
+
+    def counted_read(path: Path) -> Any:
+        reads.append(f"read_torch_file {path}")
+        return read(path)
+
+    def counted_pixel(*given: Any, **options: Any) -> Any:
+        computed.append(1)
+        return pixel(*given, **options)
+
+    monkeypatch.setattr(scoring, "pixel_metrics", counted_pixel)
+    saved = SYSTEMS["promptad"].train(tiny(task="seg", output_dir=str(tmp_path / "run"))).checkpoint
+    assert len(computed) == 1
+    monkeypatch.setattr(torch, "load", counted_load)
+    monkeypatch.setattr(weight_files, "read_torch_file", counted_read)
+    anomaly_lib.load(saved)
+    assert reads == [f"read_torch_file {saved}", f"torch.load {saved}"]
+    done = evaluate_checkpoint(saved, EvaluateArgs(), SYSTEMS)
+    assert len(computed) == 2
+    assert "pixel_auroc" in done.metrics
+    assert len(reads) == 4
 
 
 @pytest.mark.parametrize("task", ["cls", "seg"])
@@ -244,13 +317,17 @@ def test_oracle_is_called_oracle_and_other_fusion_is_reported(
     args = record(folder)["args"]
     quirks = ("logit_scale", "memory_tap", "test_color", "reader_resize", "triplet_axis", "pairing", "select")
     assert [args[name] for name in quirks] == ["raw", "post_attn_next", "bgr", 1024, "patch", "modulo", "best-on-test"]
-    notices: list[str] = []
-    detector = load_detector(folder / "best_model.pt", fusion_mode="max", notice=notices.append)
-    assert detector.settings.fusion == "max"
-    assert notices == ["scored with fusion max, trained with harmonic: its epoch was chosen for that fusion"]
-    assert load_detector(folder / "best_model.pt", notice=notices.append).settings.fusion == "harmonic"
-    assert len(notices) == 1
-    assert evaluate(folder / "best_model.pt", EvaluateArgs()).notes[0].startswith("oracle")
+    detector = anomaly_lib.load(folder / "best_model.pt")
+    assert detector.facts.notes == ["oracle: epoch chosen on the test set"]
+    other = detector.with_fusion("max")
+    assert (detector.args.fusion_mode, other.args.fusion_mode) == ("harmonic", "max")
+    assert other.facts.notes[1] == "scored with fusion max, trained with harmonic: its epoch was chosen for that fusion"
+    assert other.decision.threshold > 2 * detector.decision.threshold  # the larger branch, not half of the smaller one
+    back = other.with_fusion("weighted").with_fusion("harmonic")
+    assert back.decision == detector.decision
+    assert back.facts.notes == detector.facts.notes
+    remarks = evaluate_checkpoint(folder / "best_model.pt", EvaluateArgs(), SYSTEMS).remarks
+    assert remarks[0].startswith("oracle")
 
 
 @pytest.mark.parametrize(
@@ -276,10 +353,10 @@ def test_options_beyond_the_original(more: list[str], data: Path, tmp_path: Path
         (["--obj", "spoon"], "--obj spoon"),
         (["--shot", "99"], "--shot 99"),
         (["--fusion-mode", "maxx"], "--fusion-mode"),
-        (["--fusion_weights", "1", "--fusion-mode", "weighted"], "--fusion-weights"),
+        (["--fusion_weights", "1", "--fusion-mode", "weighted"], "--fusion-weights 1.0: takes 2 values"),
         (["--memory-layers", "2", "40"], "--memory-layers"),
-        (["--use-cpu", "1", "--device", "cuda:1"], "--use-cpu"),
         (["--gpu-id", "99"], "cuda:99"),
+        (["--epochs", "-1"], "--epochs -1: must be at least 0"),
         (["--data-path", "nowhere"], "nowhere"),
         (["--weights", "missing.safetensors"], "missing.safetensors"),
         (["--obj"], "--obj"),
@@ -319,5 +396,35 @@ def test_without_any_data_flag_it_runs_on_the_demo(tmp_path: Path, capsys: pytes
     command = ["--fusion-mode", "harmonic", "--epoch", "2", "--output-dir", str(tmp_path / "demo"), "--cache", "ram"]
     command += ["--image-size", "64"]  # the packaged CLIP, at a size that keeps this test short
     assert script("train_cls.py")(command) == 0
-    assert "built-in demo data" in capsys.readouterr().out
+    assert "BUILT-IN demo data" in capsys.readouterr().out
     assert {"scores.png", "maps.png"} <= {path.name for path in (tmp_path / "demo").iterdir()}
+
+
+def test_a_users_data_need_the_published_weights(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """B1: the demo CLIP ran on them without being named."""
+    monkeypatch.setenv("ANOMALY_LIB_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    command = ["--dataset", "mvtec", "--data-path", str(data), "--obj", "bottle", "--output-dir", str(tmp_path / "r")]
+    assert script("train_cls.py")(command) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    for words in (
+        "ViT-B-16-plus-240 needs the weights vit_b_16_plus_240-laion400m_e32",
+        "wget",
+        "--backbone demo-clip",
+    ):
+        assert words in line
+
+
+def test_other_data_of_the_class_can_be_scored(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert script("train_cls.py")(on(data, "--epoch", "1", "--output-dir", str(folder))) == 0
+    shutil.copytree(data / "bottle", tmp_path / "other" / "bottle", ignore=lambda place, _: ["cut"])
+    shutil.rmtree(tmp_path / "other" / "bottle" / "test" / "crack")
+    one = evaluate_checkpoint(folder / "checkpoint.pt", EvaluateArgs(data_path=str(tmp_path / "other")), SYSTEMS)
+    assert len(one.scores) == 16
+    assert "crack" not in one.scores.defects
+    with pytest.raises(ValueError, match="shot=3: has no meaning for a trained promptad detector"):
+        evaluate_checkpoint(folder / "checkpoint.pt", EvaluateArgs(shot=3), SYSTEMS)

@@ -138,3 +138,6 @@ def test_mistakes_cost_one_line(command: list[str], tmp_path: Path, monkeypatch:
     assert script("scripts/promptad/run_gate_experiment.py")(command) == 2
     assert "--checkpoint-dir" in capsys.readouterr().err
     assert script("scripts/promptad/compare_baselines.py")(["a", "b"]) == 2
+    assert "analysis/full_results.csv" in capsys.readouterr().err
+    assert script("scripts/promptad/compare_baselines.py")(["--mode", "max", "a"]) == 2
+    assert "name two experiments" in capsys.readouterr().err

@@ -15,7 +15,7 @@ def test_notebook_is_clean_and_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(cells) <= 15
     assert all(not cell["outputs"] for cell in cells if cell["cell_type"] == "code")
     script = tmp_path / "notebook.py"
-    script.write_text("\n\n".join(code).replace("epochs=30", 'epochs=2, cache="ram", image_size=64'))
+    script.write_text("\n\n".join(code).replace("epochs=30", 'epochs=2, cache="ram", image_size=[64]'))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     names = runpy.run_path(str(script))

@@ -11,7 +11,8 @@ import torch
 
 from anomaly_lib.data.demo.items import write_demo
 from anomaly_lib.errors import UserError
-from anomaly_lib.systems.promptad.sweep import CLASSES, SweepArgs, sweep_jobs
+from anomaly_lib.systems.promptad.options import SweepArgs
+from anomaly_lib.systems.promptad.sweep import CLASSES, sweep_jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,7 +36,7 @@ def test_sweep_runs_skips_and_tabulates(tmp_path: Path) -> None:
     assert "2 done, 0 done before, 0 failed" in sweep(tmp_path, **settings)
     for task in ("cls", "seg"):
         saved = tmp_path / "mvtec" / "k_1" / "grid" / f"{task}_checkpoint.pth"
-        assert torch.load(saved, weights_only=True)["extra"]["fusion_mode"] == "max"
+        assert torch.load(saved, weights_only=True)["args"]["fusion_mode"] == "max"
         assert "fusion max" in (saved.parent / f"{task}_train.log").read_text()
     with (tmp_path / "sweep" / "results.csv").open() as stream:
         rows = list(csv.DictReader(stream))
@@ -57,7 +58,7 @@ def test_sweep_runs_on_a_local_ray(tmp_path: Path) -> None:
     assert "2 done, 0 done before, 0 failed" in sweep(tmp_path, *flags, **settings)
     for task in ("cls", "seg"):
         saved = tmp_path / "mvtec" / "k_1" / "grid" / f"{task}_checkpoint.pth"
-        assert torch.load(saved, weights_only=True)["extra"]["task"] == task
+        assert torch.load(saved, weights_only=True)["args"]["task"] == task
         assert "fusion harmonic" in (saved.parent / f"{task}_train.log").read_text()
     assert "0 done, 2 done before, 0 failed" in sweep(tmp_path, **settings)  # the local launcher knows what Ray did
 
@@ -77,5 +78,5 @@ def test_full_sweep_is_162_runs(tmp_path: Path) -> None:
     assert len(sweep_jobs(SweepArgs(), ROOT)) == len(CLASSES["demo"]) * 6
     with pytest.raises(UserError, match="must hold the folder mvtec/"):
         sweep_jobs(SweepArgs(data_path=str(tmp_path / "visa")), ROOT)
-    with pytest.raises(UserError, match="--data-path: where is visa"):
+    with pytest.raises(UserError, match="give data_path= the folder of visa"):
         sweep_jobs(SweepArgs(datasets=["visa"]), ROOT)

@@ -1,11 +1,12 @@
 """Every option of PromptAD's programs; importing them loads no torch."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 
-from anomaly_lib.config import Options, Preset, Switch, arg, default_of, override, shown
+from anomaly_lib.config import ANY, Options, Preset, Switch, arg, override, shown
+from anomaly_lib.data.names import DATASET_NAMES
 from anomaly_lib.errors import OptionError
-from anomaly_lib.models.promptad.config import MemoryConfig, PromptADConfig, ScoreConfig
+from anomaly_lib.models.promptad.config import LossConfig, MemoryConfig, PromptADConfig, ScoreConfig
 from anomaly_lib.options import BackboneArgs, CacheArgs, DataArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
 
 ALL = "all"  # --obj all: one model for every class of the data
@@ -23,11 +24,9 @@ class MemoryArgs(MemoryConfig):
     visual_backbone: Optional[str] = arg(
         None, "another frozen encoder for the visual branch, e.g. timm:vit_small_patch14_dinov2", type=str
     )
-    visual_weights: Optional[str] = arg(None, "weights of --visual-backbone; as --weights", type=str)
-
-    def check(self) -> None:
-        if self.visual_weights is not None and self.visual_backbone is None:
-            raise OptionError(f"visual_weights={self.visual_weights}: needs visual_backbone=")
+    visual_weights: Optional[str] = arg(
+        None, "weights of --visual-backbone; as --weights", type=str, needs={"visual_backbone": ANY}
+    )
 
 
 @dataclass
@@ -46,16 +45,6 @@ class ReaderArgs(Options):
             raise OptionError(f"image_size={shown(self.image_size)}: takes one or two numbers")
 
 
-# An option that differs from its default acts only where this other option has this value.
-ACTS_WITH: dict[str, tuple[str, Any]] = {
-    "fusion_weights": ("fusion_mode", "weighted"),
-    "sigma": ("task", "seg"),
-    "image_max": ("task", "cls"),
-    "triplet_axis": ("task", "seg"),
-    "eval_every": ("select", "last"),
-}
-
-
 @dataclass
 class Args(
     PromptADConfig, MemoryArgs, ReaderArgs, CacheArgs, EvalArgs, OptimArgs, BackboneArgs, DataArgs, TrackArgs, RunArgs
@@ -69,6 +58,11 @@ class Args(
     shots: str = arg(
         "auto", "which ones: auto (published list where it fits, else by seed), seed, promptad, or a list file"
     )
+    dataset: str = override(DataArgs, "dataset", choices=DATASET_NAMES)
+    fusion_weights: list[float] = override(ScoreConfig, "fusion_weights", needs={"fusion_mode": "weighted"})
+    sigma: float = override(ScoreConfig, "sigma", needs={"task": "seg"})
+    image_max: str = override(ScoreConfig, "image_max", needs={"task": "cls"})
+    triplet_axis: str = override(LossConfig, "triplet_axis", needs={"task": "seg"})
     backbone: str = override(BackboneArgs, "backbone", PUBLISHED)
     pretrained_dataset: Optional[str] = arg(
         None, "tag of the published weights, e.g. laion400m_e32; None = the one usual for the backbone", type=str
@@ -92,7 +86,10 @@ class Args(
     )
     figures: Switch = override(EvalArgs, "figures", aliases=["vis"])
     eval_every: int = arg(
-        0, "score the test set every so many epochs (from cached features); 0 = at the end", at_least=0
+        0,
+        "score the test set every so many epochs (from cached features); 0 = at the end",
+        at_least=0,
+        needs={"select": "last"},
     )
 
     PRESETS: ClassVar = (
@@ -111,11 +108,6 @@ class Args(
     )  # fmt: skip
 
     def check(self) -> None:
-        for f in fields(self):
-            other, wanted = ACTS_WITH.get(f.name, ("", None))
-            value = getattr(self, f.name)
-            if other and value != default_of(f) and getattr(self, other) != wanted:
-                raise OptionError(f"{f.name}={shown(value)}: acts with {other}={wanted} only")
         if self.root_dir is not None and (self.output_dir or self.save_path):
             raise OptionError(f"root_dir={self.root_dir}: says where the run lies; output_dir= and save_path= do too")
 

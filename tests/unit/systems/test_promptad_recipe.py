@@ -1,5 +1,7 @@
 """PromptAD's support handling: views, pasted defects, leave-one-out, which list of shots is taken."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,14 +12,13 @@ import torch.nn.functional as F
 
 from anomaly_lib.data.base import Item
 from anomaly_lib.errors import UserError
-from anomaly_lib.models.promptad.model import PromptAD, visual_score
-from anomaly_lib.models.promptad.prompts import PromptLearner
-from anomaly_lib.models.promptad.scores import ImageFeatures, ScoreSettings, concatenate
+from anomaly_lib.models.promptad.model import PromptAD
+from anomaly_lib.models.promptad.scores import ImageFeatures, Scoring, visual_score
 from anomaly_lib.systems.promptad.analysis import averages, compare
 from anomaly_lib.systems.promptad.data import _choose, open_task, synthetic_anomalies, truth_of, with_views
-from anomaly_lib.systems.promptad.eval import fit_support, image_scores, left_out_branches
-from anomaly_lib.systems.promptad.gate import GateArgs, find_checkpoints
-from anomaly_lib.systems.promptad.options import Args, SegArgs, resolve
+from anomaly_lib.systems.promptad.detector import decision_of
+from anomaly_lib.systems.promptad.gate import find_checkpoints
+from anomaly_lib.systems.promptad.options import Args, GateArgs, SegArgs, tiny
 
 
 def picture(number: int = 0, label: int = 0, **more: object) -> Item:
@@ -76,7 +77,7 @@ def test_data_of_several_classes_need_a_choice(tmp_path: Path) -> None:
 
     write_demo(tmp_path, categories=["grid", "woven"], size=32, train=3, test_good=1, per_defect=1)
     args = Args(dataset="mvtec", data_path=str(tmp_path), shot=2)
-    with pytest.raises(UserError, match="choose one of grid, woven"):
+    with pytest.raises(UserError, match="give obj= one of grid, woven"):
         open_task(args)
     task = open_task(replace(args, obj="all"))
     assert task.class_name == "all"
@@ -96,59 +97,112 @@ def test_broken_images_are_skipped_and_listed(tmp_path: Path) -> None:
 
 
 def test_protocol_fills_only_what_was_left_open() -> None:
-    paper = resolve(Args(protocol="paper", test_color="rgb"))
+    paper = Args(protocol="paper", test_color="rgb")
     assert (paper.test_color, paper.pairing, paper.select, paper.reader_resize) == (
         "rgb",
         "modulo",
         "best-on-test",
         1024,
     )
-    clean = resolve(SegArgs())
+    assert [Args(protocol="paper", task=task).triplet_axis for task in ("cls", "seg")] == ["channel", "patch"]
+    clean = SegArgs()
     assert (clean.memory_tap, clean.select, clean.task, clean.n_pro) == ("block_out", "last", "seg", 1)
-    with pytest.raises(UserError, match="--memory-layers"):
-        resolve(Args(memory_layers=[2, 2]))
+    assert (Args(task="seg").n_pro, Args().n_pro, SegArgs(n_pro=3).n_pro) == (1, 3, 3)
+    assert [Args(shot=k).threshold_quantile for k in (1, 2)] == [1.0, 0.5]
+    with pytest.raises(UserError, match="memory_layers"):
+        Args(memory_layers=[2, 2])
 
 
-class _Text:
-    """A text tower that answers fixed features."""
+def test_built_in_data_take_the_demo_clip_and_a_users_data_the_published_one() -> None:
+    """B1: without --backbone the demo CLIP never reads a user's data."""
+    assert (Args().backbone, Args().obj) == ("demo-clip", "brushed_metal")
+    own = [Args(dataset="mvtec", data_path="parts"), Args(dataset="demo", data_path="parts"), Args(dataset="mvtec")]
+    assert [args.backbone for args in own] == ["ViT-B-16-plus-240"] * 3
+    assert [args.obj for args in own] == [None] * 3
+    assert Args(weights="clip.pt").backbone == "ViT-B-16-plus-240"  # a weight file is never one of the demo CLIP
+    assert Args(dataset="mvtec", data_path="parts", backbone="demo-clip").backbone == "demo-clip"
 
-    width = 4
 
-    def tokenize(self, texts: list[str]) -> torch.Tensor:
-        return torch.tensor([[1, 2, 3]] * len(texts))
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"sigma": 2.0}, "sigma=2.0: has no effect without task=seg"),
+        ({"task": "seg", "image_max": "grid"}, "image_max=grid: has no effect without task=cls"),
+        ({"fusion_weights": [1.0, 3.0]}, "fusion_weights=1.0 3.0: has no effect without fusion_mode=weighted"),
+        ({"fusion_mode": "weighted", "fusion_weights": [1.0]}, "fusion_weights=1.0: takes 2 values"),
+        ({"select": "val", "eval_every": 2}, "eval_every=2: has no effect without select=last"),
+        ({"visual_weights": "vit.pth"}, "visual_weights=vit.pth: has no effect without visual_backbone="),
+        ({"image_size": [1, 2, 3]}, "image_size=1 2 3: takes one or two numbers"),
+        ({"root_dir": "r", "output_dir": "o"}, "root_dir=r"),
+        ({"select": "best"}, "select=best: choose from last, val, best-on-test"),
+    ],
+)
+def test_an_option_acts_or_is_refused(given: dict[str, object], complaint: str) -> None:
+    with pytest.raises(UserError) as refused:
+        Args(**given)
+    assert str(refused.value).startswith(complaint)
 
-    def end_of_text(self, ids: torch.Tensor) -> torch.Tensor:
-        return torch.full((len(ids),), 2)
 
-    def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        return torch.ones(*ids.shape, 4)
+def test_options_need_no_torch() -> None:
+    code = "import sys, anomaly_lib.systems.promptad.options; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
-    def encode_tree(self, embeddings: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-        return embeddings[:1].expand(len(_[2]), -1)
+
+@pytest.mark.parametrize(("given", "size"), [([], (64, 64)), ([32], (32, 32)), ([32, 48], (32, 48))])
+def test_image_size_takes_one_or_two_numbers(given: list[int], size: tuple[int, int]) -> None:
+    """A15."""
+    from anomaly_lib.systems.promptad.features import Towers
+
+    for resize in (0, 128):
+        towers = Towers(tiny(image_size=given, reader_resize=resize), torch.device("cpu"))
+        assert towers.clip.image_size == size
+        pixels = np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)
+        assert towers.transform(test=True)(pixels).shape == (3, *size)
+        found = towers.encode_pictures([pixels])
+        assert found.grid == found.tap_grid == (size[0] // 16, size[1] // 16)
+        assert found.tokens.shape[:2] == (1, size[0] * size[1] // 256)
+
+
+def _supported(k: int = 3, **options: object) -> tuple[PromptAD, ImageFeatures]:
+    model = PromptAD.from_name("tiny-clip", weights="random", class_name="x", **options)
+    model.keep_text_features()
+    taps = [F.normalize(torch.randn(k, 3, 64), dim=-1) for _ in model.towers.taps]
+    pooled, tokens = (F.normalize(torch.randn(*shape), dim=-1) for shape in ((k, 32), (k, 3, 32)))
+    support = ImageFeatures(taps, (1, 3), (1, 3), pooled, tokens)
+    model.remember(support.gallery_rows())
+    return model, support
 
 
 def test_leave_one_out_never_sees_the_image_itself() -> None:
-    learner = PromptLearner(_Text(), class_text="x", states=["bad {}"], n_pro=1, n_pro_ab=1)
-    model = PromptAD(learner, stored_logit_scale=torch.tensor(1.0), joint_dim=4, memory_shape=[(9, 6)])
-    taps = F.normalize(torch.randn(3, 3, 6), dim=-1)
-    support = ImageFeatures([taps], (1, 3), (1, 3), F.normalize(torch.randn(3, 4), dim=-1), None)
-    model.remember(support.gallery_rows())
-    settings = ScoreSettings(task="cls", image_max="grid", fusion="max")
-    found = left_out_branches(model, support, None, settings)
+    model, support = _supported(image_max="grid", fusion_mode="max", calibration="quantile")
+    found = model.left_out_branches(support)
     for n in range(3):
-        others = torch.cat([taps[m] for m in range(3) if m != n])
-        want, _ = visual_score([taps[[n]]], [others])
+        others = [torch.cat([tap[m] for m in range(3) if m != n]) for tap in support.taps]
+        want, _ = visual_score([tap[[n]] for tap in support.taps], others)
         torch.testing.assert_close(found.visual[n], want.max())
     assert float(found.visual.min()) > 1e-3
-    fitted = fit_support(settings, found, "quantile")
-    assert set(fitted.calibration) == {"textual", "visual"}
-    assert fitted.references["visual"].shape == (3,)
-    assert image_scores(found, fitted).shape == (3,)
-    alone = left_out_branches(model, support[[0]], support[[1, 2]], settings)
+    fitted = Scoring(model.config, found)
+    assert len(fitted.calibrations) == 2
+    assert [len(reference) for reference in fitted.references] == [3, 3]
+    assert fitted.image_scores(found).shape == (3,)
+    alone = model.left_out_branches(support[[0]], support[[1, 2]])
     assert alone.visual.shape == (2,)
-    one_a_class = left_out_branches(model, support, support, settings)  # views equal to their images: no distance
+    one_a_class = model.left_out_branches(support, support)  # views equal to their images: no distance
     torch.testing.assert_close(one_a_class.visual, torch.zeros(3), atol=1e-6, rtol=0)
-    assert len(concatenate([support, support[[0]]])) == 4
+    assert len(ImageFeatures.concatenate([support, support[[0]]])) == 4
+
+
+@pytest.mark.parametrize(("shot", "kind"), [(1, "scores of mild views"), (4, "leave-one-out support scores")])
+def test_the_decision_is_a_quantile_of_normal_scores(shot: int, kind: str) -> None:
+    model, support = _supported(k=4, fusion_mode="max")
+    assert decision_of(model, Args(shot=shot)) is None  # as for checkpoints of PromptAD's authors
+    model.normal = model.left_out_branches(support)
+    found = decision_of(model, Args(fusion_mode="max", shot=shot, threshold_quantile=0.25))
+    scores = torch.maximum(model.normal.textual, model.normal.visual)
+    assert found.threshold == float(torch.quantile(scores, 0.25))
+    assert list(found.normal) == scores.sort().values.tolist()
+    assert found.source.startswith(f"0.25 quantile of 4 {kind}")
+    assert not found.oracle
 
 
 def test_comparison_joins_on_all_four_keys() -> None:
@@ -165,7 +219,7 @@ def test_comparison_joins_on_all_four_keys() -> None:
 
 
 def test_gate_needs_checkpoints(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--checkpoint-dir"):
+    with pytest.raises(UserError, match="checkpoint_dir="):
         find_checkpoints(GateArgs())
     folder = tmp_path / "tree" / "mvtec" / "k_4" / "screw"
     folder.mkdir(parents=True)

@@ -119,6 +119,6 @@ def test_reading_needs_content_and_a_name_only(tmp_path: Path) -> None:
     assert (found.task, found.seed, found.class_name, found.shot) == ("seg", 7, "metal_nut", 2)
     assert found.backbone == "ViT-B-16-plus-240"
     torch.testing.assert_close(found.tensors["text_features"].norm(dim=-1), torch.ones(2))
-    with pytest.raises(UserError, match="^task and class stand only in the name"):
+    with pytest.raises(UserError, match=r"^task and class stand only in the name"):
         released.read_released(content, "best.pt")
     assert adopting.adopt({"state_dict": {}}, tmp_path / "CLS-Seed_1-x-check_point.pt") is None
