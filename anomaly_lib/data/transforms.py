@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from anomaly_lib.data.names import RESIZE_MODES
 from anomaly_lib.errors import UserError
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -18,7 +19,6 @@ INTERPOLATION = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-RESIZE_MODES = ("shorter", "stretch", "pad")
 Size = int | tuple[int, int]
 
 

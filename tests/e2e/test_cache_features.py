@@ -88,7 +88,7 @@ def test_encoders_of_other_media_are_refused(
 ) -> None:
     assert main([*arguments(data), "--backbone", name]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"--backbone {name} reads {media}" in line
+    assert f"--backbone {name}: reads {media}" in line
 
 
 def test_a_convolutional_network_on_the_built_in_data(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_convolutional_network_on_the_built_in_data(tmp_path: Path) -> None:
     items = select(open_dataset("demo", None, classes=["grid"]), split="test")
     assert info.rows == len(items) == 50
     net = create_backbone("resnet18", weights=weights, layers=["layer1", "layer2"], image_size=64)
-    transform = image_transform(net, Args(image_size=64))
+    transform = image_transform(net, Args(image_size=[64]))
     spec = FeatureSpec(
         net.name, net.weights_id, net.outputs, transform.describe(), image_size=net.image_size or (), dtype="fp16"
     )
@@ -135,6 +135,7 @@ def test_promptad_training_finds_what_was_filled_for_it(
         torch.save(create_backbone("tiny-dinov2", weights="random").net.state_dict(), weights)  # type: ignore[union-attr]
         options = f"--visual-backbone tiny-dinov2 --visual-weights {weights}"
     common = ["--dataset", "mvtec", "--data-path", str(demo / "data"), "--obj", "grid", "--device", "cpu"]
+    common += ["--backbone", "demo-clip"]
     common += ["--cache-dir", str(tmp_path / "cache"), "--cache", "disk"]
     assert main([*common, "--system", "promptad", f"--options={options}"]) == 0
     monkeypatch.setattr(FrozenBackbone, "encode", refuse)
@@ -145,7 +146,7 @@ def test_promptad_training_finds_what_was_filled_for_it(
 def test_sowa_training_finds_what_was_filled_for_it(
     demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    common = ["--dataset", "mvtec", "--data-path", str(demo / "data"), "--device", "cpu"]
+    common = ["--dataset", "mvtec", "--data-path", str(demo / "data"), "--device", "cpu", "--backbone", "demo-clip"]
     common += ["--cache-dir", str(tmp_path / "cache"), "--cache", "disk"]
     assert main([*common, "--system", "sowa", "--options=--feature-map-idx 1 4"]) == 0
     monkeypatch.setattr(FeatureStore, "put", refuse)
@@ -156,14 +157,21 @@ def test_sowa_training_finds_what_was_filled_for_it(
 
 def test_options_that_contradict_the_system_are_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for more, said in (
-        (["--system", "promptad", "--layers", "1"], "--layers: --system promptad decides it"),
-        (["--options=--protocol paper"], "--options: needs --system"),
+        (["--system", "promptad", "--layers", "1"], "--layers 1: --system promptad decides it"),
+        (["--options=--protocol paper"], "--options --protocol paper: has no effect without --system"),
         (["--system", "sowa", "--options=--protocol clear"], "--protocol"),
         (["--system", "sowa", "--backbone", "resnet18"], "resnet18"),
     ):
         assert main([*arguments(data), *more]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert said in line
+
+
+def test_the_backbone_is_said_or_that_of_the_system(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data-path", str(data), "--dataset", "mvtec"]) == 2
+    assert "give --backbone or the --system whose" in capsys.readouterr().err
+    assert main(["--data-path", str(data), "--dataset", "mvtec", "--system", "sowa"]) == 2
+    assert "backbone ViT-L-14-336:openai needs the weights" in capsys.readouterr().err  # never the demo's, unasked
 
 
 def test_random_weights_are_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
