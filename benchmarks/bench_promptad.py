@@ -29,7 +29,7 @@ from anomaly_lib.engine.checkpoint import load_checkpoint
 from anomaly_lib.models.promptad.prompts import PromptLearner
 from anomaly_lib.models.promptad.states import class_text, state_templates
 from anomaly_lib.systems.promptad.data import open_task
-from anomaly_lib.systems.promptad.options import Args, SegArgs, resolve
+from anomaly_lib.systems.promptad.options import Args, SegArgs
 from anomaly_lib.systems.promptad.train import train
 
 
@@ -53,14 +53,12 @@ def options(args: Any, work: Path, task: str, k: int, name: str, **more: Any) ->
 
 def reference_of(args: Any, run: Args) -> tuple[Reference, list[Path], list[Path], np.ndarray, np.ndarray]:
     """The plain loop on the same weights, images and initial contexts as `run`."""
-    data = open_task(resolve(run))
+    data = open_task(run)
     clip = create_clip(args.backbone, weights=run.weights, layers=["pooled"])
     depth = clip.depth
     taps = sorted({max(0, round(share * depth) - 1) for share in (3 / 12, 8 / 12)})
     torch.manual_seed(run.seed)
-    learner = PromptLearner(
-        clip.text, class_text=class_text("capsule"), states=state_templates("capsule"), n_pro=run.n_pro
-    )
+    learner = PromptLearner(run, text=clip.text, class_name="capsule")
     loop = Reference(
         clip.clip, clip.text.tokenizer, words=class_text("capsule"), states=state_templates("capsule"), task=run.task,
         size=clip.image_size[0], normal=learner.normal_ctx, abnormal=learner.abnormal_ctx, taps=taps,
@@ -94,7 +92,7 @@ def measured_recipe(run: Args) -> dict[str, float]:
     warm = seconds(lambda: train(replace(run, epochs=few, fresh=True)))
     longer = seconds(lambda: train(replace(run, epochs=more, fresh=True)))
     epoch = (longer - warm) / (more - few)
-    images = run.shot + len(open_task(resolve(run)).test)
+    images = run.shot + len(open_task(run).test)
     return {"start": warm - few * epoch, "epoch": epoch, "encode_image": (cold - warm) / images}
 
 
