@@ -8,18 +8,13 @@ from collections.abc import Sequence
 
 from anomaly_lib.config import command
 from anomaly_lib.systems.crystal.options import Args
-from anomaly_lib.systems.crystal.train import train
+from anomaly_lib.systems.registry import SYSTEMS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, train, report."""
-    return command(
-        Args,
-        lambda args: train(args) and None,
-        argv,
-        prog="train_with_cross_modal_attention.py",
-        description=__doc__ or "",
-    )
+    """Parse, train, leave with an exit code."""
+    train = SYSTEMS["crystal"].train
+    return command(Args, train, argv, prog="train_with_cross_modal_attention.py", description=__doc__ or "")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from harness import finish, machine, measure, parser
 
 from anomaly_lib.models.crystal.graph_batch import batch_graphs
 from anomaly_lib.systems.crystal.data.demo import demo_table
-from anomaly_lib.systems.crystal.data.graph import PAPER_GRAPH, CrystalGraph, GraphBuilder, GraphSettings
+from anomaly_lib.systems.crystal.data.graph import CrystalGraph, GraphBuilder
+from anomaly_lib.systems.crystal.data.settings import PAPER_GRAPHS, GraphSettings
 from anomaly_lib.systems.crystal.data.store import cached_graphs
 from anomaly_lib.systems.crystal.data.structure import Crystal, crystal_from_record, read_jsonl
 
@@ -93,7 +94,7 @@ def main() -> None:
 
     work: dict[str, Callable[[], Any]] = {
         "jarvis-tools": lambda: [reference_edges(crystal) for crystal in crystals],
-        "here, paper": lambda: build(PAPER_GRAPH),
+        "here, paper": lambda: build(GraphSettings(**PAPER_GRAPHS)),
         "here, clean": lambda: build(GraphSettings()),
     }
     measured = {name: measure(one, repeats=args.repeats) for name, one in work.items()}

@@ -108,16 +108,3 @@ def alpha_heatmap_figure(alphas: Sequence[np.ndarray], names: Sequence[str], *, 
     axis.set(xlabel="atom", title="Alpha of single atoms: lowest, middle and highest crystals")
     figure.colorbar(image, ax=axis, label="alpha")
     return figure
-
-
-@styled
-def parity_figure(predicted: np.ndarray, target: np.ndarray, *, label: str, mae: float) -> "Figure":
-    """Predicted against true values with the diagonal."""
-    figure, axes = new_figure(5, 4.6)
-    axis = axes[0, 0]
-    ends = [float(min(predicted.min(), target.min())), float(max(predicted.max(), target.max()))]
-    axis.plot(ends, ends, color="#888888", linestyle="--", linewidth=1)
-    axis.scatter(target, predicted, s=16, color=NORMAL, alpha=0.7, linewidths=0)
-    axis.set(xlabel=f"true {label}", ylabel=f"predicted {label}", title=f"MAE {mae:.4g} (n={len(target)})")
-    axis.set_aspect("equal", adjustable="datalim")
-    return figure

@@ -5,13 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
-import numpy as np
-
 from anomaly_lib.config import Options, arg, command
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import write_atomic
-from anomaly_lib.systems.crystal.diagnosis import extract_alphas, sample_positions
-from anomaly_lib.systems.crystal.train import load_detector
 
 
 @dataclass
@@ -19,7 +15,9 @@ class ExtractArgs(Options):
     """Gates of a sample of crystals."""
 
     checkpoint: str = arg("", "checkpoint file, e.g. best_model.pt")
-    root_dir: Optional[str] = arg(None, "folder of the data; None = that of the training run", type=str)
+    data_path: Optional[str] = arg(
+        None, "folder of the data; None = that of the training run", type=str, aliases=["root-dir"]
+    )
     output: str = arg("alpha_values.npz", "file to write: alphas, atom_types, offsets, targets, jids, property")
     n_samples: int = arg(500, "crystals", at_least=2)
     batch_size: int = arg(16, "crystals at a time", at_least=1)
@@ -32,11 +30,16 @@ class ExtractArgs(Options):
 def extract(args: ExtractArgs) -> None:
     """Measure, print, save."""
     if not args.checkpoint:
-        raise UserError("--checkpoint is needed")
-    detector = load_detector(args.checkpoint)
+        raise UserError("give checkpoint=")
+    import numpy as np
+
+    from anomaly_lib.systems.crystal.diagnosis import extract_alphas, sample_positions, trained_model
+
+    detector = trained_model(args.checkpoint)
     wanted = {"dataset": args.dataset, "property": args.property}
-    data = detector.load_data(args.root_dir, **{name: value for name, value in wanted.items() if value})
-    found = extract_alphas(detector, data, sample_positions(data, args.n_samples, args.part), layer=args.layer)
+    data = detector.load_data(args.data_path, **{name: value for name, value in wanted.items() if value})
+    positions = sample_positions(data, args.n_samples, args.part)
+    found = extract_alphas(detector, data, positions, layer=args.layer, batch_size=args.batch_size)
     values = found.alphas
     quarter, half, three = np.quantile(values, [0.25, 0.5, 0.75])
     print(f"{len(found.targets)} crystals, {len(values)} atoms")

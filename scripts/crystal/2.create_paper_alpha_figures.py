@@ -6,14 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from anomaly_lib.config import Options, arg, command
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import write_atomic
-from anomaly_lib.systems.crystal.diagnosis import Alphas
-from anomaly_lib.viz.crystal import alpha_by_element_figure, alpha_heatmap_figure, gate_analysis_figure
-from anomaly_lib.viz.style import save_figure
 
 
 @dataclass
@@ -28,7 +23,13 @@ class FigureArgs(Options):
 def draw(args: FigureArgs) -> None:
     """Three figures and one table."""
     if not Path(args.input).is_file():
-        raise UserError(f"--input {args.input}: no such file; run 1.extract_alpha_final.py first")
+        raise UserError(f"input={args.input}: no such file; run 1.extract_alpha_final.py first")
+    import numpy as np
+
+    from anomaly_lib.systems.crystal.diagnosis import Alphas
+    from anomaly_lib.viz.crystal import alpha_by_element_figure, alpha_heatmap_figure, gate_analysis_figure
+    from anomaly_lib.viz.style import save_figure
+
     with np.load(args.input, allow_pickle=False) as saved:
         label = str(saved["property"])
         found = Alphas(**{name: saved[name] for name in ("alphas", "atom_types", "offsets", "targets", "jids")})

@@ -10,17 +10,13 @@ are kept, so the script can be stopped and started at will.
 import csv
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from anomaly_lib.config import Options, arg, command
 from anomaly_lib.errors import UserError
-from anomaly_lib.systems.crystal.data.structure import read_crystal, write_cif
-from anomaly_lib.systems.crystal.data.text import describe, describe_with_robocrystallographer, reduced_formula
 
 HEADER = ["Id", "Composition", "prop", "Description", "File_Name"]
-DESCRIBERS = {"template": describe, "robocrystallographer": describe_with_robocrystallographer}
 
 
 @dataclass
@@ -34,7 +30,7 @@ class DescribeArgs(Options):
     describer: str = arg(
         "template",
         "built-in sentences, or robocrystallographer (an extra; seconds a crystal)",
-        choices=list(DESCRIBERS),
+        choices=["template", "robocrystallographer"],
     )
     workers: int = arg(0, "processes; 0 = this one", at_least=0)
 
@@ -42,7 +38,7 @@ class DescribeArgs(Options):
 def read_targets(path: Path) -> list[tuple[str, float]]:
     """(file name, value) of every row."""
     if not path.is_file():
-        raise UserError(f"--targets {path}: no such file")
+        raise UserError(f"targets={path}: no such file")
     found = []
     with open(path, newline="", encoding="utf-8-sig") as stream:
         for number, row in enumerate(csv.reader(stream), start=1):
@@ -57,14 +53,19 @@ def read_targets(path: Path) -> list[tuple[str, float]]:
 
 def one_row(source: Path, target: float, cif: Path, describer: str) -> list[str]:
     """Write the structure as CIF and give its line of description.csv."""
+    from anomaly_lib.systems.crystal.data import text as texts
+    from anomaly_lib.systems.crystal.data.structure import read_crystal, write_cif
+
     crystal = read_crystal(source)
-    text = DESCRIBERS[describer](crystal)
+    text = (texts.describe if describer == "template" else texts.describe_with_robocrystallographer)(crystal)
     write_cif(cif, crystal)
-    return [cif.stem, reduced_formula(crystal.symbols), f"{target:.6f}", text, cif.name]
+    return [cif.stem, texts.reduced_formula(crystal.symbols), f"{target:.6f}", text, cif.name]
 
 
 def run(args: DescribeArgs) -> None:
     """Describe what is not described yet."""
+    from anomaly_lib.systems.crystal.data.pool import worker_pool
+
     sources = [(Path(args.structures) / name, value) for name, value in read_targets(Path(args.targets))]
     folder = Path(args.root_dir) / "jarvis" / args.property
     (folder / "cif").mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,7 @@ def run(args: DescribeArgs) -> None:
         if not done:
             writer.writerow(HEADER)
         if args.workers:
-            with ProcessPoolExecutor(args.workers) as pool:
+            with worker_pool(args.workers) as pool:
                 for row in pool.map(one_row, *zip(*work, strict=True)) if work else ():
                     writer.writerow(row)
                     stream.flush()

@@ -7,8 +7,6 @@ from typing import Optional
 
 from anomaly_lib.config import Options, arg, command
 from anomaly_lib.errors import UserError
-from anomaly_lib.systems.crystal.diagnosis import diagnosis_lines, measure, sample_positions, text_scales
-from anomaly_lib.systems.crystal.train import load_detector
 
 
 @dataclass
@@ -16,7 +14,9 @@ class DiagnoseArgs(Options):
     """Diagnosis of one checkpoint."""
 
     checkpoint: str = arg("", "checkpoint file, e.g. best_model.pt")
-    root_dir: Optional[str] = arg(None, "folder of the data; None = that of the training run", type=str)
+    data_path: Optional[str] = arg(
+        None, "folder of the data; None = that of the training run", type=str, aliases=["root-dir"]
+    )
     n_samples: int = arg(200, "crystals to measure", at_least=2)
     part: str = arg("all", "which crystals", choices=["all", "train", "val", "test"])
     batch_size: int = arg(16, "crystals at a time", at_least=1)
@@ -25,9 +25,17 @@ class DiagnoseArgs(Options):
 def diagnose(args: DiagnoseArgs) -> None:
     """Print the report of every fusion module."""
     if not args.checkpoint:
-        raise UserError("--checkpoint is needed")
-    detector = load_detector(args.checkpoint)
-    data = detector.load_data(args.root_dir)
+        raise UserError("give checkpoint=")
+    from anomaly_lib.systems.crystal.diagnosis import (
+        diagnosis_lines,
+        measure,
+        sample_positions,
+        text_scales,
+        trained_model,
+    )
+
+    detector = trained_model(args.checkpoint)
+    data = detector.load_data(args.data_path)
     positions = sample_positions(data, args.n_samples, args.part)
     scales = text_scales(detector)
     for layer, values in measure(detector, data, positions, batch_size=args.batch_size).items():

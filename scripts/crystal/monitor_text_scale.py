@@ -6,12 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-import numpy as np
-
 from anomaly_lib.config import Options, arg, command
-from anomaly_lib.systems.crystal.scales import initial_scale, scale_history
-from anomaly_lib.viz.crystal import text_scale_figure
-from anomaly_lib.viz.style import save_figure
 
 
 @dataclass
@@ -27,6 +22,12 @@ class MonitorArgs(Options):
 
 def monitor(args: MonitorArgs) -> None:
     """Print the movement of each scale and draw it."""
+    import numpy as np
+
+    from anomaly_lib.systems.crystal.scales import initial_scale, scale_history
+    from anomaly_lib.viz.crystal import text_scale_figure
+    from anomaly_lib.viz.style import save_figure
+
     epochs, history = scale_history(Path(args.checkpoint_dir), args.checkpoint_pattern)
     for name, values in history.items():
         first, last = values[0], values[-1]

@@ -8,13 +8,13 @@ Runs that are done are not done again, so the script can be stopped and started 
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from anomaly_lib.config import Options, arg, command
 from anomaly_lib.files import write_text
 from anomaly_lib.systems.crystal.options import Args
-from anomaly_lib.systems.crystal.train import train
+from anomaly_lib.systems.registry import SYSTEMS
 
 MIDDLE = {
     "use_middle_fusion": True, "middle_fusion_use_gate_norm": True, "middle_fusion_use_learnable_scale": True,
@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, object]] = {
 class TableArgs(Options):
     """The comparison on real data."""
 
-    root_dir: str = arg("dataset", "folder in the published layout, with official_split.json")
+    data_path: str = arg("dataset", "folder in the published layout, with official_split.json", aliases=["root-dir"])
     properties: list[str] = arg(["formation_energy_peratom"], "properties to compare on")
     seeds: int = arg(3, "runs of each kind", at_least=1)
     epochs: int = arg(30, "passes over the training data", at_least=1)
@@ -53,13 +53,14 @@ def run_all(args: TableArgs) -> None:
         for prop in args.properties:
             for name, options in VARIANTS.items():
                 folder = Path(args.output_dir) / f"{name.replace(' ', '_').replace(',', '')}-{seed}"
-                base = Args(
-                    data_path=args.root_dir, property=prop, split_file="official", seed=seed, epochs=args.epochs,
+                text = {"backbone": "matscibert", "weights": args.weights} if args.weights else {}
+                run = Args(
+                    data_path=args.data_path, property=prop, split_file="official", seed=seed, epochs=args.epochs,
                     hidden_features=args.hidden_features, alignn_layers=args.layers, gcn_layers=args.layers,
                     batch_size=args.batch_size, learning_rate=args.learning_rate, output_dir=str(folder),
-                    backbone="matscibert" if args.weights else "hashed-text", weights=args.weights or None,
+                    **options, **(text if options.get("modality") != "graph" else {}),
                 )  # fmt: skip
-                metrics = train(replace(base, **options)).metrics  # type: ignore[arg-type]
+                metrics = SYSTEMS["crystal"].train(run).metrics
                 found.setdefault((prop, name), []).append(metrics["test_mae"])
                 means[prop] = metrics["mean_predictor_test_mae"]
                 write_text(Path(args.output_dir) / "table.md", table(args, found, means))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from anomaly_lib.config import Options, arg, command
 from anomaly_lib.errors import UserError
-from anomaly_lib.systems.crystal.scales import scale_checkpoint
 
 
 @dataclass
@@ -22,7 +21,9 @@ class ScaleArgs(Options):
 def scale(args: ScaleArgs) -> None:
     """Scale, save, read back, verify."""
     if not args.input_checkpoint or not args.output_checkpoint:
-        raise UserError("--input_checkpoint and --output_checkpoint are both needed")
+        raise UserError("give input_checkpoint= and output_checkpoint=")
+    from anomaly_lib.systems.crystal.scales import scale_checkpoint
+
     norms = scale_checkpoint(Path(args.input_checkpoint), Path(args.output_checkpoint), args.scale_factor)
     for name, (before, after) in norms.items():
         print(f"{name}: L2 norm {before:.4f} -> {after:.4f}")

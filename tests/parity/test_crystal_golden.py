@@ -10,35 +10,37 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly_lib.models.crystal.fusion import CrystalFusionConfig, CrystalFusionModel
-from anomaly_lib.models.crystal.graph_batch import GraphBatch, batch_graphs
+from anomaly_lib.models.crystal import CrystalFusionConfig, CrystalFusionModel, GraphBatch, batch_graphs
 from anomaly_lib.ops.graph import bond_cosine, line_graph
-from anomaly_lib.systems.crystal.data.graph import GraphBuilder, GraphSettings
+from anomaly_lib.systems.crystal.data.graph import GraphBuilder
+from anomaly_lib.systems.crystal.data.settings import PAPER_GRAPHS
 from anomaly_lib.systems.crystal.data.structure import Crystal, crystal_from_record
 
 pytestmark = [pytest.mark.data, pytest.mark.parity]
-PLAIN = CrystalFusionConfig(cross_modal=False)
-MIDDLE = dataclasses.replace(PLAIN, middle_layers=(2,), middle_gate_norm=True, middle_learnable_scale=True)
+PLAIN = CrystalFusionConfig(use_cross_modal=False)
+MIDDLE = dataclasses.replace(
+    PLAIN, use_middle_fusion=True, middle_fusion_use_gate_norm=True, middle_fusion_use_learnable_scale=True
+)
 CONFIGS = {
     "no_fusion_no_attn_concat": PLAIN,
     "middle_layer2_norm_scale": MIDDLE,
-    "fine_grained_cross": CrystalFusionConfig(fine_grained=True),
-    "gated": dataclasses.replace(PLAIN, late_fusion="gated"),
-    "bilinear": dataclasses.replace(PLAIN, late_fusion="bilinear"),
-    "tucker": dataclasses.replace(PLAIN, late_fusion="tucker"),
+    "fine_grained_cross": CrystalFusionConfig(use_fine_grained_attention=True),
+    "gated": dataclasses.replace(PLAIN, late_fusion_type="gated"),
+    "bilinear": dataclasses.replace(PLAIN, late_fusion_type="bilinear"),
+    "tucker": dataclasses.replace(PLAIN, late_fusion_type="tucker"),
 }
 FROM_DOCUMENT = {  # measured in the same session, printed in the reference notes
     "middle_23_cross": (
-        dataclasses.replace(MIDDLE, middle_layers=(2, 3), cross_modal=True),
+        dataclasses.replace(MIDDLE, middle_fusion_layers=[2, 3], use_cross_modal=True),
         4_590_467,
         [0.006766, 0.093470, 0.213918],
     ),
     "improved_middle": (
-        dataclasses.replace(MIDDLE, middle_improved=True),
+        dataclasses.replace(MIDDLE, use_improved_middle_fusion=True),
         4_316_293,
         [-0.036893, 0.135411, -0.220193],
     ),
-    "adaptive": (dataclasses.replace(PLAIN, late_fusion="adaptive"), 4_125_956, [-0.560545]),
+    "adaptive": (dataclasses.replace(PLAIN, late_fusion_type="adaptive"), 4_125_956, [-0.560545]),
 }
 
 
@@ -83,7 +85,7 @@ def fill(model: torch.nn.Module) -> None:
 
 
 def reference_batch(crystals: dict[str, Crystal], names: list[str]) -> tuple[GraphBatch, torch.Tensor]:
-    build = GraphBuilder(GraphSettings(tolerance=0.0, double_self_images=True))
+    build = GraphBuilder(**PAPER_GRAPHS)
     batch = batch_graphs([build(crystals[name]) for name in names], keep_self_links=False)
     b, t, j = torch.meshgrid(torch.arange(1, 4), torch.arange(7), torch.arange(1, 769), indexing="ij")
     return batch, torch.sin(0.01 * j.double() * b + 0.1 * t).float()
@@ -92,7 +94,7 @@ def reference_batch(crystals: dict[str, Crystal], names: list[str]) -> tuple[Gra
 @pytest.mark.parametrize("mode", ["canonize", "raw"])
 def test_graphs_equal_the_reference(golden: tuple[dict, dict[str, Crystal]], mode: str) -> None:
     numbers, crystals = golden
-    build = GraphBuilder(GraphSettings(tolerance=0.0, double_self_images=True, canonical=mode == "canonize"))
+    build = GraphBuilder(**PAPER_GRAPHS, use_canonize=mode == "canonize")
     for name, entry in numbers["graph_reference_exact_ties"].items():
         want, graph = entry[mode], build(crystals[name])
         source, target = torch.from_numpy(graph.source).long(), torch.from_numpy(graph.target).long()

@@ -6,11 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomaly_lib.models.crystal.alignn import ALIGNN
-from anomaly_lib.models.crystal.fusion import CrystalFusionConfig, CrystalFusionModel
-from anomaly_lib.models.crystal.graph_batch import batch_graphs
+from anomaly_lib.models.crystal import ALIGNN, CrystalFusionModel, batch_graphs
 from anomaly_lib.systems.crystal.data.demo import demo_table
-from anomaly_lib.systems.crystal.data.graph import CrystalGraph, GraphBuilder, GraphSettings
+from anomaly_lib.systems.crystal.data.graph import CrystalGraph, GraphBuilder
 from anomaly_lib.systems.crystal.data.structure import Crystal
 
 CRYSTALS = [row.source for row in demo_table(count=12, seed=8).rows]
@@ -109,7 +107,7 @@ def test_prediction_does_not_depend_on_it_either(model: ALIGNN, which: int, chan
 
 def test_doubled_images_are_not_supercell_invariant() -> None:
     """The published graph of a cell and of its supercell differ: the reason why 'exact' is the default."""
-    build = GraphBuilder(GraphSettings(double_self_images=True))
+    build = GraphBuilder(periodic_images="doubled")
     crystal = CRYSTALS[0]
     larger = supercell(crystal, np.random.default_rng(1))
     copies = len(larger.numbers) // len(crystal.numbers)
@@ -123,11 +121,11 @@ def test_batching_changes_nothing(seed: int) -> None:
     chosen = [int(i) for i in rng.choice(len(CRYSTALS), 4, replace=False)]
     graphs = [BUILD(CRYSTALS[i]) for i in chosen]
     torch.manual_seed(seed)
-    config = CrystalFusionConfig(
-        alignn_layers=2, gcn_layers=1, hidden_features=16, text_features=12, middle_layers=(0, 1), fine_grained=True,
-        fine_grained_hidden_dim=16, fine_grained_num_heads=2, cross_modal_tokens=True,
-    )  # fmt: skip
-    net = CrystalFusionModel(config).eval()
+    net = CrystalFusionModel(
+        alignn_layers=2, gcn_layers=1, hidden_features=16, text_features=12, use_middle_fusion=True,
+        middle_fusion_layers=[0, 1], use_fine_grained_attention=True, fine_grained_hidden_dim=16,
+        fine_grained_num_heads=2, cross_modal_tokens=True,
+    ).eval()  # fmt: skip
     words, mask = torch.randn(4, 5, 12), torch.arange(5) < torch.tensor([[5], [2], [3], [4]])
     with torch.no_grad():
         together = net(batch_graphs(graphs), words, mask).prediction

@@ -6,17 +6,20 @@ afterwards (after the last angle layer and the last bond layer) are not updated.
 """
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from anomaly_lib.config import configure
+from anomaly_lib.models.crystal.config import ALIGNNConfig
 from anomaly_lib.models.crystal.elements import NUM_ATOM_FEATURES, atom_feature_table
-from anomaly_lib.models.crystal.graph_batch import GraphBatch
+from anomaly_lib.models.crystal.graph_batch import GraphBatch, check_graph
 from anomaly_lib.ops.gated_message import batch_norm_silu, gated_messages
 from anomaly_lib.ops.graph import bond_cosine, radial_basis, segment_mean
 
 # N atoms, E directed bonds, T angles (links between bonds), C hidden channels
+EDGE_BINS, ANGLE_BINS = 80, 40
 
 
 class RadialBasis(nn.Module):
@@ -95,42 +98,44 @@ class ALIGNNConv(nn.Module):
 
 
 class ALIGNNEncoder(nn.Module):
-    """Embeddings and both stacks: a batch of graphs to atom features."""
+    """Embeddings and both stacks: a `GraphBatch` to atom features [N, C] (`encode`).
 
-    def __init__(
-        self,
-        *,
-        alignn_layers: int = 4,
-        gcn_layers: int = 4,
-        hidden_features: int = 256,
-        embedding_features: int = 64,
-        edge_bins: int = 80,
-        angle_bins: int = 40,
-        dropout: float = 0.0,
-        learned_elements: bool = False,
-    ) -> None:
+    ``ALIGNNEncoder(config)`` or ``ALIGNNEncoder(hidden_features=64, ...)``, the options of `ALIGNNConfig`.
+    """
+
+    def __init__(self, config: ALIGNNConfig | None = None, **options: Any) -> None:
         super().__init__()
-        self.hidden_features = hidden_features
+        c = self.config = configure(ALIGNNConfig, config, options)
+        hidden, dropout = c.hidden_features, c.graph_dropout
         self.atom_table: Tensor
         self.register_buffer("atom_table", torch.from_numpy(atom_feature_table()), persistent=False)
         # 92 published bits cannot tell some elements apart (La and Ce); a learned row per element can
-        self.element_embedding = nn.Embedding(len(self.atom_table), hidden_features) if learned_elements else None
-        self.atom_embedding = MLPLayer(NUM_ATOM_FEATURES, hidden_features)
+        self.element_embedding = nn.Embedding(len(self.atom_table), hidden) if c.learned_elements else None
+        self.atom_embedding = MLPLayer(NUM_ATOM_FEATURES, hidden)
         self.edge_embedding = nn.Sequential(
-            RadialBasis(0.0, 8.0, edge_bins),
-            MLPLayer(edge_bins, embedding_features),
-            MLPLayer(embedding_features, hidden_features),
+            RadialBasis(0.0, 8.0, EDGE_BINS),
+            MLPLayer(EDGE_BINS, c.embedding_features),
+            MLPLayer(c.embedding_features, hidden),
         )
         self.angle_embedding = nn.Sequential(
-            RadialBasis(-1.0, 1.0, angle_bins),
-            MLPLayer(angle_bins, embedding_features),
-            MLPLayer(embedding_features, hidden_features),
+            RadialBasis(-1.0, 1.0, ANGLE_BINS),
+            MLPLayer(ANGLE_BINS, c.embedding_features),
+            MLPLayer(c.embedding_features, hidden),
         )
-        self.alignn_layers = nn.ModuleList(ALIGNNConv(hidden_features, dropout=dropout) for _ in range(alignn_layers))
-        self.gcn_layers = nn.ModuleList(EdgeGatedGraphConv(hidden_features, dropout=dropout) for _ in range(gcn_layers))
+        self.alignn_layers = nn.ModuleList(ALIGNNConv(hidden, dropout=dropout) for _ in range(c.alignn_layers))
+        self.gcn_layers = nn.ModuleList(EdgeGatedGraphConv(hidden, dropout=dropout) for _ in range(c.gcn_layers))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._sizes()}, {sum(p.numel() for p in self.parameters()):,} parameters)"
+
+    def _sizes(self) -> str:
+        """What `__repr__` says of the configuration."""
+        c = self.config
+        return f"{c.alignn_layers} + {c.gcn_layers} layers, {c.hidden_features} channels"
 
     def encode(self, graph: GraphBatch, after_layer: Callable[[int, Tensor], Tensor] | None = None) -> Tensor:
         """Atom features [N, C]. `after_layer(index, atoms)` may replace the atoms after each ALIGNN layer."""
+        check_graph(graph)
         x = self.atom_embedding(self.atom_table[graph.numbers - 1])
         if self.element_embedding is not None:
             x = x + self.element_embedding(graph.numbers - 1)
@@ -147,27 +152,14 @@ class ALIGNNEncoder(nn.Module):
 
 
 class ALIGNN(ALIGNNEncoder):
-    """Graph-only property prediction: mean over atoms, one linear layer."""
+    """Graph-only property prediction: mean over atoms, one linear layer. A `GraphBatch` of B crystals -> [B].
 
-    def __init__(
-        self,
-        *,
-        alignn_layers: int = 4,
-        gcn_layers: int = 4,
-        hidden_features: int = 256,
-        embedding_features: int = 64,
-        dropout: float = 0.0,
-        learned_elements: bool = False,
-    ) -> None:
-        super().__init__(
-            alignn_layers=alignn_layers,
-            gcn_layers=gcn_layers,
-            hidden_features=hidden_features,
-            embedding_features=embedding_features,
-            dropout=dropout,
-            learned_elements=learned_elements,
-        )
-        self.fc = nn.Linear(hidden_features, 1)
+    ``ALIGNN(config)`` or ``ALIGNN(hidden_features=64, ...)``, the options of `ALIGNNConfig`.
+    """
+
+    def __init__(self, config: ALIGNNConfig | None = None, **options: Any) -> None:
+        super().__init__(config, **options)
+        self.fc = nn.Linear(self.config.hidden_features, 1)
 
     def forward(self, graph: GraphBatch) -> Tensor:
         """One value per crystal: [B]."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from anomaly_lib.errors import UserError
-from anomaly_lib.fusion import GatedMiddleFusion
+from anomaly_lib.fusion.middle import GatedMiddleFusion
 from anomaly_lib.models.crystal.fusion import CrystalFusionModel
 from anomaly_lib.models.crystal.graph_batch import GraphBatch
 
@@ -24,7 +24,7 @@ def fusion_measures(
     the module with u, cosines "after" the atoms that leave it; only the latter can show that text has been mixed in.
     """
     if not isinstance(model, CrystalFusionModel) or not len(model.middle_fusion_modules):
-        raise UserError("this checkpoint has no middle fusion: train with --use_middle_fusion True")
+        raise UserError("this model has no middle fusion: it is trained with use_middle_fusion=True")
     seen: dict[str, tuple[Any, Any]] = {}
     later: list[Tensor] = []
     handles = [

@@ -3,73 +3,24 @@
 State-dict names are those of the published program (train_with_cross_modal_attention.py), so its checkpoints load.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from anomaly_lib.config import configure
 from anomaly_lib.errors import UserError
-from anomaly_lib.fusion import (
-    CrossModalAttention,
-    FineGrainedAttention,
-    GatedMiddleFusion,
-    ImprovedMiddleFusion,
-    late_fusion_by_name,
-)
+from anomaly_lib.fusion.cross_modal import CrossModalAttention, FineGrainedAttention
+from anomaly_lib.fusion.late import late_fusion_by_name
+from anomaly_lib.fusion.middle import GatedMiddleFusion, ImprovedMiddleFusion
 from anomaly_lib.models.crystal.alignn import ALIGNNEncoder
-from anomaly_lib.models.crystal.graph_batch import GraphBatch
+from anomaly_lib.models.crystal.config import CrystalFusionConfig
+from anomaly_lib.models.crystal.graph_batch import GraphBatch, check_graph
 from anomaly_lib.ops.graph import pad_segments, segment_mean
 
-# B crystals, N atoms, L word pieces, C hidden channels, P projected width (64)
+# B crystals, N atoms, L word pieces, C hidden channels, P projected width (64), W width of the text vectors
 PROJECTED = 64
-
-
-@dataclass(frozen=True)
-class CrystalFusionConfig:
-    """Every size and switch of the model; plain values, so it travels inside checkpoints."""
-
-    alignn_layers: int = 4
-    gcn_layers: int = 4
-    hidden_features: int = 256
-    embedding_features: int = 64
-    graph_dropout: float = 0.0
-    learned_elements: bool = False
-    text_features: int = 768
-    middle_layers: tuple[int, ...] = ()  # ALIGNN layers (from 0) after which text is injected; () = none
-    middle_hidden_dim: int = 128
-    middle_dropout: float = 0.1
-    middle_gate_norm: bool = False
-    middle_norm_per_half: bool = False
-    middle_learnable_scale: bool = False
-    middle_initial_scale: float = 1.0
-    middle_improved: bool = False
-    middle_residual_scaling: bool = True
-    middle_dynamic_gating: bool = True
-    middle_initial_node_scale: float = 1.0
-    fine_grained: bool = False
-    fine_grained_hidden_dim: int = 256
-    fine_grained_num_heads: int = 8
-    fine_grained_dropout: float = 0.1
-    fine_grained_projection: bool = True
-    cross_modal: bool = True
-    cross_modal_hidden_dim: int = 256
-    cross_modal_num_heads: int = 4
-    cross_modal_dropout: float = 0.1
-    cross_modal_tokens: bool = False
-    cross_modal_bidirectional: bool = True
-    late_fusion: str = "concat"
-    late_rank: int = 16
-    late_output_dim: int = 64
-
-    def __post_init__(self) -> None:
-        for layer in self.middle_layers:
-            if not 0 <= layer < self.alignn_layers:
-                raise UserError(
-                    f"--middle_fusion_layers names layer {layer}, but --alignn_layers {self.alignn_layers} has layers "
-                    f"0 to {self.alignn_layers - 1}"
-                )
 
 
 @dataclass
@@ -99,56 +50,58 @@ class ProjectionHead(nn.Module):
 
 
 class CrystalFusionModel(ALIGNNEncoder):
-    """Text is injected after chosen ALIGNN layers, read atom by atom, exchanged as vectors, and fused at the end."""
+    """Text is injected after chosen ALIGNN layers, read atom by atom, exchanged as vectors, and fused at the end.
 
-    def __init__(self, config: CrystalFusionConfig) -> None:
-        super().__init__(
-            alignn_layers=config.alignn_layers,
-            gcn_layers=config.gcn_layers,
-            hidden_features=config.hidden_features,
-            embedding_features=config.embedding_features,
-            dropout=config.graph_dropout,
-            learned_elements=config.learned_elements,
+    ``CrystalFusionModel(config)`` or ``CrystalFusionModel(use_middle_fusion=True, ...)``, the options of
+    `CrystalFusionConfig`; `text_features` is W, the width of the text encoder's vectors (768 for BERT). Called with a
+    `GraphBatch` of B crystals and text [B, W] or [B, L, W] it answers a `CrystalOutput` with ``prediction`` [B].
+    """
+
+    config: CrystalFusionConfig
+
+    def __init__(self, config: CrystalFusionConfig | None = None, *, text_features: int = 768, **options: Any) -> None:
+        c = configure(CrystalFusionConfig, config, options)
+        super().__init__(c)
+        self.text_features = text_features
+        self.graph_projection = ProjectionHead(c.hidden_features)
+        self.text_projection = ProjectionHead(text_features)
+        middle = ImprovedMiddleFusion if c.use_improved_middle_fusion else GatedMiddleFusion
+        layers = c.middle_fusion_layers if c.use_middle_fusion else []
+        self.middle_fusion_modules = nn.ModuleDict(
+            {f"layer_{i}": middle(c, feature_dim=c.hidden_features, context_dim=PROJECTED) for i in layers}
         )
-        self.config = config
-        self.graph_projection = ProjectionHead(config.hidden_features)
-        self.text_projection = ProjectionHead(config.text_features)
-        self.middle_fusion_modules = nn.ModuleDict({f"layer_{i}": _middle_module(config) for i in config.middle_layers})
-        if config.fine_grained:
-            self.fine_grained_attention = FineGrainedAttention(
-                node_dim=config.hidden_features,
-                token_dim=config.text_features,
-                hidden_dim=config.fine_grained_hidden_dim,
-                num_heads=config.fine_grained_num_heads,
-                dropout=config.fine_grained_dropout,
-                use_projection=config.fine_grained_projection,
-            )
-        if config.cross_modal:
-            self.cross_modal_attention = CrossModalAttention(
-                graph_dim=PROJECTED,
-                text_dim=PROJECTED,
-                hidden_dim=config.cross_modal_hidden_dim,
-                num_heads=config.cross_modal_num_heads,
-                dropout=config.cross_modal_dropout,
-                bidirectional=config.cross_modal_bidirectional,
-            )
-        if config.late_fusion == "concat":
+        if c.use_fine_grained_attention:
+            self.fine_grained_attention = FineGrainedAttention(c, node_dim=c.hidden_features, token_dim=text_features)
+        if c.use_cross_modal:
+            self.cross_modal_attention = CrossModalAttention(c, graph_dim=PROJECTED, text_dim=PROJECTED)
+        if c.late_fusion_type == "concat":
             self.fc1 = nn.Linear(2 * PROJECTED, PROJECTED)
             self.fc = nn.Linear(PROJECTED, 1)
         else:
             self.fusion_module = late_fusion_by_name(
-                config.late_fusion,
+                c.late_fusion_type,
                 dim=PROJECTED,
-                output_dim=config.late_output_dim,
-                rank=config.late_rank,
-                dropout=config.cross_modal_dropout,
+                output_dim=c.late_fusion_output_dim,
+                rank=c.late_fusion_rank,
+                dropout=c.cross_modal_dropout,
             )
-            self.fc = nn.Linear(config.late_output_dim, 1)
+            self.fc = nn.Linear(c.late_fusion_output_dim, 1)
+
+    def _sizes(self) -> str:
+        c, layers = self.config, ", ".join(self.middle_fusion_modules)
+        parts = {
+            f"middle fusion at {layers}": bool(layers),
+            "fine-grained attention": c.use_fine_grained_attention,
+            "cross-modal attention" + (" over tokens" if c.cross_modal_tokens else ""): c.use_cross_modal,
+            f"late fusion {c.late_fusion_type}": True,
+        }
+        return ", ".join([super()._sizes(), f"text {self.text_features}", *(name for name, on in parts.items() if on)])
 
     def forward(
         self, graph: GraphBatch, text: Tensor, text_mask: Tensor | None = None, *, need_weights: bool = False
     ) -> CrystalOutput:
         """`text` [B, W] (one vector a crystal) or [B, L, W] (word pieces, the first is CLS) with `text_mask` [B, L]."""
+        self._check(graph, text)
         tokens = text if text.ndim == 3 else text.unsqueeze(1)
         if text_mask is None:
             text_mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
@@ -163,18 +116,18 @@ class CrystalFusionModel(ALIGNNEncoder):
 
         atoms = self.encode(graph, after_layer=inject)  # [N, C]
         weights = None
-        if self.config.fine_grained:
+        if self.config.use_fine_grained_attention:
             padded, real = pad_segments(atoms, graph.owner, graph.num_crystals)
             padded, weights = self.fine_grained_attention(
                 padded, tokens, token_mask=text_mask, need_weights=need_weights
             )
             atoms = padded[real]
         projected_graph = self.graph_projection(segment_mean(atoms, graph.owner, graph.num_crystals))  # [B, P]
-        if self.config.cross_modal:
+        if self.config.use_cross_modal:
             projected_graph, projected_text = self._exchange(
                 graph, atoms, projected_graph, tokens, text_mask, projected_text
             )
-        if self.config.late_fusion == "concat":
+        if self.config.late_fusion_type == "concat":
             hidden = torch.relu(self.fc1(torch.cat([projected_graph, projected_text], dim=-1)))
         else:
             hidden = self.fusion_module(projected_graph, projected_text)
@@ -193,30 +146,15 @@ class CrystalFusionModel(ALIGNNEncoder):
             text_memory=(self.text_projection(tokens), mask),
         )
 
-
-def _middle_module(config: CrystalFusionConfig) -> GatedMiddleFusion:
-    kind: Callable[..., GatedMiddleFusion] = GatedMiddleFusion
-    if config.middle_improved:
-        kind = partial(
-            ImprovedMiddleFusion,
-            residual_scaling=config.middle_residual_scaling,
-            initial_feature_scale=config.middle_initial_node_scale,
-            dynamic_gating=config.middle_dynamic_gating,
-        )
-    return kind(
-        feature_dim=config.hidden_features,
-        context_dim=PROJECTED,
-        hidden_dim=config.middle_hidden_dim,
-        dropout=config.middle_dropout,
-        use_gate_norm=config.middle_gate_norm,
-        norm_per_half=config.middle_norm_per_half,
-        learnable_scale=config.middle_learnable_scale,
-        initial_scale=config.middle_initial_scale,
-    )
+    def _check(self, graph: GraphBatch, text: Tensor) -> None:
+        check_graph(graph)
+        if text.ndim not in (2, 3) or text.shape[-1] != self.text_features or len(text) != graph.num_crystals:
+            width, count = self.text_features, graph.num_crystals
+            raise UserError(f"text: expected [{count}, {width}] or [{count}, L, {width}], got {list(text.shape)}")
 
 
 class TextRegressor(nn.Module):
-    """The text branch alone, as a baseline: projection of the CLS vector, hidden layer, one value."""
+    """The text branch alone, as a baseline: projection of the CLS vector, hidden layer, one value. [B, W] -> [B]."""
 
     def __init__(self, *, text_features: int) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anomaly_lib.errors import UserError
 from anomaly_lib.ops.graph import line_graph
 
 
@@ -46,6 +47,12 @@ class GraphBatch:
     def atom_counts(self) -> Tensor:
         """Atoms of each crystal: [B]."""
         return torch.bincount(self.owner, minlength=self.num_crystals)
+
+
+def check_graph(graph: Any) -> None:
+    """Refuse what is no batch of graphs, in words."""
+    if not isinstance(graph, GraphBatch):
+        raise UserError(f"graph: expected a GraphBatch (batch_graphs([graph, ...])), got {type(graph).__name__}")
 
 
 def batch_graphs(graphs: Sequence[GraphArrays], *, keep_self_links: bool = True) -> GraphBatch:

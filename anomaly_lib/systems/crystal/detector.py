@@ -1,56 +1,54 @@
 """A trained crystal model with everything needed to apply it: options, target scale, text encoder, graph settings."""
 
 import csv
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from anomaly_lib.backbones.identity import weight_remarks, weights_of
-from anomaly_lib.detect.contract import EvaluateArgs, Evaluation
+from anomaly_lib.backbones.identity import weights_of
+from anomaly_lib.detect.choice import Choice
+from anomaly_lib.detect.contract import Detector, Facts, Selection
+from anomaly_lib.detect.decision import Decision
+from anomaly_lib.detect.scores import Scores
 from anomaly_lib.engine.amp import autocast_for, pick_device
-from anomaly_lib.engine.checkpoint import check_weights, load_checkpoint
+from anomaly_lib.engine.checkpoint import Checkpoint
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import write_atomic
-from anomaly_lib.metrics import auroc, regression_metrics
 from anomaly_lib.models.crystal.alignn import ALIGNN
 from anomaly_lib.models.crystal.fusion import CrystalFusionModel, CrystalOutput, TextRegressor
-from anomaly_lib.systems.crystal.data.dataset import property_name
+from anomaly_lib.ops.graph import segment_mean
+from anomaly_lib.systems.crystal.data.settings import property_name
 from anomaly_lib.systems.crystal.data.store import build_graphs
-from anomaly_lib.systems.crystal.data.structure import Crystal
+from anomaly_lib.systems.crystal.data.structure import READ_SUFFIXES, Crystal, read_crystal
 from anomaly_lib.systems.crystal.inputs import (
     Batch,
     CrystalData,
     TargetScale,
+    data_table,
     encode_texts,
     load_data,
     make_batch,
     text_encoder,
 )
-from anomaly_lib.systems.crystal.options import PUBLISHED, Args, graph_settings, model_config
+from anomaly_lib.systems.crystal.options import Args
 from anomaly_lib.types import Prediction
 
 SYSTEM = "crystal"
+ORACLE = "oracle: epoch chosen on the test split"
 
 
-def build(args: Args, device: torch.device, *, text_features: int = 768) -> nn.Module:
-    """The untrained network of these options."""
-    config = model_config(args, text_features=text_features)
-    if args.modality == "text":
-        return TextRegressor(text_features=text_features).to(device)
-    if args.modality == "graph":
-        return ALIGNN(
-            alignn_layers=config.alignn_layers,
-            gcn_layers=config.gcn_layers,
-            hidden_features=config.hidden_features,
-            dropout=config.graph_dropout,
-            learned_elements=config.learned_elements,
-        ).to(device)
-    return CrystalFusionModel(config).to(device)
+def network(args: Args, *, text_features: int, modality: str | None = None) -> nn.Module:
+    """The untrained network of these options, or their baseline that sees one `modality` alone."""
+    modality = modality or args.modality
+    if modality == "text":
+        return TextRegressor(text_features=text_features)
+    if modality == "graph":
+        return ALIGNN(args)
+    return CrystalFusionModel(args, text_features=text_features)
 
 
 def forward(model: nn.Module, batch: Batch) -> CrystalOutput:
@@ -60,145 +58,190 @@ def forward(model: nn.Module, batch: Batch) -> CrystalOutput:
     return CrystalOutput(model(batch.graph if isinstance(model, ALIGNN) else batch.text))
 
 
-def figures_of(predicted: Tensor, target: Tensor, args: Args) -> dict[str, float]:
-    """mae, rmse, r2; for classification accuracy, precision, recall and AUROC."""
-    if not args.classification:
-        return regression_metrics(predicted, target)
-    positive, truth = predicted > args.classification_threshold, target > 0.5
-    hit = float((positive & truth).sum())
-    return {
-        "accuracy": float((positive == truth).float().mean()),
-        "precision": hit / max(1.0, float(positive.sum())),
-        "recall": hit / max(1.0, float(truth.sum())),
-        "auroc": auroc(predicted, truth.long()) if truth.any() and not truth.all() else float("nan"),
-    }
+class CrystalDetector(Detector):
+    """Predicts a property of crystals (or the probability of a class) from structure, description or both.
 
+    ``detector.predict(x)``: `x` is a structure file (CIF, POSCAR, ...), a `Crystal`, a pair (structure, description),
+    or a list of these. `Prediction.score` [B] is the property; `parts` tells for each fusion module how much text it
+    let in: the gate's mean over the atoms and channels of each crystal [B].
+    """
 
-def named(prefix: str, figures: dict[str, float]) -> dict[str, float]:
-    """Every figure with the part it belongs to in front: test_mae."""
-    return {f"{prefix}_{name}": value for name, value in figures.items()}
+    system = SYSTEM
+    honours = frozenset({"dataset", "on_error"})
+    splits = ("train", "val", "test")
 
+    def __init__(
+        self,
+        args: Args,
+        model: nn.Module,
+        scale: TargetScale,
+        device: torch.device,
+        *,
+        weights: Mapping[str, str],
+        encoder: Any = None,
+        check_weights: Callable[[Mapping[str, str]], None] = lambda _: None,
+        shown: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`check_weights` refuses a text encoder of other weights than in training; `encoder`: made when needed."""
+        self.args, self.model, self.scale, self.device = args, model.to(device), scale, device
+        self._encoder, self._check_weights = encoder, check_weights
+        self.facts = Facts(weights, notes=[ORACLE] if args.select == "best-on-test" else [], shown=shown or {})
+        if args.classification:
+            self.decision = Decision(args.classification_threshold, "classification_threshold of the training run")
 
-@dataclass
-class CrystalDetector:
-    """A trained model with everything needed to apply it to new data."""
+    # -- samples of data sets -----------------------------------------------------------------------------------
 
-    model: nn.Module
-    args: Args
-    scale: TargetScale
-    device: torch.device
-    epoch: int = 0
-    averaged: bool = False
-    check: Callable[[dict[str, str]], None] = lambda _: None  # refuses a text encoder of other weights
-
-    @torch.no_grad()
-    def predict_rows(self, data: CrystalData, positions: Sequence[int]) -> Tensor:
-        """Predicted property (or probability) of these crystals: [n]."""
-        self.model.eval()
-        size = self.args.batch_size or PUBLISHED["batch_size"]
-        return torch.cat([self.predict(batch).score.cpu() for batch in data.batches(positions, size)])
-
-    def figures(self, data: CrystalData, positions: Sequence[int]) -> dict[str, float]:
-        """mae, rmse, r2 (classification: accuracy, precision, recall, auroc) on these crystals."""
-        return figures_of(self.predict_rows(data, positions), data.targets[list(positions)], self.args)
-
-    def write_predictions(self, path: Path, data: CrystalData, positions: Sequence[int]) -> Tensor:
-        """A CSV of id, target, prediction; returns the predictions."""
-        found = self.predict_rows(data, positions)
-        floor = 0.0 if self.args.protocol == "paper" else float("-inf")  # published files cut negative values off
-
-        def fill(stream: Any) -> None:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(["id", "target", "prediction"])
-            for position, value in zip(positions, found.tolist(), strict=True):
-                row = data.rows[position]
-                writer.writerow([row.id, f"{row.target:.6f}", f"{max(value, floor):.6f}"])
-
-        write_atomic(path, fill, mode="w")
-        return found
-
-    def load_data(self, data_path: str | None, **changes: Any) -> CrystalData:
+    def load_data(self, data_path: str | None = None, **changes: Any) -> CrystalData:
         """A data folder prepared exactly as in training; `changes` are options to change (property, split_file...)."""
-        args = replace(self.args, data_path=data_path if data_path is not None else self.args.data_path, **changes)
-        data = load_data(args, self.device, say=lambda _: None)
-        self.check(data.weights)
-        return data
+        args = replace(self.args, **({"data_path": data_path} if data_path is not None else {}), **changes)
+        return load_data(args, data_table(args), self._text_encoder(), self.device)
 
-    def prepare(self, crystals: Sequence[Crystal], texts: Sequence[str] | None = None) -> Batch:
-        """Structures (and their descriptions, unless the model reads none) as one batch, as in training."""
-        if texts is None and self.args.modality != "graph":
-            raise UserError("this model reads text: give a description for every crystal")
-        graphs = build_graphs(crystals, graph_settings(self.args))
+    def selection(self, data: CrystalData, split: str, *, batch_size: int) -> Selection:
+        """The crystals of one part of the data."""
+        where = "demo" if data.args.data_path is None else data.args.dataset
+        return Selection(
+            name=f"{where} {property_name(data.args.property)}",
+            items=getattr(data.split, split),
+            choice=Choice(split=split, batch_size=batch_size),
+            beside=data,
+        )
+
+    def _items(self, choice: Choice) -> Selection:
+        layout = {"dataset": choice.dataset} if choice.dataset is not None else {}
+        data = self.load_data(choice.data_path, on_error=choice.on_error, **layout)
+        return self.selection(data, choice.split, batch_size=choice.batch_size)
+
+    def _score(self, selection: Selection) -> Scores:
+        data, positions, choice = selection.beside, list(selection.items), selection.choice
+        targets = data.targets[positions]
+        chosen_on_test = self.args.select == "best-on-test" and choice.split == "test"
+        return Scores(
+            system=SYSTEM,
+            name=selection.name,
+            scores=self.predict_rows(data, positions, choice.batch_size).numpy(),
+            labels=(targets.long() if self.args.classification else targets).numpy(),
+            paths=[data.rows[i].id for i in positions],
+            groups=[property_name(data.args.property)] * len(positions),
+            kind="classification" if self.args.classification else "regression",
+            split="oracle_test" if chosen_on_test else choice.split,
+        )
+
+    def predict_rows(self, data: CrystalData, positions: Sequence[int], batch_size: int) -> Tensor:
+        """Predicted property (or probability) of these crystals: [n], on the CPU."""
+        return torch.cat([self.predict_batch(batch).score.cpu() for batch in data.batches(positions, batch_size)])
+
+    # -- single inputs ------------------------------------------------------------------------------------------
+
+    def _predict(self, inputs: Any) -> Prediction:
+        pairs = described_crystals(inputs)
+        crystals, texts = [crystal for crystal, _ in pairs], [text for _, text in pairs]
+        encoder = self._text_encoder()
+        if encoder is not None and None in texts:
+            raise UserError("this model reads text: give pairs (structure, description)")
+        graphs = build_graphs(crystals, self.args)
         for reason in graphs.errors.values():
             raise UserError(reason)
-        text: dict[str, Tensor] = {"pooled": torch.zeros(len(crystals), 1)}
-        if texts is not None and self.args.modality != "graph":
-            encoder = text_encoder(self.args)
-            self.check(weights_of(encoder))
-            text = encode_texts(texts, self.args, encoder, self.device, None)
-        return make_batch(graphs, text, range(len(crystals)), [0.0] * len(crystals), self.args)
+        text = encode_texts([one or "" for one in texts], self.args, encoder, self.device)
+        size, found = self.args.batch_size, []
+        for first in range(0, len(pairs), size):
+            rows = range(first, min(first + size, len(pairs)))
+            found.append(self.predict_batch(make_batch(graphs, text, rows, [0.0] * len(rows), self.args)))
+        parts = {name: torch.cat([one.parts[name] for one in found]) for name in found[0].parts}
+        return Prediction(score=torch.cat([one.score for one in found]), parts=parts)
 
-    def predict(self, batch: Batch) -> Prediction:
-        """Predicted property values as scores."""
-        return predict(self, batch)
+    @torch.no_grad()
+    def predict_batch(self, batch: Batch) -> Prediction:
+        """The property of each crystal of a batch, on the detector's device."""
+        self.model.eval()
+        batch = batch.to(self.device)
+        with autocast_for(self.device, self.args.precision):
+            output = forward(self.model, batch)
+        value = output.prediction.float()
+        score = value.sigmoid() if self.args.classification else self.scale.to_property(value)
+        gates = {
+            name: segment_mean(gate.float().mean(1, keepdim=True), batch.graph.owner, batch.graph.num_crystals)[:, 0]
+            for name, gate in output.gates.items()
+        }
+        return Prediction(score=score, parts=gates)
+
+    def _text_encoder(self) -> Any:
+        if self._encoder is None:
+            self._encoder = text_encoder(self.args)
+        self._check_weights(weights_of(self._encoder))
+        return self._encoder
 
 
-def load_weights(model: nn.Module, checkpoint: dict[str, Any]) -> None:
-    """The averaged weights when the checkpoint has them, else the plain ones."""
-    shadow = (checkpoint.get("ema") or {}).get("shadow")
-    try:
-        model.load_state_dict(shadow or checkpoint["model"])
-    except RuntimeError as error:
+def described_crystals(inputs: Any) -> list[tuple[Crystal, str | None]]:
+    """One or many structures (files, crystals, pairs with a description) as (crystal, description or None)."""
+    many = inputs if isinstance(inputs, list) else [inputs]
+    if not many:
+        raise UserError("predict() got no crystals")
+    return [_described(one) for one in many]
+
+
+def _described(one: Any) -> tuple[Crystal, str | None]:
+    structure, text = one if isinstance(one, tuple) and len(one) == 2 else (one, None)
+    if isinstance(structure, (str, Path)):
+        structure = read_crystal(Path(structure))
+    if not isinstance(structure, Crystal) or not isinstance(text, (str, type(None))):
         raise UserError(
-            f"the checkpoint does not fit its own options: {str(error).splitlines()[-1].strip()}"
-        ) from error
+            f"cannot predict {type(one).__name__}: give a structure file ({', '.join(READ_SUFFIXES)}, POSCAR*), a "
+            "Crystal, a pair (structure, description), or a list of these"
+        )
+    return structure, text
 
 
-def load_detector(path: str | Path, device: str = "auto") -> CrystalDetector:
-    """The trained model of a checkpoint."""
-    checkpoint = load_checkpoint(path, system=SYSTEM)
-    known = set(Args.__dataclass_fields__)
-    args = Args(**{name: value for name, value in checkpoint["args"].items() if name in known})
-    target_device = pick_device(device)
-    model = build(args, target_device, text_features=checkpoint["extra"]["text_features"])
-    load_weights(model, checkpoint)
-    scale = TargetScale(**checkpoint["extra"]["target_scale"])
-    averaged = checkpoint.get("ema") is not None
-    check = partial(check_weights, path, checkpoint["extra"])
-    return CrystalDetector(model.eval(), args, scale, target_device, int(checkpoint["epoch"]), averaged, check)
+def write_predictions(path: Path, data: CrystalData, positions: Sequence[int], found: Tensor, *, lowest: float) -> None:
+    """A CSV of id, target, prediction; values below `lowest` are cut off, as in published files."""
+
+    def fill(stream: Any) -> None:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["id", "target", "prediction"])
+        for position, value in zip(positions, found.tolist(), strict=True):
+            row = data.rows[position]
+            writer.writerow([row.id, f"{row.target:.6f}", f"{max(value, lowest):.6f}"])
+
+    write_atomic(path, fill, mode="w")
 
 
-@torch.no_grad()
-def predict(detector: CrystalDetector, batch: Batch) -> Prediction:
-    """The property of each crystal of a batch."""
-    detector.model.eval()
-    with autocast_for(detector.device, detector.args.precision):
-        output = forward(detector.model, batch.to(detector.device))
-    value = output.prediction.float()
-    score = value.sigmoid() if detector.args.classification else detector.scale.to_property(value)
-    return Prediction(score=score, parts={name: gate.mean(-1) for name, gate in output.gates.items()})
+def load_parameters(model: nn.Module, checkpoint: Checkpoint, which: str = "auto") -> bool:
+    """Fill the network from a checkpoint: averaged ("ema") or "raw" parameters, "auto" = averaged where there are any.
+
+    Returns whether they are averaged.
+    """
+    averaged = (checkpoint.get("ema") or {}).get("shadow")
+    if which == "ema" and averaged is None:
+        raise UserError(f"{checkpoint.path}: has no averaged (ema) parameters; they exist with ema_decay=0.999 or so")
+    use = None if which == "raw" else averaged
+    try:
+        model.load_state_dict(checkpoint["model"] if use is None else use)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{checkpoint.path}: does not fit its own options: {reason}") from error
+    return use is not None
 
 
-def evaluate(checkpoint: Path, args: EvaluateArgs) -> Evaluation:
-    """Figures on a part of the run's own split, or of the data at --data-path."""
-    detector = load_detector(checkpoint, args.device)
-    changes = {"on_error": args.on_error, **({"dataset": args.dataset} if args.dataset else {})}
-    data = detector.load_data(args.data_path, **changes)
-    positions = list(getattr(data.split, args.split))
-    found = detector.predict_rows(data, positions)
-    target = data.targets[positions]
-    own = detector.args
-    notes = [f"text encoder {own.backbone}"] if own.modality != "graph" else []
-    oracle = own.select == "best-on-test" and args.split == "test"
-    return Evaluation(
-        system=SYSTEM,
-        name=f"{'demo' if own.data_path is None else own.dataset} {property_name(own.property)}",
-        metrics=named(f"oracle_{args.split}" if oracle else args.split, figures_of(found, target, own)),
-        scores=found.numpy(),
-        labels=target.long().numpy() if own.classification else target.numpy(),
-        paths=[data.rows[i].id for i in positions],
-        groups=[property_name(own.property)] * len(positions),
-        kind="detection" if own.classification else "regression",
-        notes=[*notes, *(["oracle: epoch chosen on the test split"] if oracle else []), *weight_remarks(data.weights)],
-        facts={"epoch": detector.epoch, "ema": detector.averaged, "seed": own.seed},
+def load(
+    checkpoint: Checkpoint, *, device: str = "auto", weights: str | None = None, which: str = "auto"
+) -> CrystalDetector:
+    """The trained model of a checkpoint; `weights`: where the text encoder's weights lie now."""
+    args: Args = Args.from_saved(checkpoint.args)
+    if weights is not None:
+        args = replace(args, weights=weights)
+    extra, frozen = checkpoint.extra, checkpoint.extra.get("weights", {})
+    model = network(args, text_features=extra["text_features"])
+    averaged = load_parameters(model, checkpoint, which)
+    return CrystalDetector(
+        args,
+        model.eval(),
+        TargetScale(**extra["target_scale"]),
+        pick_device(device),
+        weights=frozen,
+        check_weights=checkpoint.check_weights,
+        shown={
+            "epoch": int(checkpoint["epoch"]),
+            "ema": averaged,
+            "seed": args.seed,
+            "text_encoder": ", ".join(frozen),
+        },
     )

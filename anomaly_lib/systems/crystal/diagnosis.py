@@ -4,15 +4,27 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from anomaly_lib.errors import UserError
 from anomaly_lib.models.crystal.diagnosis import fusion_measures
 from anomaly_lib.models.crystal.elements import SYMBOLS
 from anomaly_lib.systems.crystal.detector import CrystalDetector
 from anomaly_lib.systems.crystal.inputs import CrystalData
+from anomaly_lib.systems.registry import SYSTEMS
 
 Values = dict[str, np.ndarray]
+
+
+def trained_model(path: str) -> CrystalDetector:
+    """The detector of a checkpoint of this system."""
+    checkpoint = SYSTEMS.read(Path(path))
+    detector = SYSTEMS[checkpoint.system].load(checkpoint)
+    if not isinstance(detector, CrystalDetector):
+        raise UserError(f"{path}: a checkpoint of {checkpoint.system!r}, but 'crystal' was expected")
+    return detector
 
 
 @dataclass(frozen=True)
@@ -60,11 +72,18 @@ def measure(
 
 
 def extract_alphas(
-    detector: CrystalDetector, data: CrystalData, positions: Sequence[int], *, layer: str | None = None
+    detector: CrystalDetector,
+    data: CrystalData,
+    positions: Sequence[int],
+    *,
+    layer: str | None = None,
+    batch_size: int = 16,
 ) -> Alphas:
     """The gates of one fusion module (the first by default) with the atoms they belong to."""
-    measured = measure(detector, data, positions)
-    name = layer or sorted(measured)[0]
+    measured = measure(detector, data, positions, batch_size=batch_size)
+    name = sorted(measured)[0] if layer is None else layer
+    if name not in measured:
+        raise UserError(f"layer={name}: this model has {', '.join(sorted(measured))}")
     numbers = [np.asarray(data.graphs[i].numbers) for i in positions]
     return Alphas(
         alphas=measured[name]["alpha"],

@@ -1,4 +1,4 @@
-"""What the crystal recipe trains on: rows, graphs (cached once), texts (encoded once), split and target scale."""
+"""What the crystal system trains on: rows, graphs (cached once), texts (encoded once), split and target scale."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,15 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anomaly_lib.backbones.identity import weights_of
 from anomaly_lib.errors import UserError
 from anomaly_lib.features import FeatureSpec, FeatureStore, default_cache_dir, extract
 from anomaly_lib.models.crystal.graph_batch import GraphBatch, batch_graphs
-from anomaly_lib.systems.crystal.data.dataset import CrystalRow, Split, random_split, read_table, split_from_file
+from anomaly_lib.systems.crystal.data.dataset import (
+    CrystalRow,
+    CrystalTable,
+    Split,
+    random_split,
+    read_table,
+    split_from_file,
+)
 from anomaly_lib.systems.crystal.data.demo import demo_table
 from anomaly_lib.systems.crystal.data.store import GraphStore, cached_graphs
 from anomaly_lib.systems.crystal.data.text import keep_levels, normalize_text
-from anomaly_lib.systems.crystal.options import Args, graph_settings, needs_tokens
+from anomaly_lib.systems.crystal.options import HASHED_TEXT, Args
 
 LEVELS = {"global": ("global",), "global+semi": ("global", "semi-global")}
 
@@ -62,7 +68,6 @@ class CrystalData:
     split: Split
     args: Args
     facts: dict[str, Any]
-    weights: dict[str, str]  # of the text encoder
 
     @property
     def targets(self) -> Tensor:
@@ -83,9 +88,11 @@ class CrystalData:
 
 
 def text_encoder(args: Args) -> Any:
-    """The frozen text encoder: an object with ``encode_texts`` and ``weights_id``."""
-    outputs = ("tokens",) if needs_tokens(args) else ("pooled",)
-    if args.backbone == "hashed-text":
+    """The frozen text encoder: an object with ``encode_texts`` and ``weights_id``; None where no text is read."""
+    if args.modality == "graph":
+        return None
+    outputs = ("tokens",) if args.reads_words else ("pooled",)
+    if args.backbone == HASHED_TEXT:
         from anomaly_lib.backbones.hashed_text import HashedTextEncoder
 
         return HashedTextEncoder(outputs)
@@ -93,12 +100,19 @@ def text_encoder(args: Args) -> Any:
 
     encoder = create_backbone(args.backbone, weights=args.weights, layers=outputs, download=args.download)
     if not hasattr(encoder, "encode_texts"):
-        raise UserError(f"--backbone {args.backbone} reads no text; use hashed-text or matscibert")
+        raise UserError(f"backbone={args.backbone}: reads no text; use {HASHED_TEXT} or matscibert")
     return encoder
 
 
-def encode_texts(texts: Sequence[str], args: Args, encoder: Any, device: torch.device, track: Any) -> dict[str, Tensor]:
-    """Every distinct text encoded once; rows are cached by the hash of the normalised text."""
+def encode_texts(
+    texts: Sequence[str], args: Args, encoder: Any, device: torch.device, track: Any = None
+) -> dict[str, Tensor]:
+    """Every distinct text encoded once; rows are cached by the hash of the normalised text.
+
+    Without an encoder one zero for each text, so that every batch has the same parts.
+    """
+    if encoder is None:
+        return {"pooled": torch.zeros(len(texts), 1)}
     levels = LEVELS.get(args.text_levels)
     prepared = [normalize_text(text if levels is None else keep_levels(text, levels)) for text in texts]
     outputs = (*encoder.outputs, "attention_mask")
@@ -110,7 +124,7 @@ def encode_texts(texts: Sequence[str], args: Args, encoder: Any, device: torch.d
         views=f"at most {args.text_max_tokens} tokens",
         dtype="fp16" if "tokens" in outputs else "fp32",
     )
-    hashed = encoder.name == "hashed-text"  # cheaper to hash again than to read back
+    hashed = encoder.name == HASHED_TEXT  # cheaper to hash again than to read back
     store = FeatureStore(spec, root=args.cache_dir, cache="ram" if hashed else args.cache)
     if not hashed:
         encoder.to(device)
@@ -133,51 +147,52 @@ def _text_key(text: str) -> str:
     return sha256(text.encode()).hexdigest()
 
 
-def load_data(args: Args, device: torch.device, *, say: Callable[[str], None], track: Any = None) -> CrystalData:
-    """Read, check, build and encode everything a run needs."""
-    table = _table(args)
-    say(table.report())
+def data_table(args: Args) -> CrystalTable:
+    """The rows of the data at --root_dir, or the built-in crystals."""
+    if args.data_path is None:
+        return demo_table(seed=0, prop=args.property)
+    return read_table(Path(args.data_path), args.dataset, args.property, on_error=args.on_error)
+
+
+def load_data(
+    args: Args,
+    table: CrystalTable,
+    encoder: Any,
+    device: torch.device,
+    *,
+    say: Callable[[str], object] = lambda _: None,
+    track: Any = None,
+) -> CrystalData:
+    """Check, build and encode everything that is asked of these rows; `encoder` as from `text_encoder`."""
     cache_dir = _graph_folder(args)
-    settings = graph_settings(args)
-    graphs, cached = cached_graphs(
-        [row.source for row in table.rows], settings, cache_dir=cache_dir, workers=args.num_workers
-    )
+    sources = [row.source for row in table.rows]
+    graphs, cached = cached_graphs(sources, args, cache_dir=cache_dir, workers=args.num_workers)
     rows, graphs, skipped = _without_broken(table.rows, graphs, args)
     where = f" (from {cache_dir})" if cached else ""
     say(f"graphs: {len(graphs)} crystals, {graphs.edge_counts.mean():.0f} directed bonds a crystal{where}")
     split = _split(args, rows, table.folder)
     if args.classification and not {row.target for row in rows} <= {0.0, 1.0}:
-        raise UserError("--classification True needs targets 0 and 1")
-    text: dict[str, Tensor] = {"pooled": torch.zeros(len(rows), 1)}
-    weights: dict[str, str] = {}
-    if args.modality != "graph":
-        encoder = text_encoder(args)
-        text = encode_texts([row.text for row in rows], args, encoder, device, track)
-        weights = weights_of(encoder)
-        say(f"text encoder: {encoder.name} ({encoder.weights_id[:16]})")
+        raise UserError("classification=True: needs targets 0 and 1")
+    text = encode_texts([row.text for row in rows], args, encoder, device, track)
     facts = {
         "crystals": len(rows),
         "without_target": len(table.without_target),
         "without_structure": table.without_structure[:100],
         "skipped": skipped[:100],
         "split": {"train": len(split.train), "val": len(split.val), "test": len(split.test)},
-        "text_encoder": args.backbone,
+        "text_encoder": None if encoder is None else encoder.name,
         "fingerprint": sha256("".join(f"{row.id}{row.target}{row.text}" for row in rows).encode()).hexdigest()[:16],
     }
-    return CrystalData(rows, graphs, text, split, args, facts, weights)
-
-
-def _table(args: Args) -> Any:
-    if args.data_path is None:
-        return demo_table(seed=0, prop=args.property)
-    return read_table(Path(args.data_path), args.dataset, args.property, on_error=args.on_error)
+    return CrystalData(rows, graphs, text, split, args, facts)
 
 
 def _graph_folder(args: Args) -> Path | None:
-    if args.data_path is None or args.cache in ("ram", "off"):
+    if args.data_path is None:
         return None
     if args.use_preprocessed:
         return Path(args.preprocessed_dir)
+    if args.cache in ("ram", "off"):
+        return None
     return (Path(args.cache_dir) if args.cache_dir else default_cache_dir()) / "crystal-graphs"
 
 
@@ -189,23 +204,18 @@ def _without_broken(
         return rows, graphs, []
     if args.on_error != "skip":
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-        raise UserError(f"{reasons[0]}{more}; mend the file or use --on_error skip")
+        raise UserError(f"{reasons[0]}{more}; mend the file or use on_error=skip")
     kept = [i for i in range(len(rows)) if i not in graphs.errors]
     return [rows[i] for i in kept], GraphStore.from_graphs([graphs[i] for i in kept]), reasons
 
 
 def _split(args: Args, rows: list[CrystalRow], folder: Path | None) -> Split:
     if args.split_file is None:
-        return random_split(
-            len(rows),
-            ratios=(args.train_ratio, args.val_ratio, args.test_ratio),
-            counts=(args.n_train, args.n_val, args.n_test),
-            seed=args.split_seed,
-        )
+        return random_split(len(rows), args)
     if args.split_file != "official":
         return split_from_file(Path(args.split_file), rows)
     if folder is None:
-        raise UserError("--split_file official: the built-in data has no official split")
+        raise UserError("split_file=official: the built-in data has no official split")
     return split_from_file(folder / "official_split.json", rows)
 
 

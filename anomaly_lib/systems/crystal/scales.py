@@ -17,7 +17,7 @@ PATTERNS = ("checkpoint_*.pt", "best_model.pt", "checkpoint.pt")
 def scale_history(folder: Path, pattern: str | None = None) -> tuple[list[int], dict[str, list[float]]]:
     """Epochs, and the scale of each fusion module at each: from metrics.jsonl, or from the checkpoints that match."""
     if not folder.is_dir():
-        raise UserError(f"--checkpoint_dir {folder}: no such folder")
+        raise UserError(f"checkpoint_dir={folder}: no such folder")
     log = folder / "metrics.jsonl"
     points: dict[int, dict[str, float]] = {}
     if pattern is None and log.is_file():
@@ -32,7 +32,7 @@ def scale_history(folder: Path, pattern: str | None = None) -> tuple[list[int], 
             scales = {n.split(".")[-2]: float(v) for n, v in saved["model"].items() if n.endswith("text_scale")}
             points |= {int(saved["epoch"]) - 1: scales} if scales else {}
     if not points:
-        raise UserError(f"{folder}: no text_scale was logged; it exists with --use_middle_fusion True")
+        raise UserError(f"{folder}: no text_scale was logged; it exists with use_middle_fusion=True")
     epochs = sorted(points)
     return epochs, {name: [points[epoch][name] for epoch in epochs] for name in points[epochs[0]]}
 
@@ -52,7 +52,7 @@ def scale_checkpoint(source: Path, target: Path, factor: float) -> dict[str, tup
     The same as multiplying text_scale by `factor`.
     """
     if source.resolve() == target.resolve():
-        raise UserError("--output_checkpoint must be another file than --input_checkpoint")
+        raise UserError("output_checkpoint=: must be another file than input_checkpoint=")
     saved = load_checkpoint(source, system="crystal")
     parts = [saved["model"], *([saved["ema"]["shadow"]] if saved.get("ema") else [])]
     names = [name for name in saved["model"] if LAST_LINEAR.search(name)]

@@ -11,7 +11,8 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.models.crystal.elements import NUM_ATOM_FEATURES, atom_feature_table, atomic_number
 from anomaly_lib.systems.crystal.data.dataset import random_split, read_table, split_from_file
 from anomaly_lib.systems.crystal.data.demo import demo_table, write_crystal_demo
-from anomaly_lib.systems.crystal.data.graph import GraphBuilder, GraphSettings
+from anomaly_lib.systems.crystal.data.graph import GraphBuilder
+from anomaly_lib.systems.crystal.data.settings import GraphSettings
 from anomaly_lib.systems.crystal.data.store import GraphStore, build_graphs, cached_graphs
 from anomaly_lib.systems.crystal.data.structure import (
     Crystal,
@@ -92,8 +93,8 @@ def test_graph_is_symmetric_sorted_and_points_the_right_way() -> None:
 
 def test_original_switches_add_edges() -> None:
     clean = GraphBuilder()(SALT)
-    doubled = GraphBuilder(GraphSettings(double_self_images=True))(SALT)
-    raw = GraphBuilder(GraphSettings(canonical=False))(SALT)
+    doubled = GraphBuilder(periodic_images="doubled")(SALT)
+    raw = GraphBuilder(use_canonize=False)(SALT)
     itself = int((clean.source == clean.target).sum())
     assert len(doubled.source) == len(clean.source) + itself
     assert len(raw.source) == 2 * len(clean.source)
@@ -278,10 +279,10 @@ def test_bad_rows_each_get_one_line(tmp_path: Path) -> None:
         read_table(tmp_path, "jarvis", "formation_energy")
     rewrite(2, lines[2])
     os.remove(folder / "cif" / "demo-0004.cif")
-    with pytest.raises(UserError, match=r"1 structure files .* demo-0004.* --on_error skip"):
+    with pytest.raises(UserError, match=r"1 structure files .* demo-0004.* on_error=skip"):
         read_table(tmp_path, "jarvis", "formation_energy")
     assert len(read_table(tmp_path, "jarvis", "formation_energy", on_error="skip").rows) == 5
-    with pytest.raises(UserError, match=r"--property gap: no folder .* it has bulk_modulus_kv, formation"):
+    with pytest.raises(UserError, match=r"^property=gap: no folder .* it has bulk_modulus_kv, formation"):
         read_table(tmp_path, "jarvis", "gap")
 
 
@@ -309,7 +310,8 @@ def test_published_split() -> None:
     with pytest.raises(UserError, match="cannot be split"):
         random_split(5)
     with pytest.raises(UserError, match="add up"):
-        random_split(100, ratios=(0.8, 0.2, 0.2))
+        random_split(100, val_ratio=0.2, test_ratio=0.2)
+    assert [len(part) for part in vars(random_split(100, n_train=5, val_ratio=0.2)).values()] == [5, 20, 10]
 
 
 def test_split_file(tmp_path: Path) -> None:

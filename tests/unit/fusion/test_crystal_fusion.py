@@ -17,9 +17,9 @@ from anomaly_lib.fusion import (
 
 def test_norm_per_half_removes_the_scale_of_each_half() -> None:
     module = GatedMiddleFusion(
-        feature_dim=6, context_dim=4, hidden_dim=5, use_gate_norm=True, norm_per_half=True
+        feature_dim=6, context_dim=4, middle_fusion_use_gate_norm=True, middle_fusion_norm_per_half=True
     ).eval()
-    joint = GatedMiddleFusion(feature_dim=6, context_dim=4, hidden_dim=5, use_gate_norm=True).eval()
+    joint = GatedMiddleFusion(feature_dim=6, context_dim=4, middle_fusion_use_gate_norm=True).eval()
     x, u = torch.randn(9, 6) * 30, torch.randn(9, 6) * 0.1
     halves = module.gate_input(x, u).chunk(2, -1)
     for half in halves:
@@ -32,8 +32,9 @@ def test_norm_per_half_removes_the_scale_of_each_half() -> None:
 def test_improved_module_by_hand() -> None:
     torch.manual_seed(0)
     module = ImprovedMiddleFusion(
-        feature_dim=6, context_dim=4, hidden_dim=5, learnable_scale=True, initial_scale=3.0, initial_feature_scale=0.7
-    ).eval()
+        feature_dim=6, context_dim=4, middle_fusion_hidden_dim=5, middle_fusion_use_learnable_scale=True,
+        middle_fusion_initial_scale=3.0, middle_fusion_initial_node_scale=0.7,
+    ).eval()  # fmt: skip
     x, t, owner = torch.randn(5, 6), torch.randn(2, 4), torch.tensor([0, 0, 1, 1, 1])
     with torch.no_grad():
         module.importance_modulation.fill_(1.5)
@@ -45,26 +46,26 @@ def test_improved_module_by_hand() -> None:
             torch.testing.assert_close(gate[row], g)
             torch.testing.assert_close(fused[row], module.layer_norm(0.7 * x[row] + g * u))
     plain = ImprovedMiddleFusion(
-        feature_dim=6, context_dim=4, hidden_dim=5, residual_scaling=False, dynamic_gating=False
+        feature_dim=6, context_dim=4, middle_fusion_use_residual_scaling=False, middle_fusion_use_dynamic_gating=False
     )
     assert "node_scale" not in dict(plain.named_parameters())
     assert plain.importance_net is None
 
 
 def test_one_key_attention_is_a_linear_map() -> None:
-    module = CrossModalAttention(graph_dim=8, text_dim=6, hidden_dim=8, num_heads=2).eval()
+    module = CrossModalAttention(graph_dim=8, text_dim=6, cross_modal_hidden_dim=8, cross_modal_num_heads=2).eval()
     h, t = torch.randn(3, 8), torch.randn(3, 6)
     graph, text = module(h, t)
     torch.testing.assert_close(graph, module.layer_norm_graph(h + module.graph_output(module.g2t_value(t))))
     torch.testing.assert_close(text, module.layer_norm_text(t + module.text_output(module.t2g_value(h))))
     graph.square().sum().backward()
     assert module.g2t_query.weight.grad is None or float(module.g2t_query.weight.grad.abs().max()) < 1e-6
-    single = CrossModalAttention(graph_dim=8, text_dim=6, hidden_dim=8, num_heads=2, bidirectional=False)
+    single = CrossModalAttention(graph_dim=8, text_dim=6, cross_modal_attention_type="unidirectional")
     assert torch.equal(single(h, t)[1], t)
 
 
 def test_token_attention_by_loops() -> None:
-    module = CrossModalAttention(graph_dim=4, text_dim=4, hidden_dim=6, num_heads=2).eval()
+    module = CrossModalAttention(graph_dim=4, text_dim=4, cross_modal_hidden_dim=6, cross_modal_num_heads=2).eval()
     h, t = torch.randn(1, 4), torch.randn(1, 4)
     words, mask = torch.randn(1, 3, 4), torch.tensor([[True, True, False]])
     with torch.no_grad():
@@ -77,7 +78,7 @@ def test_token_attention_by_loops() -> None:
 
 
 def test_atoms_and_words_attend_both_ways() -> None:
-    module = FineGrainedAttention(node_dim=6, token_dim=10, hidden_dim=8, num_heads=2).eval()
+    module = FineGrainedAttention(node_dim=6, token_dim=10, fine_grained_hidden_dim=8, fine_grained_num_heads=2).eval()
     nodes, tokens = torch.randn(2, 3, 6), torch.randn(2, 4, 10)
     words, atoms = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]).bool(), torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
     _, weights = module(nodes, tokens, token_mask=words, need_weights=True)

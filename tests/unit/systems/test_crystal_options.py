@@ -1,11 +1,16 @@
 """Every option of the published crystal program, as it was written there."""
 
+import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from anomaly_lib.config import parse
-from anomaly_lib.systems.crystal.options import Args, model_config, resolve, without_effect
+from anomaly_lib.systems.crystal.options import Args, tiny
+from anomaly_lib.systems.crystal.published import property_folder, with_resume, without_meaning
 
 # flag: (what a command line says, what it must mean)
 PUBLISHED = {
@@ -81,21 +86,124 @@ def test_every_published_flag_means_what_it_says() -> None:
     args = parse(Args, words)
     for flag, (_, want) in PUBLISHED.items():
         assert getattr(args, OUR_NAMES.get(flag, flag)) == want, flag
-    config = model_config(resolve(args), text_features=768)
-    assert (config.middle_layers, config.gcn_layers, config.hidden_features) == ((2, 3), 3, 128)
-    assert (config.middle_improved, config.middle_residual_scaling, config.middle_dynamic_gating) == (
-        True,
-        False,
-        False,
+
+
+NINE = {
+    "middle_fusion_num_heads": 4, "fusion_strategy": "concat", "gated_fusion_type": "attention",
+    "gated_fusion_hidden_dim": 64, "gated_fusion_dropout": 0.2, "mask_stopwords": True, "remove_stopwords": True,
+    "stopwords_dir": "words", "config_file": "x.json",
+}  # fmt: skip
+
+
+def test_flags_without_meaning_are_named() -> None:
+    assert without_meaning(Args()) == without_meaning(tiny()) == without_meaning(Args(data_path="dataset")) == []
+    assert without_meaning(Args(protocol="paper", data_path="dataset", classification=True)) == []
+    assert without_meaning(Args(alignn_layers=4)) == []  # middle_fusion_layers then is 2, as published
+    for name, value in NINE.items():
+        assert without_meaning(Args(**{name: value})) == [f"--{name} is accepted and has no meaning here"]
+
+
+ALONE = {
+    "middle_fusion_hidden_dim": (64, "--use_middle_fusion True"),
+    "middle_fusion_layers": ([0], "--use_middle_fusion True"),
+    "middle_fusion_initial_scale": (20.0, "--middle_fusion_use_learnable_scale True"),
+    "middle_fusion_initial_node_scale": (2.0, "--use_improved_middle_fusion True"),
+    "fine_grained_dropout": (0.3, "--use_fine_grained_attention True"),
+    "late_fusion_rank": (3, "--late_fusion_type bilinear|tucker"),
+    "late_fusion_output_dim": (3, "--late_fusion_type gated|bilinear|adaptive|tucker"),
+    "contrastive_weight": (0.3, "--use_contrastive True"),
+    "classification_threshold": (0.3, "--classification True"),
+    "preprocessed_dir": ("kept", "--use_preprocessed True"),
+    "use_preprocessed": (True, "--data_path ..."),
+}
+
+
+@pytest.mark.parametrize("name", list(ALONE))
+def test_published_flags_that_need_others_are_taken_and_named(name: str) -> None:
+    """The published program takes them as well, and its users' scripts give them all."""
+    value, need = ALONE[name]
+    assert any(
+        line.startswith(f"--{name} is accepted and has no meaning here without") and line.endswith(need)
+        for line in without_meaning(Args(**{name: value}))
     )
-    assert (config.late_fusion, config.late_rank, config.late_output_dim) == ("tucker", 8, 32)
-    assert (config.fine_grained_projection, config.cross_modal_bidirectional) == (False, False)
 
 
-def test_flags_without_effect_are_named() -> None:
-    args = replace(Args(), fusion_strategy="concat", middle_fusion_num_heads=4, mask_stopwords=True)
-    assert sorted(without_effect(args)) == ["fusion_strategy", "mask_stopwords", "middle_fusion_num_heads"]
-    assert without_effect(Args()) == []
+def test_flags_that_meet_what_they_need_are_not_named() -> None:
+    args = Args(
+        data_path="dataset", use_middle_fusion=True, middle_fusion_use_learnable_scale=True, late_fusion_type="tucker",
+        middle_fusion_initial_scale=12.0, middle_fusion_layers=[2, 3], late_fusion_rank=8, use_contrastive=True,
+        contrastive_weight=0.3, n_train=20, cross_modal_num_heads=8,
+    )  # fmt: skip
+    assert without_meaning(args) == []
+    assert without_meaning(replace(args, protocol="paper", warmup_steps=5)) == [
+        "--warmup_steps is accepted and has no meaning here without --protocol clean"
+    ]
+    lines = without_meaning(Args(data_path="dataset", modality="graph", cross_modal_num_heads=8, hidden_features=32))
+    assert lines == ["--cross_modal_num_heads is accepted and has no meaning here without --modality both"]
+    named = without_meaning(Args(data_path="dataset", n_train=20, train_ratio=0.5, split_file="official"))
+    assert [line.split()[0] for line in named] == ["--n_train", "--train_ratio"]
+
+
+OWN = {  # options that are not the published program's are refused where they do nothing
+    "split_seed": ({"split_seed": 3, "split_file": "official"}, "without split_file=None"),
+    "compare": ({"compare": True, "modality": "graph"}, "without modality=both"),
+    "text_levels": ({"text_levels": "global", "modality": "graph"}, "without modality=both|text"),
+    "learned_elements": ({"learned_elements": True, "modality": "text"}, "without modality=both|graph"),
+    "graph_tolerance": ({"graph_tolerance": 0.1, "modality": "text"}, "without modality=both|graph"),
+    "cross_modal_tokens": ({"cross_modal_tokens": True, "use_cross_modal": False}, "without use_cross_modal=True"),
+    "dataset": ({"dataset": "mp"}, "without data_path=..."),
+    "standardize": ({"standardize": True, "classification": True}, "without classification=False"),
+    "scale_learning_rate": ({"scale_learning_rate": 0.1}, "no scale is learned"),
+    "weights": ({"weights": "file"}, "hashed-text has none"),
+}
+
+
+@pytest.mark.parametrize("name", list(OWN))
+def test_own_options_without_effect_are_refused(name: str) -> None:
+    options, said = OWN[name]
+    with pytest.raises(ValueError, match=re.escape(said)) as refused:
+        Args(**options)
+    assert str(refused.value).startswith(f"{name}={options[name]}: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"epochs": -1}, "epochs=-1: must be at least 0"),
+        ({"late_fusion_type": "gate"}, "did you mean gated?"),
+        ({"select": "best"}, "choose from last, val, best-on-test"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan: must be a finite number"),
+        ({"train_ratio": 0.9, "val_ratio": 0.2}, "add up to more than 1"),
+        ({"cross_modal_hidden_dim": 30}, "cross_modal_hidden_dim=30: is not a multiple of cross_modal_num_heads=4"),
+        ({"use_middle_fusion": True, "middle_fusion_layers": [2]}, "alignn_layers=2 has layers 0 to 1"),
+        ({"modality": "text", "use_contrastive": True}, "use_contrastive=True: compares graph and text"),
+        ({"batch_size": None}, "batch_size=None: takes a whole number"),
+    ],
+)
+def test_options_are_checked_where_they_are_made(options: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Args(**options)
+
+
+def test_published_folder_and_resume(tmp_path: Path) -> None:
+    """Results lie in <output_dir>/<property>/; --resume 1 goes on if there is something to go on from."""
+    args = parse(Args, ["--output_dir", str(tmp_path), "--property", "fe", "--resume", "1"])
+    folder = property_folder(args)
+    assert folder == tmp_path / "formation_energy_peratom"
+    assert property_folder(Args()) is None
+    assert with_resume(args, folder / "checkpoint.pt").resume is None
+    folder.mkdir()
+    (folder / "checkpoint.pt").touch()
+    assert with_resume(args, folder / "checkpoint.pt").resume == "latest"
+    for word, meant in {"0": None, "False": None, None: None, "best": "best", "x/y.pt": "x/y.pt"}.items():
+        assert with_resume(replace(args, resume=word), folder / "checkpoint.pt").resume == meant
+
+
+def test_options_come_without_torch() -> None:
+    names = "anomaly_lib.systems.crystal.options, anomaly_lib.systems.crystal.published, anomaly_lib.models.crystal"
+    code = f"import sys, {names}; print(sorted({{'torch', 'numpy', 'ase'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("text", ["maybe", "2"])
@@ -107,13 +215,27 @@ def test_other_words_are_no_booleans(text: str, capsys: pytest.CaptureFixture[st
 
 
 def test_published_defaults_with_data() -> None:
-    args = resolve(parse(Args, ["--root_dir", "dataset"]))
+    args = parse(Args, ["--root_dir", "dataset"])
+    assert args == Args(data_path="dataset")
     assert (args.alignn_layers, args.gcn_layers, args.hidden_features, args.epochs, args.batch_size) == (
         4, 4, 256, 1000, 64,
     )  # fmt: skip
     assert (args.use_cross_modal, args.use_middle_fusion, args.late_fusion_type) == (True, False, "concat")
     assert (args.learning_rate, args.weight_decay, args.seed, args.split_seed) == (1e-3, 1e-5, 123, 123)
-    paper = resolve(parse(Args, ["--root_dir", "dataset", "--protocol", "paper"]))
-    assert (paper.graph_tolerance, paper.periodic_images, paper.standardize) == (0.0, "doubled", "False")
-    assert paper.scale_learning_rate == paper.learning_rate
-    assert args.scale_learning_rate == 20 * args.learning_rate
+    assert (args.middle_fusion_layers, args.compare, args.standardize) == ([2], False, True)
+    paper = parse(Args, ["--root_dir", "dataset", "--protocol", "paper"])
+    assert (paper.graph_tolerance, paper.periodic_images, paper.standardize) == (0.0, "doubled", False)
+    own = parse(Args, ["--root_dir", "dataset", "--protocol", "paper", "--graph_tolerance", "0.01"])
+    assert (own.graph_tolerance, own.periodic_images) == (0.01, "doubled")
+
+
+def test_small_sizes_on_the_built_in_crystals() -> None:
+    args = Args()
+    assert args == parse(Args, [])
+    assert (args.alignn_layers, args.gcn_layers, args.hidden_features, args.epochs, args.batch_size) == (
+        2, 2, 64, 30, 32,
+    )  # fmt: skip
+    assert (args.middle_fusion_layers, args.compare) == ([1], True)
+    assert Args(alignn_layers=4).middle_fusion_layers == [2]
+    assert Args(modality="graph").compare is False
+    assert (Args(hidden_features=32).hidden_features, Args(epochs=3).epochs) == (32, 3)

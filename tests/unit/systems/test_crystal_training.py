@@ -6,26 +6,26 @@ import pytest
 import torch
 
 from anomaly_lib.losses import info_nce_loss
-from anomaly_lib.models.crystal.fusion import CrystalFusionConfig, CrystalFusionModel, CrystalOutput
-from anomaly_lib.models.crystal.graph_batch import batch_graphs
+from anomaly_lib.models.crystal import CrystalFusionModel, CrystalOutput, batch_graphs
 from anomaly_lib.systems.crystal.data.demo import demo_table
 from anomaly_lib.systems.crystal.data.graph import GraphBuilder
-from anomaly_lib.systems.crystal.options import Args, resolve
-from anomaly_lib.systems.crystal.train import build, loss_of, make_learner, scales_of, tiny
+from anomaly_lib.systems.crystal.detector import network
+from anomaly_lib.systems.crystal.options import Args, tiny
+from anomaly_lib.systems.crystal.train import loss_of, make_learner, scales_of
 
 CPU = torch.device("cpu")
 
 
 def rates_of(args: Args, steps: int) -> dict[str, list[float]]:
     """Learning rate of the scale and of everything else at each step of a run of ten epochs."""
-    model = build(args, CPU, text_features=8)
+    model = network(args, text_features=8)
     learner = make_learner(model, args, steps, CPU)
     scale = model.get_parameter("middle_fusion_modules.layer_1.text_scale")
     groups = learner.optimizer.param_groups
     own = next(g for g in groups if any(p is scale for p in g["params"]))
     assert own["weight_decay"] == 0
     found: dict[str, list[float]] = {"scale": [], "rest": []}
-    for _ in range(steps * (args.epochs or 0)):
+    for _ in range(steps * args.epochs):
         found["scale"].append(own["lr"])
         found["rest"].append(groups[0]["lr"])
         learner.optimizer.step()
@@ -34,7 +34,7 @@ def rates_of(args: Args, steps: int) -> dict[str, list[float]]:
 
 
 def test_warmup_steps_and_the_scales_own_rate() -> None:
-    args = resolve(replace(tiny(), epochs=10, warmup_steps=20, learning_rate=1e-3))
+    args = tiny(epochs=10, warmup_steps=20, learning_rate=1e-3)
     rates = rates_of(args, 20)
     peak = max(range(200), key=rates["rest"].__getitem__)
     assert abs(peak - 20) <= 1
@@ -44,13 +44,14 @@ def test_warmup_steps_and_the_scales_own_rate() -> None:
     assert rates["rest"][-1] < 1e-5
     most = rates_of(replace(args, warmup_steps=2000), 20)["rest"]  # never more than 30 % of the run
     assert abs(max(range(200), key=most.__getitem__) - 60) <= 1
-    paper = rates_of(resolve(replace(tiny(), epochs=10, warmup_steps=20, protocol="paper")), 20)
+    paper = rates_of(tiny(epochs=10, warmup_steps=20, protocol="paper"), 20)
     assert abs(max(range(200), key=paper["rest"].__getitem__) - 60) <= 1  # as published: ignored
     assert paper["scale"] == pytest.approx(paper["rest"])
+    assert max(rates_of(replace(args, scale_learning_rate=0.5), 20)["scale"]) == pytest.approx(0.5)
 
 
 def test_contrastive_loss_is_added_as_weighted() -> None:
-    args = resolve(replace(tiny(), use_contrastive=True, contrastive_weight=0.3, contrastive_temperature=0.2))
+    args = tiny(use_contrastive=True, contrastive_weight=0.3, contrastive_temperature=0.2)
     graph, text, target = torch.randn(5, 6), torch.randn(5, 6), torch.randn(5)
     output = CrystalOutput(torch.zeros(5), graph, text)
     want = target.square().mean() + 0.3 * info_nce_loss(graph, text, temperature=0.2)
@@ -61,10 +62,9 @@ def test_contrastive_loss_is_added_as_weighted() -> None:
 def test_contrastive_vectors_are_graph_and_text_not_what_was_fused() -> None:
     """As published the graph vector had been overwritten by the fused one; here it knows nothing of the text."""
     graph = batch_graphs([GraphBuilder()(row.source) for row in demo_table(count=4, seed=5).rows])
-    config = CrystalFusionConfig(
-        alignn_layers=1, gcn_layers=1, hidden_features=8, text_features=6, cross_modal=False, late_fusion="concat"
-    )
-    model = CrystalFusionModel(config).eval()
+    model = CrystalFusionModel(
+        alignn_layers=1, gcn_layers=1, hidden_features=8, text_features=6, use_cross_modal=False
+    ).eval()
     with torch.no_grad():
         one, other = model(graph, torch.randn(4, 6)), model(graph, torch.randn(4, 6))
     assert not torch.allclose(one.prediction, other.prediction)
@@ -73,5 +73,5 @@ def test_contrastive_vectors_are_graph_and_text_not_what_was_fused() -> None:
 
 
 def test_scales_are_named_by_module() -> None:
-    model = build(resolve(replace(tiny(), middle_fusion_initial_scale=12.0)), CPU, text_features=8)
+    model = network(tiny(middle_fusion_initial_scale=12.0), text_features=8)
     assert scales_of(model) == {"text_scale_layer_1": 12.0}

@@ -7,20 +7,13 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from anomaly_lib.config import configure
 from anomaly_lib.errors import UserError
+from anomaly_lib.systems.crystal.data.settings import DATASETS, SplitSettings, property_name
 from anomaly_lib.systems.crystal.data.store import Source
 
-ALIASES = {
-    "formation_energy": "formation_energy_peratom",
-    "fe": "formation_energy_peratom",
-    "total_energy": "optb88vdw_total_energy",
-    "opt_bandgap": "optb88vdw_bandgap",
-    "bandgap_mbj": "mbj_bandgap",
-    "bulk_modulus": "bulk_modulus_kv",
-    "shear_modulus": "shear_modulus_gv",
-}
-DATASETS = ("jarvis", "mp", "class", "toy")
 _MP = {  # property: (folder, where the CIFs are, csv, target field, transform)
     "formation_energy": ("mp_2018_new", ".", "mat_text.csv", 2, None),
     "band_gap": ("mp_2018_new", ".", "mat_text.csv", 3, None),
@@ -28,7 +21,6 @@ _MP = {  # property: (folder, where the CIFs are, csv, target field, transform)
     "shear": ("mp_2018_small", "cif", "description.csv", 2, math.log10),
 }  # fmt: skip
 _MP |= {"bulk_modulus": _MP["bulk"], "shear_modulus": _MP["shear"], "formation_energy_peratom": _MP["formation_energy"]}
-SPLIT_SEED = 123  # the published program uses it whatever seed is asked for
 
 
 @dataclass(frozen=True)
@@ -73,27 +65,22 @@ class _Layout:
     transform: Callable[[float], float] | None = None
 
 
-def property_name(name: str) -> str:
-    """The folder name behind an everyday property name; unknown names are used as they are."""
-    return ALIASES.get(name, name)
-
-
 def _layout(root: Path, dataset: str, prop: str) -> _Layout:
     if dataset == "mp":
         if prop not in _MP:
-            raise UserError(f"--property {prop}: the mp layout has {', '.join(sorted(_MP))}")
+            raise UserError(f"property={prop}: the mp layout has {', '.join(sorted(_MP))}")
         folder, structures, table, target, transform = _MP[prop]
         base = root / folder
         return _Layout(base / table, base / structures, 6, target, 4, transform)
     if dataset == "toy":
         return _Layout(root / "toy" / "description.csv", root / "toy" / "cif", 5, 2, 3)
     if dataset not in DATASETS:
-        raise UserError(f"--dataset {dataset}: there are {', '.join(DATASETS)}")
+        raise UserError(f"dataset={dataset}: there are {', '.join(DATASETS)}")
     base = root / dataset / (property_name(prop) if dataset == "jarvis" else prop)
     if not base.is_dir():
         known = sorted(p.name for p in base.parent.iterdir() if p.is_dir()) if base.parent.is_dir() else []
-        hint = f"it has {', '.join(known)}" if known else f"expected {dataset}/<property>/ below --root_dir {root}"
-        raise UserError(f"--property {prop}: no folder {base}; {hint}")
+        hint = f"it has {', '.join(known)}" if known else f"expected {dataset}/<property>/ below data_path={root}"
+        raise UserError(f"property={prop}: no folder {base}; {hint}")
     if dataset == "class":
         return _Layout(base / "description.csv", base / "cif", 3, 1, 2)
     return _Layout(base / "description.csv", base / "cif", 5, 2, 3)
@@ -161,7 +148,7 @@ def read_table(root: Path, dataset: str, prop: str, *, on_error: str = "fail") -
     if missing and on_error != "skip":
         raise UserError(
             f"{layout.structures}: {len(missing)} structure files of {layout.csv.name} are missing "
-            f"(first: {', '.join(missing[:5])}); add them or use --on_error skip"
+            f"(first: {', '.join(missing[:5])}); add them or use on_error=skip"
         )
     if not table.rows:
         raise UserError(f"{layout.csv}: no row with a target and a structure file")
@@ -177,26 +164,23 @@ class Split:
     test: list[int]
 
 
-def random_split(
-    size: int,
-    *,
-    ratios: tuple[float, float, float] = (0.8, 0.1, 0.1),
-    counts: tuple[int | None, int | None, int | None] = (None, None, None),
-    seed: int = SPLIT_SEED,
-) -> Split:
-    """The published split: positions shuffled in place; train from the front, test from the back, val before test."""
-    if sum(ratios) > 1 + 1e-6:
-        raise UserError("--train_ratio, --val_ratio and --test_ratio add up to more than 1")
+def random_split(size: int, settings: SplitSettings | None = None, **options: Any) -> Split:
+    """The published split: positions shuffled in place; train from the front, test from the back, val before test.
+
+    ``random_split(900, settings)`` or ``random_split(900, train_ratio=0.5, ...)``, the options of `SplitSettings`.
+    """
+    s = configure(SplitSettings, settings, options)
     train, val, test = (
-        int(ratio * size) if count is None else count for ratio, count in zip(ratios, counts, strict=True)
+        int(ratio * size) if count is None else count
+        for ratio, count in ((s.train_ratio, s.n_train), (s.val_ratio, s.n_val), (s.test_ratio, s.n_test))
     )
     if min(train, val, test) < 1 or train + val + test > size:
         raise UserError(
             f"{size} crystals cannot be split into {train} train, {val} validation and {test} test; "
-            "change --n_train, --n_val, --n_test or the ratios"
+            "change n_train=, n_val=, n_test= or the ratios"
         )
     order = list(range(size))
-    random.Random(seed).shuffle(order)
+    random.Random(s.split_seed).shuffle(order)
     return Split(order[:train], order[size - val - test : size - test], order[size - test :])
 
 

@@ -1,11 +1,11 @@
 """From a crystal to its k-nearest-neighbour multigraph, reproducibly.
 
 The edge set of the published code depends on rounding: the shell of the 12th neighbour is cut with an exact ``<=``.
-Here a whole shell is kept when it lies within ``tolerance`` of the k-th distance, so a rotated, shifted, re-ordered or
-enlarged cell gives the same graph.
+Here a whole shell is kept when it lies within ``graph_tolerance`` of the k-th distance, so a rotated, shifted,
+re-ordered or enlarged cell gives the same graph.
 
-Neighbours come from vesin: BSD-3, no dependencies, several thousand cells a second. matscipy is as fast but LGPL
-and needs ASE; ASE's own list and jarvis-tools are more than ten times slower (docs/manual/crystal.md has the measurement).
+Neighbours come from vesin: BSD-3, no dependencies, several thousand cells a second. matscipy is as fast but LGPL and
+needs ASE; ASE's own list and jarvis-tools are more than ten times slower (docs/manual/crystal.md: the measurement).
 """
 
 from dataclasses import dataclass
@@ -13,26 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from anomaly_lib.config import configure
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.crystal.elements import clip_atomic_numbers
+from anomaly_lib.systems.crystal.data.settings import GraphSettings
 from anomaly_lib.systems.crystal.data.structure import Crystal
-
-
-@dataclass(frozen=True)
-class GraphSettings:
-    """What decides the edges. Travels with every checkpoint: a model is only right on the graphs it was trained on."""
-
-    max_neighbors: int = 12
-    tolerance: float = 1e-3  # Angstrom; 0 cuts the shell at the last bit, as the original does
-    canonical: bool = True  # a bond found from both ends is one bond; False emits it twice (older analysis scripts)
-    double_self_images: bool = False  # True emits every bond of an atom to its own image twice, as the original does
-
-    def __post_init__(self) -> None:
-        if self.max_neighbors < 1 or self.tolerance < 0:
-            raise UserError("graph settings: max_neighbors must be at least 1 and tolerance not negative")
-
-
-PAPER_GRAPH = GraphSettings(tolerance=0.0, double_self_images=True)
 
 
 @dataclass(frozen=True)
@@ -46,12 +31,15 @@ class CrystalGraph:
 
 
 class GraphBuilder:
-    """Turns crystals into graphs; keeps its neighbour lists because creating one costs more than a small cell."""
+    """Turns crystals into graphs: ``GraphBuilder(settings)(crystal)``, or options of `GraphSettings` instead of one.
+
+    Keeps its neighbour lists because creating one costs more than a small cell.
+    """
 
     MIN_DISTANCE = 0.15  # Angstrom: below this two sites are one atom
 
-    def __init__(self, settings: GraphSettings | None = None) -> None:
-        self.settings = settings or GraphSettings()
+    def __init__(self, settings: GraphSettings | None = None, **options: Any) -> None:
+        self.settings = configure(GraphSettings, settings, options)
         self._lists: dict[float, Any] = {}
 
     def __call__(self, crystal: Crystal) -> CrystalGraph:
@@ -90,7 +78,7 @@ class GraphBuilder:
             if counts.min() >= k:
                 order = np.lexsort((distance, i))
                 i, j, image, distance = i[order], j[order], image[order], distance[order]
-                kth = distance[np.cumsum(counts) - counts + k - 1] + self.settings.tolerance  # [A]
+                kth = distance[np.cumsum(counts) - counts + k - 1] + self.settings.graph_tolerance  # [A]
                 if kth.max() < radius:  # otherwise a member of the last shell may lie outside
                     keep = distance <= kth[i]
                     return i[keep].astype(np.int64), j[keep].astype(np.int64), image[keep].astype(np.int64)
@@ -102,11 +90,11 @@ class GraphBuilder:
 
     def _bonds(self, i: np.ndarray, j: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Each bond once, smaller index first; the sign of a self-image is settled unless both signs are wanted."""
-        if not self.settings.canonical:
+        if not self.settings.use_canonize:
             return i, j, image
         lexical = image[:, 0] * 10**6 + image[:, 1] * 10**3 + image[:, 2]  # images never reach 500 cells
         swap = i > j
-        if not self.settings.double_self_images:
+        if self.settings.periodic_images == "exact":
             swap |= (i == j) & (lexical < 0)
         first, second = np.where(swap, j, i), np.where(swap, i, j)
         image = np.where(swap[:, None], -image, image)

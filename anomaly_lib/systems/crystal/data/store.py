@@ -4,8 +4,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -14,7 +13,9 @@ import numpy as np
 
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import write_atomic
-from anomaly_lib.systems.crystal.data.graph import CrystalGraph, GraphBuilder, GraphSettings
+from anomaly_lib.systems.crystal.data.graph import CrystalGraph, GraphBuilder
+from anomaly_lib.systems.crystal.data.pool import worker_pool
+from anomaly_lib.systems.crystal.data.settings import GraphSettings
 from anomaly_lib.systems.crystal.data.structure import Crystal, read_crystal
 
 _MAGIC = b"anomaly_lib crystal graphs 1\n"
@@ -25,7 +26,7 @@ Source = Path | Crystal
 
 def fingerprint(sources: Sequence[Source], settings: GraphSettings) -> str:
     """Changes when a setting changes, or a file is touched, added, removed or re-ordered."""
-    digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(settings.graph_options(), sort_keys=True).encode())
     for source in sources:
         if isinstance(source, Crystal):
             digest.update(source.lattice.tobytes() + source.frac_coords.tobytes() + source.numbers.tobytes())
@@ -147,8 +148,8 @@ def _chunks(sources: Sequence[Source]) -> Iterator[list[Source]]:
 def build_graphs(sources: Sequence[Source], settings: GraphSettings, *, workers: int = 0) -> GraphStore:
     """Read and build everything; a structure that cannot be read is kept as its reason in ``errors``."""
     if workers > 0 and len(sources) > _CHUNK:
-        with ProcessPoolExecutor(workers) as pool:
-            parts = list(pool.map(_build_chunk, _chunks(sources), [settings] * (len(sources) // _CHUNK + 1)))
+        with worker_pool(workers) as pool:
+            parts = list(pool.map(partial(_build_chunk, settings=settings), _chunks(sources)))
     else:
         parts = [_build_chunk(chunk, settings) for chunk in _chunks(sources)]
     return GraphStore.from_graphs([graph for part in parts for graph in part])
