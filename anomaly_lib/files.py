@@ -1,6 +1,5 @@
 """Files that are either whole or not there: write to a temporary name, fsync, rename, fsync the folder."""
 
-import hashlib
 import json
 import os
 import tempfile
@@ -83,15 +82,3 @@ def read_json(path: Path | str) -> Any:
         raise UserError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
-
-
-def sha256_of_file(path: Path | str) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
-
-
-def _digest(stream: IO[bytes]) -> str:
-    digest = hashlib.sha256()  # Python 3.10 has no hashlib.file_digest
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()

@@ -247,13 +247,6 @@ def _shifted(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
     return images.flatten(2).gather(2, flat.expand(-1, channels, -1)).reshape(images.shape)
 
 
-def quarter_turns(images: Tensor, *, share: float = 0.3, generator: Generator | None = None) -> Tensor:
-    """The original DRAEM's augmentation of clean images: rotation within +-90 degrees for a share of them."""
-    degrees = _uniform(len(images), -90, 90, generator)
-    chosen = torch.rand(len(images), generator=generator) < share
-    return torch.where(chosen.view(-1, 1, 1, 1).to(images.device), rotate(images, degrees.to(images)), images)
-
-
 def textures_of(folder_images: list[Tensor], size: tuple[int, int]) -> Tensor:
     """Texture images [C, h, w] of any size as one stack [N, C, H, W]: decoded once, drawn from for ever."""
     return torch.cat([F.interpolate(x[None], size=size, mode="bilinear", antialias=True) for x in folder_images])

@@ -3,7 +3,7 @@
 from anomaly_lib.losses.contrastive import info_nce_loss, supcon_loss
 from anomaly_lib.losses.distance import cosine_loss, feature_l1_loss, topk_mean
 from anomaly_lib.losses.gram import gram_loss
-from anomaly_lib.losses.margin import margin_loss, triplet_loss
+from anomaly_lib.losses.margin import triplet_loss
 from anomaly_lib.losses.segmentation import dice_loss, focal_loss
 from anomaly_lib.losses.ssim import ssim, ssim_loss
 
@@ -14,7 +14,6 @@ __all__ = [
     "focal_loss",
     "gram_loss",
     "info_nce_loss",
-    "margin_loss",
     "ssim",
     "ssim_loss",
     "supcon_loss",

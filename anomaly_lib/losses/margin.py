@@ -1,4 +1,4 @@
-"""Losses that ask for a margin between two distances."""
+"""The loss that asks for a margin between two distances."""
 
 from torch import Tensor
 
@@ -23,9 +23,3 @@ def triplet_loss(
         to_positive, to_negative = (to_positive + 1e-12).sqrt(), (to_negative + 1e-12).sqrt()
     hinge = (to_positive - to_negative + margin).relu()
     return hinge.mean() if reduction == "mean" else hinge
-
-
-def margin_loss(scores: Tensor, labels: Tensor, *, margin: float = 1.0) -> Tensor:
-    """Hinge on anomaly scores [B]: normal scores are pulled to 0, anomalous ones pushed above `margin`."""
-    anomalous = labels.to(scores.dtype)
-    return ((1 - anomalous) * scores.abs() + anomalous * (margin - scores).relu()).mean()

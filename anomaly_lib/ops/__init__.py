@@ -6,10 +6,9 @@ from anomaly_lib.ops.distance import (
     half_squared_norms,
     mahalanobis,
     nearest_neighbours,
-    squared_distances,
     whitening_matrix,
 )
-from anomaly_lib.ops.patches import grid_to_rows, neighbourhood_mean, pad_to_multiple, stack_layers, unfold_patches
+from anomaly_lib.ops.patches import grid_to_rows, neighbourhood_mean, pad_to_multiple, stack_layers
 from anomaly_lib.ops.perlin import perlin_noise, random_perlin
 from anomaly_lib.ops.smooth import gaussian_blur, gaussian_kernel, upsample_and_smooth, upsample_maps
 from anomaly_lib.ops.windows import window_partition, window_reverse
@@ -30,9 +29,7 @@ __all__ = [
     "projection_size",
     "random_perlin",
     "sparse_projection",
-    "squared_distances",
     "stack_layers",
-    "unfold_patches",
     "upsample_and_smooth",
     "upsample_maps",
     "whitening_matrix",

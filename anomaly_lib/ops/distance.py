@@ -12,13 +12,6 @@ def half_squared_norms(rows: Tensor) -> Tensor:
     return rows.float().square().sum(1) / 2
 
 
-def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """[N, M] squared Euclidean distances from one product; clamped at 0, good to about 1e-6 (|a|^2 + |b|^2)."""
-    norms = half_squared_norms(b)
-    scores = torch.addmm(-norms, a.float(), b.float().T)
-    return (a.float().square().sum(1, keepdim=True) - 2 * scores).clamp_(min=0)
-
-
 def exact_distances(queries: Tensor, bank: Tensor, indices: Tensor) -> Tensor:
     """|query - bank[index]| in difference form (0 to itself): [N, D], [M, D], [N, k] -> [N, k]."""
     difference = bank[indices].float() - queries.float().unsqueeze(1)  # [N, k, D]

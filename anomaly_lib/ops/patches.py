@@ -13,13 +13,6 @@ def neighbourhood_mean(features: Tensor, size: int = 3) -> Tensor:
     return F.avg_pool2d(features, size, stride=1, padding=size // 2)
 
 
-def unfold_patches(features: Tensor, size: int = 3, stride: int = 1) -> Tensor:
-    """[B, C, H, W] -> [B, positions, C, size, size], zero-padded by size // 2, positions row by row."""
-    batch, channels = features.shape[:2]
-    columns = F.unfold(features, size, padding=size // 2, stride=stride)  # [B, C*k*k, P]
-    return columns.transpose(1, 2).reshape(batch, -1, channels, size, size)
-
-
 def stack_layers(layers: Sequence[Tensor], mode: Literal["bilinear", "nearest"] = "bilinear") -> Tensor:
     """Resize every [B, C_i, h_i, w_i] to the first layer's grid, join the channels: [B, sum C_i, h_1, w_1]."""
     size = layers[0].shape[-2:]

@@ -7,7 +7,6 @@ from anomaly_lib.viz.bars import (
     k_shot_curves,
     parity_plot,
     training_lines,
-    value_distributions,
 )
 from anomaly_lib.viz.curves import aupro_curves, roc_and_pr, score_histogram
 from anomaly_lib.viz.gallery import failure_gallery, worst_cases
@@ -32,6 +31,5 @@ __all__ = [
     "save_image",
     "score_histogram",
     "training_lines",
-    "value_distributions",
     "worst_cases",
 ]

@@ -131,31 +131,6 @@ def training_lines(
 
 
 @styled
-def value_distributions(
-    groups: Mapping[str, Any], *, xlabel: str = "value", title: str = "", reference: float | None = None
-) -> "Figure":
-    """Box, points and mean of each group (alpha gates, attention entropy, ...), one under the other."""
-    figure, axes = new_figure(6.4, 1.2 + 0.55 * len(groups))
-    axis = axes[0, 0]
-    rng = np.random.default_rng(0)
-    for index, (_name, values) in enumerate(groups.items()):
-        points = np.asarray(values, dtype=float).ravel()
-        shown = points if points.size <= 400 else rng.choice(points, 400, replace=False)
-        colour = SERIES[index % len(SERIES)]
-        axis.scatter(shown, index + rng.uniform(-0.22, 0.22, shown.size), s=8, color=colour, alpha=0.35, linewidth=0)
-        axis.boxplot(points, positions=[index], orientation="horizontal", widths=0.5, showfliers=False,
-                     manage_ticks=False, medianprops={"color": "black"})  # fmt: skip
-    if reference is not None:
-        axis.axvline(reference, color="black", linestyle="--", linewidth=1.2)
-    axis.set_yticks(range(len(groups)), [f"{name} (n={np.size(v)})" for name, v in groups.items()])
-    axis.invert_yaxis()
-    axis.set_xlabel(xlabel)
-    if title:
-        axis.set_title(title, loc="left")
-    return figure
-
-
-@styled
 def attention_matrix(weights: Any, rows: Sequence[str], columns: Sequence[str], *, title: str = "") -> "Figure":
     """Attention weights [rows, columns]; brighter means more."""
     table = np.asarray(weights, dtype=float)

@@ -9,7 +9,6 @@ from anomaly_lib.data.synthesis import (
     augment_textures,
     perlin_damage,
     perlin_masks,
-    quarter_turns,
     rotate,
     textures_of,
 )
@@ -142,9 +141,5 @@ def test_cutpaste_patch_must_fit():
         CutPaste(width_range=(20, 80))(torch.rand(1, 1, 31, 95))
 
 
-def test_quarter_turns_and_texture_stack():
-    images = torch.rand(200, 1, 9, 9)
-    turned = quarter_turns(images, generator=seeded())
-    changed = (turned != images).flatten(1).any(1)
-    assert 0.2 < changed.float().mean() < 0.4
+def test_texture_stack():
     assert textures_of([torch.rand(3, 40, 50), torch.rand(3, 10, 12)], (16, 24)).shape == (2, 3, 16, 24)

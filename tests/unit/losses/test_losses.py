@@ -82,11 +82,6 @@ def test_triplet_gradient_is_finite_when_anchor_is_positive() -> None:
     assert torch.isfinite(a.grad).all()
 
 
-def test_margin_loss_by_hand() -> None:
-    value = losses.margin_loss(torch.tensor([0.5, -0.25, 0.2, 3.0]), torch.tensor([0, 0, 1, 1]), margin=1.0)
-    assert float(value) == pytest.approx((0.5 + 0.25 + 0.8 + 0.0) / 4)
-
-
 def test_focal_without_focus_is_cross_entropy() -> None:
     logits, target = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
     torch.testing.assert_close(losses.focal_loss(logits, target, gamma=0), F.cross_entropy(logits, target))

@@ -4,7 +4,7 @@ import torch
 from scipy.spatial.distance import cdist
 from scipy.spatial.distance import mahalanobis as scipy_mahalanobis
 
-from anomaly_lib.ops import mahalanobis, nearest_neighbours, squared_distances, whitening_matrix
+from anomaly_lib.ops import mahalanobis, nearest_neighbours, whitening_matrix
 
 
 @pytest.mark.parametrize("k", [1, 4])
@@ -43,11 +43,6 @@ def test_half_precision_bank():
     torch.testing.assert_close(
         distances, torch.cdist(queries, bank.float()).sort(1).values[:, :2], rtol=1e-5, atol=1e-5
     )
-
-
-def test_squared_distances():
-    a, b = torch.randn(6, 5), torch.randn(7, 5)
-    torch.testing.assert_close(squared_distances(a, b), torch.cdist(a, b) ** 2, rtol=1e-4, atol=1e-5)
 
 
 def test_mahalanobis_equals_scipy():
