@@ -133,19 +133,19 @@ def cache(args: CacheInfoArgs) -> None:
     print("\n".join(map(str, stores)) or f"{root}: nothing cached")
 
 
-def evaluate(args: EvaluateArgs) -> int:
+def run_evaluation(args: EvaluateArgs) -> int:
     from anomaly_lib.evaluation.evaluate import evaluate
 
     return evaluate(args, SYSTEMS, print)
 
 
-def predict(args: PredictArgs) -> int:
+def run_prediction(args: PredictArgs) -> int:
     from anomaly_lib.evaluation.predict import predict_stream
 
     return predict_stream(args, SYSTEMS, print)
 
 
-def export(args: ExportArgs) -> int:
+def run_export(args: ExportArgs) -> int:
     from anomaly_lib.evaluation.export import export
 
     return export(args, SYSTEMS, print)
@@ -157,9 +157,9 @@ COMMANDS: dict[str, tuple[type[Options], Callable[[Any], object], Sequence[str]]
     "check": (CheckArgs, check, ["system"]),
     "demo": (DemoArgs, write_demo_files, ["output"]),
     "cache": (CacheInfoArgs, cache, ["action"]),
-    "evaluate": (EvaluateArgs, evaluate, ["checkpoint"]),
-    "predict": (PredictArgs, predict, ["input"]),
-    "export": (ExportArgs, export, ["checkpoint"]),
+    "evaluate": (EvaluateArgs, run_evaluation, ["checkpoint"]),
+    "predict": (PredictArgs, run_prediction, ["input"]),
+    "export": (ExportArgs, run_export, ["checkpoint"]),
 }
 """Command -> its options, its body, and the options that words without a name fill."""
 
@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     cls, body, bare = COMMANDS[name]
     if name == "predict":  # any number of images, whose names may hold blanks and commas
         rest, images = split_bare_words(rest, PredictArgs, values_of="input")
-        body = lambda args: predict(replace(args, input=images))  # noqa: E731
+        body = lambda args: run_prediction(replace(args, input=images))  # noqa: E731
     else:
         rest = name_bare_words(rest, cls, bare)
     return command(cls, body, rest, prog=f"python -m anomaly_lib {name}", description=cls.__doc__ or "")

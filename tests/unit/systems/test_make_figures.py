@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from anomaly_lib.errors import UserError
+from anomaly_lib.systems.registry import SYSTEMS
 from scripts.pages.results_page import BEGIN, END
 
 SPEC = importlib.util.spec_from_file_location("make_figures", Path(__file__).parents[3] / "scripts" / "make_figures.py")
@@ -82,3 +83,19 @@ def test_nothing_to_show_is_said(tmp_path: Path) -> None:
         SCRIPT.finished_runs(tmp_path / "none")
     with pytest.raises(UserError, match="no finished run"):
         SCRIPT.finished_runs(tmp_path)
+
+
+def test_a_run_is_drawn_from_its_scores(tmp_path: Path) -> None:
+    result = SYSTEMS["promptad"].train(
+        SYSTEMS["promptad"].tiny(output_dir=str(tmp_path / "runs" / "one"), task="seg", obj="grid")
+    )
+    docs, readme = tmp_path / "docs", tmp_path / "README.md"
+    readme.write_text(f"{BEGIN}\n{END}")
+    argv = ["--runs", str(tmp_path / "runs"), "--docs", str(docs), "--readme", str(readme), "--only", "results"]
+    assert SCRIPT.main(argv) == 0
+    assert sorted(path.name for path in (docs / "figures").iterdir()) == ["one_overlays.png", "one_training.png"]
+    page = (docs / "manual" / "results.md").read_text()
+    assert "![one_overlays](../figures/one_overlays.png)" in page
+    assert f"{result.metrics['image_auroc']:.3f}" in page
+    assert "random weights: tiny-clip" in page
+    assert "![one_overlays](docs/figures/one_overlays.png)" in readme.read_text()
