@@ -37,8 +37,10 @@ class TrackArgs(Options):
 
     tensorboard: Switch = arg(False, "also log to TensorBoard in the run folder")
     wandb: Switch = arg(False, "also log to Weights & Biases (offline without a login)")
-    wandb_project: str = arg("anomaly_lib", "project name at Weights & Biases")
-    wandb_name: Optional[str] = arg(None, "run name at Weights & Biases; None = the run folder's name", type=str)
+    wandb_project: str = arg("anomaly_lib", "project name at Weights & Biases", needs={"wandb": True})
+    wandb_name: Optional[str] = arg(
+        None, "run name at Weights & Biases; None = the run folder's name", type=str, needs={"wandb": True}
+    )
 
 
 @dataclass
@@ -82,7 +84,10 @@ class CacheArgs(Options):
 
     cache: str = arg("auto", "where encoded features live", choices=["auto", "ram", "disk", "off"])
     cache_dir: Optional[str] = arg(
-        None, "folder of the disk cache; None = $ANOMALY_LIB_CACHE or ~/.cache/anomaly_lib", type=str
+        None,
+        "folder of the disk cache; None = $ANOMALY_LIB_CACHE or ~/.cache/anomaly_lib",
+        type=str,
+        needs={"cache": ("auto", "disk")},
     )
 
 
