@@ -49,7 +49,7 @@ def outcome_of(system: str, folder: Path, changes: Mapping[str, Any]) -> Outcome
 
 def _feed(digest: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
-        digest.update(str(value.shape).encode() + value.detach().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(str(value.shape).encode() + value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     elif isinstance(value, Mapping):
         for key in sorted(value, key=str):
             digest.update(str(key).encode())
