@@ -62,6 +62,7 @@ def test_no_option_that_nobody_reads() -> None:
             and len(n.args) > 1
             and isinstance(n.args[1], ast.Constant)
         }
+    read |= {name for cls in args_classes().values() for preset in cls.presets() for name in preset.when}
     unread = {f"{name}.{f.name}" for name, cls in args_classes().items() for f in dataclasses.fields(cls)} - {
         f"{name}.{field}" for name in args_classes() for field in read
     }

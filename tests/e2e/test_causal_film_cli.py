@@ -340,7 +340,10 @@ def test_a_run_says_what_encoding_and_an_epoch_cost(reference: Path) -> None:
     record = json.loads((reference / "run.json").read_text())
     assert record["encoding_seconds"] > 0
     assert record["epoch_seconds"] > 0
-    assert "training an epoch took" in (reference / "log.txt").read_text()
+    log = (reference / "log.txt").read_text()
+    assert "training an epoch took" in log
+    assert "running on BUILT-IN synthetic welds" in log
+    assert "cost: 34 welds to encode once with three frozen encoders (134,112 parameters), then 3 epochs" in log
 
 
 def test_video_ae_has_the_published_size() -> None:

@@ -10,7 +10,7 @@ from anomaly_lib.backbones import FrozenBackbone, create_backbone
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.weld.data.augment import augment_weld
 from anomaly_lib.systems.weld.data.demo import weld_demo_runs
-from anomaly_lib.systems.weld.data.manifest import WeldRun, read_manifest, select_runs
+from anomaly_lib.systems.weld.data.manifest import WeldRun, read_manifest
 from anomaly_lib.systems.weld.encoders import WeldEncoders, image_outputs
 from anomaly_lib.systems.weld.features import WeldFeatures
 from anomaly_lib.systems.weld.options import WeldInputArgs
@@ -45,10 +45,17 @@ def open_runs(args: WeldSource) -> list[WeldRun]:
 
 def build_features(args: WeldInputArgs, device: torch.device) -> WeldFeatures:
     """Frozen encoders and their stores."""
+
+    def encoder(part: str, name: str, weights: str | None, layers: Sequence[str | int]) -> FrozenBackbone:
+        try:
+            return create_backbone(name, weights=weights, layers=layers, download=args.download)
+        except UserError as error:  # three networks: say whose weights
+            raise UserError(str(error).replace("weights=", f"{part}_weights=")) from None
+
     encoders = WeldEncoders(
-        _encoder(args, "video", ["patch_tokens"]),
-        _encoder(args, "audio", ["tokens"]),
-        _encoder(args, "image", image_outputs(args)),
+        encoder("video", args.video_backbone, args.video_weights, ["patch_tokens"]),
+        encoder("audio", args.audio_backbone, args.audio_weights, ["tokens"]),
+        encoder("image", args.image_backbone, args.image_weights, image_outputs(args)),
         args,
     )
     return WeldFeatures(
@@ -64,14 +71,6 @@ def build_features(args: WeldInputArgs, device: torch.device) -> WeldFeatures:
     )
 
 
-def _encoder(args: WeldInputArgs, part: str, layers: Sequence[str | int]) -> FrozenBackbone:
-    name, weights = getattr(args, f"{part}_backbone"), getattr(args, f"{part}_weights")
-    try:
-        return create_backbone(name, weights=weights, layers=layers, download=args.download)
-    except UserError as error:  # three networks: say whose weights
-        raise UserError(str(error).replace("weights=", f"{part}_weights=")) from None
-
-
 def usable(runs: Sequence[WeldRun], features: WeldFeatures, say: Callable[[str], object]) -> list[WeldRun]:
     """Runs with at least one photo: without one there is no result to compare."""
     if features.cache == "off":
@@ -82,12 +81,3 @@ def usable(runs: Sequence[WeldRun], features: WeldFeatures, say: Callable[[str],
     if not kept:
         raise UserError("no run has a photo of the finished weld: check the images/ folders")
     return kept
-
-
-def usable_of(
-    runs: Sequence[WeldRun], features: WeldFeatures, split: str, say: Callable[[str], object]
-) -> list[WeldRun]:
-    """The usable runs of a split, encoded."""
-    chosen = select_runs(runs, split)
-    features.prepare(chosen)
-    return usable(chosen, features, say)

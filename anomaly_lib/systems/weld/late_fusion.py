@@ -31,8 +31,10 @@ class FusionResult:
 
 def evaluate_fusion(args: FusionArgs) -> FusionResult:
     """z_A + z_B on a split; both checkpoints must exist and are never replaced by untrained models."""
-    causal = causal_film.load(_checkpoint("causal_checkpoint", args, causal_film.SYSTEM), device=args.device)
-    video = video_ae.load(_checkpoint("video_checkpoint", args, video_ae.SYSTEM), device=args.device)
+    causal = causal_film.load(
+        _checkpoint("causal_checkpoint", args.causal_checkpoint, causal_film.SYSTEM), device=args.device
+    )
+    video = video_ae.load(_checkpoint("video_checkpoint", args.video_checkpoint, video_ae.SYSTEM), device=args.device)
     if args.score_kind:
         causal = causal.scored_by(args.score_kind)
     runs = open_runs(causal.args)
@@ -52,8 +54,7 @@ def evaluate_fusion(args: FusionArgs) -> FusionResult:
     )
 
 
-def _checkpoint(option: str, args: FusionArgs, system: str) -> Checkpoint:
-    path = getattr(args, option)
+def _checkpoint(option: str, path: str | None, system: str) -> Checkpoint:
     if not path or not Path(path).is_file():
         raise UserError(
             f"{option}={path or '(not given)'}: no such checkpoint; train it first (scripts/weld/train_*.sh)"

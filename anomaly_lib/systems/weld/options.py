@@ -1,7 +1,7 @@
 """Options the weld systems share: which welds, how they become tensors, which frozen encoders; imports no torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 
 from anomaly_lib.config import Options, Preset, Switch, arg
@@ -141,8 +141,3 @@ def check_weld_data(args: DataArgs) -> None:
     """Refuse a layout that does not fit the data."""
     if args.dataset == "weld" and not args.data_path:
         raise OptionError("dataset=weld: give data_path=, the folder with manifest.csv")
-
-
-def weld_settings(args: WeldSettings) -> WeldSettings:
-    """The preprocessing among the options of a run."""
-    return WeldSettings(**{f.name: getattr(args, f.name) for f in fields(WeldSettings)})

@@ -83,6 +83,12 @@ def test_video_frame_indices_and_normalisation(tmp_path: Path) -> None:
     assert read_video(tmp_path, 3)[:, 0, 0].tolist() == [0, 100, 200]
 
 
+def test_a_video_that_cannot_be_decoded_names_the_option_that_skips_it(tmp_path: Path) -> None:
+    (tmp_path / "broken.avi").write_bytes(b"no video")
+    with pytest.raises(UserError, match=r"broken\.avi: no frame .* replace it, or give on_error=skip"):
+        read_video(tmp_path / "broken.avi", 4)
+
+
 def test_photos_repeat_the_last_and_mark_it() -> None:
     photos = [np.full((10, 12, 3), value, np.uint8) for value in (0, 255)]
     images, real = photo_tensor(photos, 4, (8, 8))

@@ -1,5 +1,6 @@
 """Causal-FiLM: golden sizes, golden numbers, identity at step 0, missing modalities, every option trains."""
 
+import inspect
 import math
 
 import pytest
@@ -9,7 +10,13 @@ from torch import nn
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.weld.causal_film import CausalFiLM
 from anomaly_lib.models.weld.causal_film_loss import CausalFiLMLoss, anomaly_score, collapse_monitor
-from anomaly_lib.models.weld.causal_film_parts import AntiGenDecoder, GeM, RobustResultEncoder, SensorModulator
+from anomaly_lib.models.weld.causal_film_parts import (
+    AntiGenDecoder,
+    GeM,
+    ProcessEncoder,
+    RobustResultEncoder,
+    SensorModulator,
+)
 from anomaly_lib.models.weld.config import BRANCH_PRESETS, CausalFiLMConfig, LossConfig, parse_branches
 
 SMALL = {"video_dim": 12, "audio_dim": 10, "image_dim": 16, "d_model": 16, "sensor_hidden": 8, "process_heads": 2}
@@ -115,7 +122,7 @@ def test_the_text_term_trains_its_own_head() -> None:
 
 @pytest.mark.parametrize("kind", ["mamba", "gru", "transformer", "none"])
 def test_modulator_is_the_identity_at_step_0(kind: str) -> None:
-    gamma, beta = SensorModulator(sensor_hidden=8, d_model=8, modulator=kind)(torch.randn(3, 11, 6))
+    gamma, beta = SensorModulator(d_model=8, modulator=kind)(torch.randn(3, 11, 6))
     assert torch.equal(gamma, torch.ones(3, 1, 8))
     assert torch.equal(beta, torch.zeros(3, 1, 8))
 
@@ -222,6 +229,50 @@ def test_presets_and_bad_names() -> None:
         parse_branches("21.median")
     with pytest.raises(ValueError, match="best, doc, stage1"):
         CausalFiLMConfig(preset="bset")
+
+
+def test_a_width_is_written_once_and_reaches_every_part() -> None:
+    for part in (SensorModulator, ProcessEncoder, RobustResultEncoder, AntiGenDecoder):
+        assert "d_model" not in inspect.signature(part).parameters
+        assert part().config == CausalFiLMConfig()
+    config = CausalFiLMConfig(d_model=16, process_heads=2, sensor_hidden=8, branches="2.gem")
+    model = CausalFiLM(config, image_dim=16)
+    assert all(part.config is config for part in (model.modulator, model.process, model.result, model.decoder))
+    assert inspect.signature(CausalFiLMLoss).parameters["d_model"].default == CausalFiLMConfig().d_model
+    with pytest.raises(UserError, match="not both"):
+        AntiGenDecoder(config, d_model=8)
+    with pytest.raises(UserError, match="no option 'decoder_dropot'; did you mean decoder_dropout"):
+        CausalFiLM(decoder_dropot=0.1)
+
+
+def test_wrong_batches_are_refused_in_words() -> None:
+    encoder = RobustResultEncoder(branches="1.mean,2.gem", image_dim=8, d_model=8)
+    flat = [torch.randn(2, 4, 8), torch.randn(2, 4, 8)]  # without the axis of views
+    with pytest.raises(ValueError, match=r"L1\.mean: expected tokens \[batch, views, tokens, 8\], got \[2, 4, 8\]"):
+        encoder(flat)
+    assert encoder([tokens.unsqueeze(1) for tokens in flat]).shape == (2, 8)
+    with pytest.raises(ValueError, match=r"a list of 2 tensors of tokens, one a branch \(L1\.mean, L2\.gem\)"):
+        encoder(flat[0])
+    model = CausalFiLM(**SMALL, branches=SMALL_BRANCHES)
+    with pytest.raises(ValueError, match=r"video: expected \[4, length, 12\], got \[4, 6, 11\]"):
+        model({**small_batch(), "video": torch.randn(4, 6, 11)})
+    with pytest.raises(ValueError, match="lacks sensors"):
+        model({name: value for name, value in small_batch().items() if name != "sensors"})
+    with pytest.raises(ValueError, match=r"images: expected 4 welds, got \[3, 3, 3\]"):
+        model({**small_batch(), "images": small_batch(batch=3)["images"]})
+    with pytest.raises(ValueError, match="two encodings"):
+        CausalFiLMLoss()(torch.ones(2, 4), torch.ones(2, 5))
+
+
+def test_the_documents_names_are_importable_and_readable() -> None:
+    from anomaly_lib.models import weld
+
+    model = weld.CausalFiLM(**SMALL, branches=SMALL_BRANCHES)
+    assert weld.CausalFILMLoss is CausalFiLMLoss
+    assert "branches=['L2.mean', 'L2.gem', 'L3.mean'], view_pool='max'" in repr(model)
+    assert "lambda_l1=10.0, lambda_gram=1.0" in repr(weld.CausalFILMLoss(preset="doc"))
+    for name in weld.PLACES:
+        assert getattr(weld, name).__doc__, name
 
 
 def test_collapse_monitor_tells_a_constant_encoder() -> None:

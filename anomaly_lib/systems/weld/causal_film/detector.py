@@ -106,9 +106,10 @@ def load(
         features = build_features(args, pick_device(device))
     features.sensor_statistics = checkpoint.extra["sensor_statistics"]
     checkpoint.check_weights(features.encoders.weights)
-    use_average = averaged is not None and which != "raw"
-    raw = _task(args, features, checkpoint["model"])
-    task = _task(args, features, averaged) if use_average else raw
+    raw = task = _task(args, features, checkpoint["model"])
+    if averaged is not None and which != "raw":
+        task = _task(args, features, averaged)
+    use_average = task is not raw
     facts = Facts(
         weights=features.encoders.weights,
         notes=[

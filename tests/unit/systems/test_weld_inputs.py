@@ -1,0 +1,65 @@
+"""What the options of weld systems become: frozen features of the asked shape, loaded by the asked threads."""
+
+import threading
+
+import pytest
+import torch
+
+from anomaly_lib.errors import UserError
+from anomaly_lib.systems.weld.causal_film.detector import moved_weights
+from anomaly_lib.systems.weld.causal_film.options import tiny
+from anomaly_lib.systems.weld.inputs import build_features, open_runs
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("cache", ["ram", "off"])
+def test_num_workers_load_ahead_and_change_nothing(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = open_runs(tiny())[:6]
+    batches, readers = [], []
+    for workers in (0, 2):
+        features = build_features(tiny(cache=cache, num_workers=workers), CPU)
+        seen: set[str] = set()
+        original = features.load_part
+
+        def load(run, part, seen=seen, original=original):
+            seen.add(threading.current_thread().name)
+            return original(run, part)
+
+        monkeypatch.setattr(features, "load_part", load)
+        features.prepare(runs)
+        batches.append(features.batch(runs))
+        readers.append(seen)
+    assert readers[0] == {threading.main_thread().name}
+    assert threading.main_thread().name not in readers[1]
+    for name, value in batches[0].items():
+        torch.testing.assert_close(batches[1][name], value, rtol=0, atol=0)
+
+
+def test_photos_need_not_be_square() -> None:
+    features = build_features(tiny(image_size=[32, 64], patch_only=True, branches="1.gem"), CPU)
+    run = open_runs(tiny())[0]
+    assert features.load_part(run, "images")["images"].shape == (2, 3, 32, 64)
+    features.prepare([run])
+    assert features.batch([run])["images"][0].shape[2] == (32 // 16) * (64 // 16)
+    assert build_features(tiny(image_size=[32]), CPU).stores["images"].spec != features.stores["images"].spec
+
+
+def test_sensor_statistics_are_those_of_the_training_runs() -> None:
+    features, runs = build_features(tiny(sensor_norm="train"), CPU), open_runs(tiny())
+    train = [run for run in runs if run.split == "train"]
+    features.prepare(train)
+    features.fit_sensors(train, "train")
+    series = features.batch(train)["sensors"]
+    assert series.mean((0, 1)).abs().max() < 1e-4
+    assert (series.std((0, 1), unbiased=False) - 1).abs().max() < 1e-3
+    features.fit_sensors(train, "sample")
+    assert features.batch(train)["sensors"].mean(1).abs().max() < 1e-4
+
+
+def test_weights_that_moved_are_named_by_network() -> None:
+    assert moved_weights(None) == {}
+    assert moved_weights("video=a/b,image=c") == {"video_weights": "a/b", "image_weights": "c"}
+    for text in ("a/b", "vidio=a", "video="):
+        with pytest.raises(UserError, match="three frozen networks"):
+            moved_weights(text)
