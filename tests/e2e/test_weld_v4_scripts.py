@@ -3,20 +3,29 @@
 import importlib.util
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from anomaly_lib.detect.choice import Choice
+from anomaly_lib.detect.scores import summary
 from anomaly_lib.engine.checkpoint import load_checkpoint
 from anomaly_lib.engine.run import Run
+from anomaly_lib.errors import UserError
+from anomaly_lib.systems.registry import SYSTEMS
+from anomaly_lib.systems.weld import features as features_module
 from anomaly_lib.systems.weld.data.demo import write_weld_demo
-from anomaly_lib.systems.weld.inputs import build_features, weld_settings
-from anomaly_lib.systems.weld.supcon import train as weld_supcon
+from anomaly_lib.systems.weld.data.manifest import CLASSES
+from anomaly_lib.systems.weld.inputs import build_features
+from anomaly_lib.systems.weld.supcon.options import Args, tiny
 from anomaly_lib.systems.weld.supcon.task import open_runs
+from anomaly_lib.systems.weld.supcon.train import train
+from scripts.weld.studies.options import VARIANTS, LadderArgs
 from scripts.weld.studies.study import missing_study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,11 +73,18 @@ def trained(tmp_path_factory):
 
 def test_quick_test_trains_three_epochs_and_describes_the_first_batch(trained):
     log = (trained / "log.txt").read_text()
-    for part in ("labels:", "cosine:", "positive pairs", "parameters have a gradient", "batch 1: loss"):
+    for part in ("labels:", "cosine:", "positive pairs", "parameters have a gradient", "batch 1 of epoch 3: loss"):
         assert part in log
     saved = load_checkpoint(trained / "checkpoint.pt", system="weld_supcon")
     assert saved["epoch"] == 3
-    assert saved["args"]["batch_size"] == 4
+    assert (saved["args"]["batch_size"], saved["args"]["precision"]) == (4, "bf16")
+    assert {"scores.png", "training.png"} <= {path.name for path in trained.iterdir()}
+    assert saved["args"]["demo_train"] == 3  # given, so the quick test's own 4 does not count
+
+
+def test_what_is_given_wins_over_the_quick_test():
+    assert (Args(quick_test=True).epochs, Args(quick_test=True).batch_size) == (3, 4)
+    assert (Args(quick_test=True, epochs=1).epochs, Args(quick_test=True, k=9).k) == (1, 9)
 
 
 def test_evaluation_repeats_the_numbers_of_training(trained):
@@ -90,7 +106,7 @@ def test_other_neighbours_and_distances(trained, tmp_path, capsys):
 
 
 def test_missing_modalities_never_break_the_model(trained):
-    detector = weld_supcon.load_detector(trained / "best_model.pth")
+    detector = SYSTEMS.load(trained / "best_model.pth")
     rows = missing_study([detector], open_runs(detector.args))
     assert len(rows) == 15
     assert all(0 <= row["auroc"] <= 1 for row in rows)
@@ -186,11 +202,10 @@ def test_extensions_fill_one_table_and_never_repeat_a_row(tmp_path, capsys):
 
 def test_resume_is_bit_exact_with_the_feature_queue(tmp_path, monkeypatch):
     def asked(name):
-        return replace(weld_supcon.tiny(), epochs=3, queue=20, mixup=0.2, output_dir=str(tmp_path / name))
+        return tiny(epochs=3, queue=20, mixup=0.2, output_dir=str(tmp_path / name))
 
-    ready = weld_supcon.resolve(asked("whole"))
-    features = build_features(ready, torch.device("cpu"), weld_settings(ready))
-    weld_supcon.train(asked("whole"), features=features)
+    features = build_features(asked("whole"), torch.device("cpu"))
+    train(asked("whole"), features=features)
     calls, original = [], Run.end_epoch
 
     def broken(*args, **more):
@@ -201,13 +216,15 @@ def test_resume_is_bit_exact_with_the_feature_queue(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Run, "end_epoch", broken)
     with pytest.raises(KeyboardInterrupt):
-        weld_supcon.train(asked("cut"), features=features)
+        train(asked("cut"), features=features)
     monkeypatch.undo()
-    weld_supcon.train(asked("cut"), features=features)
+    train(asked("cut"), features=features)
     whole, cut = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "cut"))
-    whole["queue"], cut["queue"] = whole["extra"]["queue"], cut["extra"]["queue"]
-    assert len(whole["queue"]["labels"]) == 20
-    for key in ("model", "optimizer", "history", "best", "early_stop", "queue"):
+    assert len(whole["extra"]["queue"]["labels"]) == 20
+    assert len(whole["extra"]["bank"]["classes"]) == 14  # 3 good welds and one of each defect
+    whole |= {name: whole["extra"][name] for name in ("queue", "bank")}
+    cut |= {name: cut["extra"][name] for name in ("queue", "bank")}
+    for key in ("model", "optimizer", "history", "best", "early_stop", "queue", "bank"):
         torch.testing.assert_close(whole[key], cut[key], rtol=0, atol=0, equal_nan=True)
 
 
@@ -226,6 +243,183 @@ def test_test_server_script(tmp_path):
     assert "knn_accuracy" in out.stdout
 
 
-def test_recipe_refuses_what_cannot_work():
-    with pytest.raises(Exception, match="--adapters"):
-        weld_supcon.resolve(weld_supcon.Args(adapters="lora"))
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"adapters": "lora"}, "adapters=lora: has no effect without freeze=sensor|heads"),
+        ({"augment": True}, "augment=True: inputs change every epoch, so features cannot be kept: give cache=off"),
+        ({"dataset": "weld"}, "dataset=weld: give data_path="),
+        ({"batch_size": 1}, "batch_size=1: contrast needs at least 2 runs"),
+        ({"pretrain": "masked", "sensor_stride": 2}, "sensor_stride=2: pretrain=masked predicts every sensor step"),
+        ({"loss_type": "supcon", "ce_weight": 0.3}, "ce_weight=0.3: has no effect without loss_type=combined"),
+        ({"stop_on": "acuracy"}, "stop_on=acuracy: choose from accuracy, loss; did you mean accuracy?"),
+    ],
+)
+def test_options_without_effect_or_sense_are_refused_where_they_are_made(options, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Args(**options)
+
+
+def test_real_data_takes_the_published_sizes_and_built_in_data_tiny_ones():
+    real, drawn = Args(data_path="welds", dataset="weld"), Args()
+    wanted = {"hidden_dim": 512, "sensor_dim": 256, "sensor_layers": 4, "epochs": 100, "batch_size": 16, "patience": 10}
+    wanted |= {"learning_rate": 1e-4, "video_frames": 8, "video_size": 224, "image_size": [224], "audio_frames": 1024}
+    wanted |= {"video_backbone": "vjepa2-vitl", "audio_backbone": "ast-14-14", "image_backbone": "dinov2-base"}
+    wanted |= {"branches": "12.mean", "layer_index": "block", "video_token_pool": "none", "image_weights": None}
+    assert {name: getattr(real, name) for name in wanted} == wanted
+    small = {"hidden_dim": 64, "sensor_dim": 32, "sensor_layers": 2, "epochs": 40, "batch_size": 24, "patience": 20}
+    small |= {"learning_rate": 1e-3, "video_frames": 8, "video_size": 64, "image_size": [64], "audio_frames": 64}
+    small |= {"video_backbone": "tiny-vjepa2", "audio_backbone": "tiny-ast", "image_backbone": "tiny-dinov3"}
+    small |= {"branches": "2.mean", "layer_index": "block", "video_token_pool": "none", "image_weights": "random"}
+    assert {name: getattr(drawn, name) for name in small} == small
+    assert Args(data_path="welds", dummy=True).hidden_dim == 64
+    assert Args(data_path="welds", protocol="paper").video_size == 64  # the original's slip
+
+
+def test_the_ladder_hands_on_the_options_of_v4():
+    assert (LadderArgs().demo_train, LadderArgs().audio_width) == (48, 128)
+    real = LadderArgs(data_path="welds", k=3)
+    assert (real.audio_width, real.baseline_batch, real.of_model().k) == (1024, 32, 3)
+    for changes in VARIANTS.values():
+        model = LadderArgs().of_model(**changes)
+        assert (model.demo_train, model.figures) == (48, False)
+        assert all(getattr(model, name) == value for name, value in changes.items())
+
+
+# ---- options that act
+
+
+def write_few(folder):
+    """Runs of four classes in files: 6 to train on, 4 in each of val and test."""
+    root = write_weld_demo(folder, train=3, good=1, per_defect=1, supervised=True)
+    head, *rows = (root / "manifest.csv").read_text().splitlines()
+    kept = [row for row in rows if row.split(",")[0] in CLASSES[:4]]
+    (root / "manifest.csv").write_text("\n".join([head, *kept]) + "\n")
+    return root
+
+
+def few(root):
+    """Options of a small V4 for `write_few`."""
+    options = {"data_path": str(root), "dummy": True, "hidden_dim": 16, "sensor_dim": 16, "sensor_layers": 1, "k": 1}
+    options |= {"epochs": 2, "batch_size": 6, "figures": False, "video_frames": 2, "video_size": 32, "views": 1}
+    return options | {"image_size": [32]}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """What one epoch of tiny() with the cache off learns."""
+    result = train(tiny(epochs=1, cache="off", output_dir=str(tmp_path_factory.mktemp("plain"))))
+    return load_checkpoint(result.checkpoint)["model"]
+
+
+def test_augment_changes_what_is_learnt_and_workers_change_nothing(plain, tmp_path):
+    changed = load_checkpoint(
+        train(tiny(epochs=1, cache="off", augment=True, output_dir=str(tmp_path / "augment"))).checkpoint
+    )["model"]
+    name = "model.fusion.project.images.weight"
+    assert not torch.equal(plain[name], changed[name])
+    assert torch.equal(plain["model.scale.images.mean"], changed["model.scale.images.mean"])  # never of augmented runs
+    threads = []
+    original = features_module.ThreadPoolExecutor
+
+    def counted(count):
+        threads.append(count)
+        return original(count)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features_module, "ThreadPoolExecutor", counted)
+        same = load_checkpoint(
+            train(tiny(epochs=1, cache="off", num_workers=2, output_dir=str(tmp_path / "workers"))).checkpoint
+        )["model"]
+    assert set(threads) == {2}
+    assert all(torch.equal(plain[key], same[key]) for key in plain)
+
+
+def test_unreadable_runs_stop_the_training_or_are_left_out(tmp_path):
+    root = write_few(tmp_path / "data")
+    broken = sorted(root.glob("good_train/*/*.avi"))[0]
+    broken.write_bytes(b"no video")
+    options = few(root) | {"epochs": 1}
+    with pytest.raises(UserError, match=broken.name):
+        train(Args(**options, output_dir=str(tmp_path / "fail")))
+    result = train(Args(**options, on_error="skip", output_dir=str(tmp_path / "skip")))
+    skipped = json.loads((result.run_dir / "run.json").read_text())["skipped"]
+    assert [Path(one["path"]) for one in skipped] == [broken.parent]
+    assert len(load_checkpoint(result.checkpoint)["extra"]["bank"]["classes"]) == 5
+
+
+# ---- the detector
+
+
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory):
+    """Runs in files, a V4 trained on them, and its detector."""
+    folder = tmp_path_factory.mktemp("welds")
+    root = write_few(folder / "data")
+    result = train(Args(**few(root), output_dir=str(folder / "run")))
+    return root, result, SYSTEMS.load(result.checkpoint)
+
+
+def test_predict_takes_run_folders_and_answers_the_score_of_the_protocol(on_disk):
+    _, _, detector = on_disk
+    selection = detector.items()
+    scores = detector.score(selection)
+    folders = [run.folder for run in selection.items[:4]]
+    found = detector.predict(folders)
+    torch.testing.assert_close(found.score, torch.tensor(scores.scores[:4]), rtol=0, atol=1e-5)
+    one = detector.predict(str(folders[0]))
+    torch.testing.assert_close(one.score, found.score[:1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(detector.predict(selection.items[0]).score, one.score)
+    chances = torch.stack([part for name, part in found.parts.items() if name.startswith("class ")])
+    torch.testing.assert_close(chances.sum(0), torch.ones(4))
+    assert found.parts["head"].shape == (4,)
+
+
+def test_a_trained_detector_needs_no_training_data_to_predict(on_disk, tmp_path):
+    root, _, detector = on_disk
+    folder = detector.items().items[0].folder
+    alone = tmp_path / folder.name
+    shutil.copytree(folder, alone)
+    moved = root.with_name("moved")
+    root.rename(moved)
+    try:
+        wanted = detector.predict(alone).score
+        with pytest.raises(UserError, match="no manifest"):
+            detector.items()
+    finally:
+        moved.rename(root)
+    torch.testing.assert_close(detector.predict(folder).score, wanted)
+
+
+def test_other_data_are_judged_against_their_own_training_split(on_disk):
+    root, result, detector = on_disk
+    assert not list(result.run_dir.glob("*.png"))  # figures=False
+    own = summary(detector.score(detector.items()))
+    assert own == {name: pytest.approx(value, abs=1e-6) for name, value in result.metrics.items()}
+    again = summary(detector.score(detector.items(Choice(data_path=str(root)))))
+    assert again == {name: pytest.approx(value, abs=1e-6) for name, value in own.items()}
+    seen = detector.score(detector.items(Choice(split="train")))
+    assert seen.own["knn_accuracy"] == 1.0  # k = 1: every training run finds itself
+    with pytest.raises(ValueError, match="obj=x: has no meaning"):
+        detector.items(Choice(obj="x"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [("nowhere", "nowhere: no such folder"), ([], "no runs"), (3, "cannot score int"), ([None], "NoneType")],
+)
+def test_wrong_inputs_are_told_what_was_expected(on_disk, wrong, said):
+    with pytest.raises(UserError, match=said) as refused:
+        on_disk[2].predict(wrong)
+    assert "give a run folder" in str(refused.value)
+
+
+def test_a_run_without_any_recording_is_refused(on_disk, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: neither video, images, audio nor sensors"):
+        on_disk[2].predict(tmp_path / "empty")
+
+
+def test_averaged_parameters_are_refused(on_disk):
+    with pytest.raises(UserError, match="ema"):
+        SYSTEMS.load(on_disk[1].checkpoint, which="ema")

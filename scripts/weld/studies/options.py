@@ -32,8 +32,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class LadderArgs(QuadArgs):
     """The ladder: the options of V4, and which models and seeds."""
 
-    demo_train: int = override(QuadArgs, "demo_train", 48)
-    demo_good: int = override(QuadArgs, "demo_good", 24)
     figures: Switch = override(QuadArgs, "figures", False, help="draw figures of each trained D (its time counts them)")
     models: list[str] = arg(
         list(MODELS), "which models; fusion = late, mid and cross-attention only", choices=[*MODELS, "fusion"]
@@ -51,9 +49,12 @@ class LadderArgs(QuadArgs):
     PRESETS: ClassVar[Sequence[Preset]] = (
         Preset(
             when={"data_path": None},
-            then={"baseline_batch": 8, "spectrum_fft": 512, "spectrum_frames": 64, "audio_width": 128},
+            then={
+                "demo_train": 48, "demo_good": 24,
+                "baseline_batch": 8, "spectrum_fft": 512, "spectrum_frames": 64, "audio_width": 128,
+            },
         ),
-    )
+    )  # fmt: skip
 
     def of_model(self, **changes: Any) -> QuadArgs:
         """The options of V4 among these, with `changes`."""

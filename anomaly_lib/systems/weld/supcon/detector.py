@@ -13,6 +13,7 @@ from anomaly_lib.detect.scores import Scores
 from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.checkpoint import Checkpoint
 from anomaly_lib.errors import UserError
+from anomaly_lib.models.weld.quad_config import MODALITIES
 from anomaly_lib.systems.weld.data.manifest import CLASSES, WeldRun, select_runs
 from anomaly_lib.systems.weld.features import WeldFeatures
 from anomaly_lib.systems.weld.inputs import build_features
@@ -52,7 +53,7 @@ class QuadDetector(Detector):
         return f"QuadDetector({self.task.model!r}, bank of {len(self.bank.classes)} runs)"
 
     def encode(self, runs: Sequence[WeldRun], *, batch_size: int | None = None) -> dict[str, Tensor]:
-        """`features` [N, D], `logits` [N, 12] and `anomaly_score` [N] (of the score head) of N runs."""
+        """`features` [N, D], `logits` [N, 12], `anomaly_score` [N] of the score head, `present` [N, 4] of N runs."""
         self.features.prepare(runs)
         size = batch_size or self.args.batch_size
         return encode_runs(self.task, self.features, runs, batch_size=size, precision=self.args.precision)
@@ -90,6 +91,9 @@ class QuadDetector(Detector):
         """`inputs`: one or many run folders or runs. Parts: the score head and the probability of each class."""
         runs = runs_of(inputs)
         out = self.encode(runs)
+        for run, present in zip(runs, out["present"], strict=True):
+            if not present.any():
+                raise UserError(f"{run.folder}: neither {', '.join(MODALITIES[:-1])} nor {MODALITIES[-1]} in this run")
         probabilities = out["logits"].softmax(1)
         parts = {f"class {name}": probabilities[:, i] for i, name in enumerate(CLASSES)}
         return Prediction(defect_margin(self.bank, out["features"]), parts={"head": out["anomaly_score"], **parts})

@@ -137,7 +137,7 @@ def objective(
 def encode_runs(
     task: QuadTask, features: WeldFeatures, runs: Sequence[WeldRun], *, batch_size: int, precision: str = "fp32"
 ) -> dict[str, Tensor]:
-    """`features` [N, D], `logits` [N, C], `anomaly_score` [N] of N runs in eval mode, on the CPU."""
+    """`features` [N, D], `logits` [N, C], `anomaly_score` [N], `present` [N, 4] of N runs, in eval mode, on the CPU."""
     was_training = task.training
     task.eval()
     parts: list[dict[str, Tensor]] = []
@@ -145,6 +145,7 @@ def encode_runs(
         batch = quad_batch(features, runs[start : start + batch_size])
         with autocast_for(features.device, precision):
             out = task.model(batch)
-        parts.append({name: out[name].float().cpu() for name in ("features", "logits", "anomaly_score")})
+        answer = {name: out[name].float() for name in ("features", "logits", "anomaly_score")}
+        parts.append({name: value.cpu() for name, value in (answer | {"present": batch["present"]}).items()})
     task.train(was_training)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
