@@ -81,3 +81,18 @@ def usable(runs: Sequence[WeldRun], features: WeldFeatures, say: Callable[[str],
     if not kept:
         raise UserError("no run has a photo of the finished weld: check the images/ folders")
     return kept
+
+
+def moved_weights(text: str | None) -> dict[str, str]:
+    """``"video=FILE,image=FILE"`` as the options they stand for."""
+    moved: dict[str, str] = {}
+    for word in (text or "").split(","):
+        part, _, path = word.partition("=")
+        if word and (part not in ("video", "audio", "image") or not path):
+            raise UserError(
+                f"weights={text}: a weld detector has three frozen networks; give weights=video=FILE,audio=FILE,"
+                "image=FILE (those that moved)"
+            )
+        if word:
+            moved[f"{part}_weights"] = path
+    return moved

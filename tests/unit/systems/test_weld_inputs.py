@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from anomaly_lib.errors import UserError
-from anomaly_lib.systems.weld.causal_film.detector import moved_weights
 from anomaly_lib.systems.weld.causal_film.options import tiny
-from anomaly_lib.systems.weld.inputs import build_features, open_runs
+from anomaly_lib.systems.weld.inputs import build_features, moved_weights, open_runs
 
 CPU = torch.device("cpu")
 

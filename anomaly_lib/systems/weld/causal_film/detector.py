@@ -20,7 +20,7 @@ from anomaly_lib.systems.weld.causal_film.task import PARTS, CausalFiLMTask, bui
 from anomaly_lib.systems.weld.data.manifest import WeldRun
 from anomaly_lib.systems.weld.detector import WeldDetector
 from anomaly_lib.systems.weld.features import WeldFeatures
-from anomaly_lib.systems.weld.inputs import build_features, data_name, usable
+from anomaly_lib.systems.weld.inputs import build_features, data_name, moved_weights, usable
 from anomaly_lib.systems.weld.runs_of import runs_of
 from anomaly_lib.types import Prediction
 
@@ -125,18 +125,3 @@ def _task(args: Args, features: WeldFeatures, state: Mapping[str, Any]) -> Causa
     task = build(args, features.device, dims=features.dims(), text=state.get("criterion.text"))
     task.load_state_dict(state)
     return task.eval()
-
-
-def moved_weights(text: str | None) -> dict[str, str]:
-    """``"video=FILE,image=FILE"`` as the options they stand for."""
-    moved: dict[str, str] = {}
-    for word in (text or "").split(","):
-        part, _, path = word.partition("=")
-        if word and (part not in ("video", "audio", "image") or not path):
-            raise UserError(
-                f"weights={text}: a weld detector has three frozen networks; give weights=video=FILE,audio=FILE,"
-                "image=FILE (those that moved)"
-            )
-        if word:
-            moved[f"{part}_weights"] = path
-    return moved

@@ -16,7 +16,7 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.models.weld.quad_config import MODALITIES
 from anomaly_lib.systems.weld.data.manifest import CLASSES, WeldRun, select_runs
 from anomaly_lib.systems.weld.features import WeldFeatures
-from anomaly_lib.systems.weld.inputs import build_features
+from anomaly_lib.systems.weld.inputs import build_features, moved_weights
 from anomaly_lib.systems.weld.runs_of import runs_of
 from anomaly_lib.systems.weld.supcon.knn import Bank, defect_margin, knn_figures, knn_report
 from anomaly_lib.systems.weld.supcon.options import Args
@@ -107,14 +107,13 @@ def load(
     which: str = "auto",
     features: WeldFeatures | None = None,
 ) -> QuadDetector:
-    """The detector of a checkpoint with its own preprocessing. `features` of equal encoders may be handed in."""
-    if weights is not None:
-        raise UserError(
-            f"weights={weights}: {SYSTEM} reads three frozen networks; put their files where training had them"
-        )
+    """The detector of a checkpoint; `features` of the same options may be handed in.
+
+    `weights`: where weight files lie now, as ``video=FILE,audio=FILE,image=FILE`` (those that moved).
+    """
     if which == "ema":
-        raise UserError(f"{checkpoint.path}: has no averaged parameters (ema), only raw ones")
-    args = Args.from_saved(checkpoint.args)
+        raise UserError(f"{checkpoint.path}: which=ema: this run averaged no parameters; give which=raw")
+    args = Args.from_saved({**checkpoint.args, **moved_weights(weights)})
     if features is None:
         features = build_features(args, pick_device(device))
     features.sensor_statistics = checkpoint.extra["sensor_statistics"]
