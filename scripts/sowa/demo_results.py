@@ -6,59 +6,70 @@ Every second class trains, the others are only tested. How long to train is deci
 out in turn; the tested classes decide nothing. A killed study goes on where it stopped.
 """
 
-import argparse
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Optional
 
-from anomaly_lib.detect.contract import EvaluateArgs
+from anomaly_lib.config import Options, arg, command
+from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.tables import Cell, Table
 from anomaly_lib.files import read_json, write_between
-from anomaly_lib.systems.sowa.fit import best_epochs
-from anomaly_lib.systems.sowa.train import Args, evaluate, train
+from anomaly_lib.systems.registry import SYSTEMS
+from anomaly_lib.systems.sowa.options import Args
 
 SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_aupro")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "manual" / "sowa.md"
 Metrics = dict[str, float]
 MARKS = ("<!-- demo results -->", "<!-- end of demo results -->")
+NOTHING = {"prompt_learner": "zero", "adapter": "none", "epochs": 0, "map_calibration": "none", "image_score": "text"}
 
 
-def study(seed: int, epochs: int, folder: Path, data_path: str | None, cache_dir: str | None) -> dict[str, Metrics]:
+@dataclass
+class StudyArgs(Options):
+    """The study."""
+
+    seeds: list[int] = arg([0, 1, 2], "seeds", at_least=0)
+    epochs: int = arg(Args().epochs, "most epochs of a training", at_least=1)
+    data_path: Optional[str] = arg(
+        None, "the demo data as files (python -m anomaly_lib demo DIR); None = drawn", type=str
+    )
+    output_dir: str = arg("runs/sowa/demo_results", "folder of the runs and the table")
+    cache_dir: Optional[str] = arg(None, "folder of the feature cache", type=str)
+    page: str = arg(str(PAGE), "page whose table is written")
+
+
+def study(seed: int, args: StudyArgs) -> dict[str, Metrics]:
     """The same frozen tower with nothing trained and with SOWA's parts trained, each zero-shot and with four images."""
-    common = {"seed": seed, "data_path": data_path, "cache_dir": cache_dir, "figures": False}
-    nothing = {
-        "prompt_learner": "zero",
-        "adapter": "none",
-        "epochs": 0,
-        "map_calibration": "none",
-        "image_score": "text",
-    }
-    plain = Args(**common, **nothing, output_dir=str(folder / f"plain-{seed}"))
-    trained = Args(**common, output_dir=str(folder / f"trained-{seed}"), epochs=epochs)
+    from anomaly_lib.detect.scores import summary
+
+    sowa = SYSTEMS["sowa"]
+    common: dict[str, Any] = {"seed": seed, "data_path": args.data_path, "cache_dir": args.cache_dir, "figures": False}
+    common |= {"backbone": "demo-clip"}
+    folder = Path(args.output_dir)
+    plain = Args(**common, **NOTHING, output_dir=str(folder / f"plain-{seed}"))
+    trained = Args(**common, output_dir=str(folder / f"trained-{seed}"), epochs=args.epochs)
     found = {}
     for name, options in (("nothing trained", plain), ("trained", trained)):
-        result = train(options)
+        result = sowa.train(options)
         assert result.checkpoint is not None
+        detector = SYSTEMS.load(result.checkpoint, device="cpu")
         found[f"{name}, zero-shot"] = result.metrics
-        found[f"{name}, k=4"] = evaluate(result.checkpoint, EvaluateArgs(shot=4, device="cpu")).metrics
+        found[f"{name}, k=4"] = summary(detector.score(detector.items(Choice(shot=4))))
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    flags.add_argument("--epochs", type=int, default=Args().epochs)
-    flags.add_argument("--data-path", help="the demo data as files (python -m anomaly_lib demo DIR); drawn without it")
-    flags.add_argument("--output-dir", type=Path, default=Path("runs/sowa/demo_results"))
-    flags.add_argument("--cache-dir")
-    flags.add_argument("--page", type=Path, default=PAGE)
-    args = flags.parse_args(argv)
+def run(args: StudyArgs) -> None:
+    from anomaly_lib.systems.sowa.train import best_epochs
+
     found: dict[str, list[Metrics]] = {}
     for seed in args.seeds:
-        for name, metrics in study(seed, args.epochs, args.output_dir, args.data_path, args.cache_dir).items():
+        for name, metrics in study(seed, args).items():
             found.setdefault(name, []).append(metrics)
-    records = [read_json(args.output_dir / f"trained-{seed}" / "run.json") for seed in args.seeds]
+    folder = Path(args.output_dir)
+    records = [read_json(folder / f"trained-{seed}" / "run.json") for seed in args.seeds]
     for shots in ("zero-shot", "k=4"):
         pairs = zip(found[f"trained, {shots}"], found[f"nothing trained, {shots}"], strict=True)
         found[f"gain, {shots}"] = [{name: trained[name] - plain[name] for name in SHOWN} for trained, plain in pairs]
@@ -73,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows.append(row)
     table = Table(["setting", *SHOWN], rows)
     print(table.text())
-    table.write(args.output_dir / "results")
+    table.write(folder / "results")
     seeds = ", ".join(map(str, args.seeds))
     first = records[0]
     chosen = ", ".join(str(best_epochs(record["transfer"])) for record in records)
@@ -81,8 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"Train: {', '.join(first['train_classes'])}. Test: {', '.join(first['test_classes'])}. Seeds {seeds}; epochs "
         f"chosen on left-out training classes: {chosen} of {args.epochs}. Commit {first['git_commit']}."
     )
-    write_between(args.page, MARKS, f"{table.markdown()}\n{note}")
-    return 0
+    write_between(Path(args.page), MARKS, f"{table.markdown()}\n{note}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return command(StudyArgs, run, argv, prog="demo_results.py", description=__doc__ or "")
 
 
 if __name__ == "__main__":
