@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from anomaly_lib.data.demo.items import write_demo
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.registry import SYSTEMS
 from scripts.pages.results_page import BEGIN, END
@@ -86,9 +87,9 @@ def test_nothing_to_show_is_said(tmp_path: Path) -> None:
 
 
 def test_a_run_is_drawn_from_its_scores(tmp_path: Path) -> None:
-    result = SYSTEMS["promptad"].train(
-        SYSTEMS["promptad"].tiny(output_dir=str(tmp_path / "runs" / "one"), task="seg", obj="grid")
-    )
+    write_demo(tmp_path / "data", categories=["grid"], size=64, train=3, test_good=3, per_defect=1)
+    options = {"dataset": "mvtec", "data_path": str(tmp_path / "data"), "task": "seg"}
+    result = SYSTEMS["promptad"].train(SYSTEMS["promptad"].tiny(output_dir=str(tmp_path / "runs" / "one"), **options))
     docs, readme = tmp_path / "docs", tmp_path / "README.md"
     readme.write_text(f"{BEGIN}\n{END}")
     argv = ["--runs", str(tmp_path / "runs"), "--docs", str(docs), "--readme", str(readme), "--only", "results"]
