@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from anomaly_lib.models.weld.config import CausalFiLMConfig, LossConfig
     from anomaly_lib.models.weld.quad_config import QuadConfig
     from anomaly_lib.models.weld.supcon_quad import CrossAttentionFusion, QuadModal, SensorEncoder
+    from anomaly_lib.models.weld.supcon_quad import CrossAttentionFusion as CrossAttentionFusionModule
+    from anomaly_lib.models.weld.supcon_quad import QuadModal as QuadModalSOTAModel
     from anomaly_lib.models.weld.video_ae import VideoAE
 
 PLACES = {
@@ -26,10 +28,12 @@ PLACES = {
     "CausalFiLMConfig": "config",
     "CausalFiLMLoss": "causal_film_loss",
     "CrossAttentionFusion": "supcon_quad",
+    "CrossAttentionFusionModule": "supcon_quad:CrossAttentionFusion",
     "LossConfig": "config",
     "ProcessEncoder": "causal_film_parts",
     "QuadConfig": "quad_config",
     "QuadModal": "supcon_quad",
+    "QuadModalSOTAModel": "supcon_quad:QuadModal",
     "RobustResultEncoder": "causal_film_parts",
     "SensorEncoder": "supcon_quad",
     "SensorModulator": "causal_film_parts",
@@ -45,10 +49,12 @@ __all__ = [
     "CausalFiLMConfig",
     "CausalFiLMLoss",
     "CrossAttentionFusion",
+    "CrossAttentionFusionModule",
     "LossConfig",
     "ProcessEncoder",
     "QuadConfig",
     "QuadModal",
+    "QuadModalSOTAModel",
     "RobustResultEncoder",
     "SensorEncoder",
     "SensorModulator",

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from anomaly_lib.errors import UserError
+from anomaly_lib.models import weld
 from anomaly_lib.models.weld.quad_config import MODALITIES, QuadConfig, heads_of
 from anomaly_lib.models.weld.supcon_quad import (
     CrossAttentionFusion,
@@ -177,6 +178,13 @@ def test_narrow_models_get_fewer_heads_and_what_heads_do_not_divide_is_refused()
     assert [heads_of(width) for width in (8, 16, 60, 512)] == [1, 2, 7, 8]
     with pytest.raises(ValueError, match="sensor_dim=60: its 7 attention heads do not divide it"):
         QuadConfig(sensor_dim=60)
+
+
+def test_the_documents_names_are_offered():
+    assert weld.QuadModalSOTAModel is weld.QuadModal is QuadModal
+    assert weld.CrossAttentionFusionModule is CrossAttentionFusion
+    assert weld.SensorEncoder is SensorEncoder
+    assert sorted(weld.PLACES) == sorted(weld.__all__)
 
 
 def test_the_representation_fits_a_line():
