@@ -6,7 +6,7 @@ Importing this package is cheap: nothing heavy is loaded and no work is done. Ta
 
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["__version__", "load"]
 
 
