@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import anomaly_lib
 from anomaly_lib.systems.crystal.data.dataset import read_table
 from anomaly_lib.systems.crystal.data.demo import write_crystal_demo
 from anomaly_lib.systems.crystal.data.structure import read_crystal
@@ -20,7 +21,7 @@ from anomaly_lib.systems.crystal.scales import initial_scale
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--epochs", "2", "--hidden_features", "16", "--alignn_layers", "4", "--gcn_layers", "1"]
-SMALL += ["--batch_size", "16", "--cache", "ram", "--device", "cpu"]
+SMALL += ["--batch_size", "16", "--cache", "ram", "--device", "cpu", "--figures", "False"]
 PROPERTY = "formation_energy_peratom"
 MIDDLE = ["--use_middle_fusion", "True", "--middle_fusion_use_gate_norm", "True",
           "--middle_fusion_use_learnable_scale", "True", "--middle_fusion_initial_scale", "12.0"]  # fmt: skip
@@ -225,6 +226,7 @@ def test_killed_and_resumed_equals_uninterrupted(
 
     monkeypatch.setattr(crystal, "train_epoch", stops_in_the_second_epoch)
     assert train(*words, "--output_dir", str(tmp_path / "killed")) == 130
+    assert json.loads((tmp_path / "killed" / PROPERTY / "run.json").read_text())["status"] == "interrupted"
     monkeypatch.setattr(crystal, "train_epoch", original)
     assert train(*words, "--output_dir", str(tmp_path / "killed")) == 0
     whole, resumed = (
@@ -272,6 +274,8 @@ def test_mistakes_get_one_line(dataset: Path, tmp_path: Path, capsys: pytest.Cap
         ("--root_dir", str(dataset), "--backbone", "matscibert"): "weights",
         ("--root_dir", str(dataset), "--classification", "1"): "targets 0 and 1",
         ("--root_dir", str(dataset), "--num_heads", "4"): "unknown option",
+        ("--root_dir", str(dataset), "--weights", "bert"): "--weights bert: hashed-text has none",
+        ("--root_dir", str(dataset), "--property", "gap", "--on_error", "skip"): "--property gap: no folder",
     }
     for words, said in cases.items():
         assert train(*words, *out) == 2, words
@@ -318,7 +322,6 @@ def tiny_bert(folder: Path) -> Path:
 @pytest.mark.parametrize("words", [["--modality", "text"], ["--use_fine_grained_attention", "True"]])
 def test_local_bert_is_read_once_and_cached(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from anomaly_lib.backbones.huggingface import HuggingFaceBackbone
-    from anomaly_lib.systems.crystal.train import load_detector
 
     calls: list[int] = []
     original = HuggingFaceBackbone.encode_texts
@@ -337,9 +340,8 @@ def test_local_bert_is_read_once_and_cached(words: list[str], tmp_path: Path, mo
     assert main([*common, *small, "--output_dir", str(tmp_path / "b"), "--fresh"]) == 0
     assert first > 0
     assert sum(calls) == first  # the second run reads the cache
-    detector = load_detector(tmp_path / "a" / PROPERTY / "best_model.pt")
-    data = detector.load_data(None)
+    detector = anomaly_lib.load(tmp_path / "a" / PROPERTY / "best_model.pt")
+    data = detector.load_data()
     row = data.rows[data.split.test[0]]
-    batch = detector.prepare([row.source], [row.text])
-    want = detector.predict(data.batch(data.split.test[:1])).score
-    torch.testing.assert_close(detector.predict(batch).score, want, rtol=1e-3, atol=1e-3)
+    want = detector.predict_batch(data.batch(data.split.test[:1])).score
+    torch.testing.assert_close(detector.predict((row.source, row.text)).score, want, rtol=1e-3, atol=1e-3)

@@ -104,13 +104,13 @@ def test_another_text_encoder_is_refused_when_texts_are_read(tmp_path: Path, mon
     assert result.checkpoint is not None
     detector = anomaly_lib.load(result.checkpoint)
     data = detector.load_data(None)
-    texts, crystals = [data.rows[0].text], [data.rows[0].source]
-    detector.prepare(crystals, texts)
+    described = data.rows[0].source, data.rows[0].text
+    detector.predict(described)
     monkeypatch.setattr(HashedTextEncoder, "weights_id", "hashed-text-2")
     with pytest.raises(UserError, match="hashed-text-1 of hashed-text"):
         detector.load_data(None)
     with pytest.raises(UserError, match="hashed-text-1 of hashed-text"):
-        detector.prepare(crystals, texts)
+        detector.predict(described)
     random = train("crystal", tmp_path / "random", backbone="tiny-bert", weights="random")
     assert "random weights: tiny-bert" in anomaly_lib.load(random.checkpoint).facts.remarks()
     assert "frozen: tiny-bert, UNTRAINED" in (random.run_dir / "log.txt").read_text(encoding="utf-8")
