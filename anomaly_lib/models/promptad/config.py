@@ -1,5 +1,6 @@
 """Options of PromptAD's parts; they are the parts' configurations. Importing them loads no torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
@@ -98,4 +99,4 @@ class MemoryConfig(Options):
 class PromptADConfig(PromptConfig, LossConfig, ScoreConfig, MemoryConfig):
     """PromptAD: learned prompts, patch memory, scores."""
 
-    PRESETS: ClassVar = (Preset(when={"task": "seg"}, then={"n_pro": 1}),)
+    PRESETS: ClassVar[Sequence[Preset]] = (Preset(when={"task": "seg"}, then={"n_pro": 1}),)

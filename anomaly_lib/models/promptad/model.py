@@ -119,7 +119,7 @@ class PromptAD(nn.Module):
         sizes = ", ".join(str(list(gallery.shape)) for gallery in self.galleries)
         return (
             f"{self.class_name!r}, task={self.config.task}, fusion_mode={self.config.fusion_mode}\n{self.towers!r}\n"
-            f"prompts on {self.learner.words!r}: {normal} normal, {manual} manual and {learned} learned anomalous ones\n"
+            f"prompts on {self.learner.words!r}: {normal} normal, {manual} manual, {learned} learned anomalous ones\n"
             f"memory: {sizes}"
         )
 

@@ -46,12 +46,12 @@ class FrozenTowers:
     @property
     def text(self) -> TextTower:
         """CLIP's text tower."""
-        return self.clip.text  # type: ignore[return-value]
+        return self.clip.text
 
     @property
     def logit_scale(self) -> Tensor:
         """The stored log temperature."""
-        return self.clip.logit_scale  # type: ignore[return-value]
+        return self.clip.logit_scale
 
     @property
     def widths(self) -> list[int]:
@@ -68,7 +68,7 @@ class FrozenTowers:
         if self.visual is not None:
             raise UserError("another network feeds the memory: give pictures, not tensors (each has its own transform)")
         if images.ndim != 4 or images.shape[1] != 3 or tuple(images.shape[2:]) != self.clip.image_size:
-            height, width = self.clip.image_size or (0, 0)
+            height, width = self.clip.image_size
             raise UserError(f"expected images [B, 3, {height}, {width}] for {self.clip.name}, got {list(images.shape)}")
         out = self.run(self.clip, images)
         return self.unit(out, out)
@@ -81,7 +81,7 @@ class FrozenTowers:
         """Unit features of what CLIP (`out`) and the network of the memory (`taps`) answered."""
         return ImageFeatures(
             taps=[F.normalize(_tokens(taps[name].float()), dim=-1) for name in self.taps],
-            grid=_grid(self.clip),
+            grid=self.clip.grid,
             tap_grid=_grid(self.visual or self.clip),
             pooled=F.normalize(out["pooled"].float(), dim=-1),
             tokens=F.normalize(out["vv_tokens"].float(), dim=-1),
@@ -89,7 +89,7 @@ class FrozenTowers:
 
 
 def taps_of(net: FrozenBackbone, depth: int, config: MemoryConfig) -> list[str]:
-    """Outputs of `net` (which has `depth` blocks) that are remembered; by default those of 2 and 7 of 12, or as deep."""
+    """Outputs of `net` (which has `depth` blocks) that are remembered; by default 2 and 7 of 12, or as deep."""
     layers = config.memory_layers or sorted({max(0, round(share * depth) - 1) for share in (3 / 12, 8 / 12)})
     if max(layers) >= depth or min(layers) < -depth:
         raise UserError(f"memory_layers={layers}: {net.name} has blocks 0..{depth - 1}")

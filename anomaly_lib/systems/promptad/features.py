@@ -1,6 +1,7 @@
 """The frozen towers of a PromptAD run: every image is encoded once, by whatever run comes first."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from anomaly_lib.backbones.clip import ClipBackbone
 from anomaly_lib.backbones.identity import weights_of
 from anomaly_lib.data import ImageTransform, Item
 from anomaly_lib.data.base import load_pixels
+from anomaly_lib.data.transforms import stretch_transform
 from anomaly_lib.engine.amp import autocast_for
 from anomaly_lib.engine.log import progress
 from anomaly_lib.errors import UserError
@@ -29,10 +31,12 @@ class Towers(FrozenTowers):
     def __init__(self, args: Args, device: torch.device, say: Callable[[str], None] | None = None) -> None:
         self.args, self._say = args, say
         self._stores: dict[str, FeatureStore] = {}
-        clip, visual, taps = make_clip(args), None, []
-        if args.visual_backbone is not None:
+        clip = make_clip(args)
+        if args.visual_backbone is None:
+            super().__init__(clip, args)
+        else:
             visual, taps = make_visual(args.visual_backbone, args)
-        super().__init__(clip, args, visual=visual, visual_taps=taps)
+            super().__init__(clip, args, visual=visual, visual_taps=taps)
         self.apply(lambda tensor: tensor.to(device))
 
     @property
@@ -63,15 +67,9 @@ class Towers(FrozenTowers):
         """How images enter the network: stretched to its input, the original's 1024 px square perhaps in between."""
         net = net or self.clip
         assert net.image_size is not None
-        return ImageTransform(
-            size=net.image_size,
-            resize="stretch",
-            mean=net.mean,  # type: ignore[arg-type]
-            std=net.std,  # type: ignore[arg-type]
-            interpolation=net.interpolation,
-            first_resize=self.args.reader_resize or None,
-            channels=self.args.test_color if test else "rgb",
-        )
+        plain = stretch_transform(net.image_size, mean=net.mean, std=net.std, interpolation=net.interpolation)
+        channels = self.args.test_color if test else "rgb"
+        return replace(plain, first_resize=self.args.reader_resize or None, channels=channels)
 
     def cost(self, support: Sequence[Item], test: Sequence[Item]) -> str:
         """What is still to be encoded, in words."""

@@ -289,7 +289,7 @@ def test_towers_are_shown_but_not_stored() -> None:
     shown = repr(model)
     assert "'screw', task=cls, fusion_mode=harmonic" in shown
     assert "tiny-clip at (64, 64), taps layer.0, layer.2" in shown
-    assert "prompts on 'hex nut': 3 normal, 33 manual and 12 learned" in shown
+    assert "prompts on 'hex nut': 3 normal, 33 manual, 12 learned" in shown
     assert "memory: [32, 64], [32, 64]" in shown
     model.double()
     assert model.towers.logit_scale.dtype == torch.float64
