@@ -9,28 +9,23 @@ options of train_detector.py say what the checkpoint's hyper-parameters were.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
-import torch
-from safetensors.torch import save
-from torch import nn
-
-from anomaly_lib.backbones.identity import weights_of
 from anomaly_lib.config import arg, command, to_plain
-from anomaly_lib.engine.checkpoint import save_checkpoint
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import atomic_file, write_atomic
-from anomaly_lib.models.detectors.anomalib_keys import backbone_state, load_anomalib, to_anomalib
-from anomaly_lib.systems.detectors.build import TrainedPart, build
-from anomaly_lib.systems.detectors.options import resolve
-from anomaly_lib.systems.detectors.train import SYSTEM, load_detector
-from anomaly_lib.systems.detectors.train import Args as DetectorOptions
+from anomaly_lib.models.detectors.configs import READS_BACKBONE
+from anomaly_lib.systems.detectors.options import DetectorArgs
+from anomaly_lib.systems.registry import SYSTEMS
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass
-class Args(DetectorOptions):
+class Args(DetectorArgs):
     """A checkpoint and what it becomes."""
 
     source: Optional[str] = arg(None, "checkpoint to read", type=str)
@@ -39,53 +34,82 @@ class Args(DetectorOptions):
 
 
 def from_anomalib(source: Path, output: Path, args: Args) -> None:
+    """Write the tensors of an anomalib checkpoint as one of ours, with anomalib's image threshold as its decision."""
+    import torch
+
+    from anomaly_lib.backbones.identity import weights_of
+    from anomaly_lib.backbones.weights import read_torch_file
+    from anomaly_lib.detect.decision import Decision
+    from anomaly_lib.engine.checkpoint import save_checkpoint
+    from anomaly_lib.models.detectors.anomalib_keys import load_anomalib
+    from anomaly_lib.systems.detectors.build import TrainedPart, build
+
+    content = read_torch_file(source)
+    options = SYSTEMS["detectors"].Args.from_saved(to_plain(args))
+    frozen = options.model in READS_BACKBONE
+    detector = build(replace(options, weights="random") if frozen else options, torch.device("cpu"))
     try:
-        content = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  (torch raises many kinds; all mean the file cannot be used)
-        raise UserError(f"{source}: not readable as tensors and plain types ({str(error)[:100]})") from None
-    options = resolve(DetectorOptions(**{f.name: getattr(args, f.name) for f in fields(DetectorOptions)}))
-    detector = build(replace(options, weights="random"), torch.device("cpu"))
-    try:
-        found = load_anomalib(detector, content.get("state_dict", content))
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{source}: not an anomalib checkpoint of --model {options.model}: {error}") from None
-    options = replace(options, weights=write_backbone(detector, output))
-    frozen = weights_of(build(options, torch.device("cpu")))  # read back, as loading will find it
+        found = load_anomalib(detector, content.get("state_dict", content) if isinstance(content, dict) else {})
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{source}: not an anomalib checkpoint of model={options.model}: {error}") from None
+    if frozen:
+        options = replace(options, weights=write_backbone(detector, output))
+    weights = weights_of(build(options, torch.device("cpu")))  # read back, as loading will find it
+    decision = Decision.of(found.get("image_threshold", float("nan")), "image threshold of the anomalib checkpoint")
+    plain = None if decision is None else decision.plain()
     payload = {
         "args": to_plain(options), "model": TrainedPart(detector).state_dict(), "epoch": 0, "history": [],
-        "extra": {
-            "model": options.model, "threshold": found.get("image_threshold"), "source": source.name, "weights": frozen,
-        },
+        "extra": {"decision": plain, "source": source.name, "weights": weights},
     }  # fmt: skip
-    save_checkpoint(output, payload, system=SYSTEM)
+    save_checkpoint(output, payload, system="detectors")
 
 
-def write_backbone(detector: nn.Module, output: Path) -> str | None:
-    """The frozen network's tensors beside the checkpoint; None for DRAEM, which has none."""
-    tensors = {name: tensor.contiguous().clone() for name, tensor in backbone_state(detector).items()}
-    if not tensors:
-        return None
+def write_backbone(detector: "nn.Module", output: Path) -> str:
+    """The frozen network's tensors beside the checkpoint."""
+    from safetensors.torch import save
+
+    from anomaly_lib.models.detectors.anomalib_keys import backbone_state
+
     path = output.with_name(f"{output.stem}_backbone.safetensors")
-    content = save(tensors)
+    content = save({name: tensor.contiguous().clone() for name, tensor in backbone_state(detector).items()})
     write_atomic(path, lambda stream: stream.write(content))
     return str(path)
 
 
+def to_their_file(source: Path, output: Path, weights: str | None) -> None:
+    """Write the tensors of one of our checkpoints under anomalib's names."""
+    import torch
+
+    from anomaly_lib.models.detectors.anomalib_keys import to_anomalib
+    from anomaly_lib.systems.detectors.detector import load
+
+    checkpoint = SYSTEMS.read(source)
+    if checkpoint.system != "detectors":
+        raise UserError(
+            f"{source}: a checkpoint of {checkpoint.system}; only classical detectors have anomalib's names"
+        )
+    detector = load(checkpoint, device="cpu", weights=weights)
+    with atomic_file(output) as stream:
+        torch.save({"state_dict": to_anomalib(detector.model)}, stream)
+
+
 def run(args: Args) -> None:
     if args.source is None:
-        raise UserError("--source is needed: the checkpoint to convert")
+        raise UserError("give source=, the checkpoint to convert")
     source = Path(args.source)
     if not source.is_file():
-        raise UserError(f"--source {source}: no such file")
-    output = Path(args.write_to) if args.write_to else source.with_suffix(".pt" if args.to == "here" else ".ckpt")
+        raise UserError(f"source={source}: no such file")
+    output = (
+        Path(args.write_to)
+        if args.write_to is not None
+        else source.with_suffix(".pt" if args.to == "here" else ".ckpt")
+    )
     if output.resolve() == source.resolve():
-        raise UserError(f"{output}: would overwrite its source; give another --write-to")
+        raise UserError(f"{output}: would overwrite its source; give another write_to=")
     if args.to == "here":
         from_anomalib(source, output, args)
     else:
-        detector = load_detector(source, device="cpu", weights=args.weights)
-        with atomic_file(output) as stream:
-            torch.save({"state_dict": to_anomalib(detector.model)}, stream)
+        to_their_file(source, output, args.weights)
     print(f"written: {output}")
 
 

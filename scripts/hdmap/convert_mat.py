@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Optional
 
 from anomaly_lib.config import Options, arg, command
-from anomaly_lib.systems.detectors.hdmap.convert import CLASS_SENSOR_NEW, CLASS_SENSOR_OLD, convert
 
 
 @dataclass
@@ -24,6 +23,8 @@ class Args(Options):
 
 
 def run(args: Args) -> None:
+    from anomaly_lib.systems.detectors.hdmap.convert import CLASS_SENSOR_NEW, CLASS_SENSOR_OLD, convert
+
     maps = {"old": CLASS_SENSOR_OLD, "new": CLASS_SENSOR_NEW, "auto": None}
     folder = convert(
         args.mat_root, args.output_dir, version=args.version, domain_map=maps[args.domain_map],

@@ -7,15 +7,17 @@ above the same row of normal maps, shows that the fault is there.
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Optional
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Optional
 
 from anomaly_lib.config import Options, arg, command
-from anomaly_lib.metrics import auroc
-from anomaly_lib.systems.detectors.hdmap.reader import DOMAINS, load_split
+from anomaly_lib.systems.detectors.hdmap.names import DOMAINS
 
-STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from anomaly_lib.systems.detectors.hdmap.reader import DomainSplit
+
+STATISTICS: "dict[str, Callable[[Tensor], Tensor]]" = {
     "mean": lambda maps: maps.mean((1, 2)),
     "maximum": lambda maps: maps.amax((1, 2)),
     "deviation": lambda maps: maps.std((1, 2)),
@@ -34,27 +36,30 @@ class Args(Options):
     maps: int = arg(400, "synthetic maps per class, half cold, half warm", at_least=2)
 
 
-def load(args: Args, domain: str) -> tuple[Tensor, Tensor, Tensor]:
+def load(args: Args, domain: str) -> "tuple[Tensor, Tensor, Tensor]":
     """Normal training maps, test maps [N, H, W] and their labels [N]."""
-    if args.data_path is not None:
-        train, test = (load_split(args.data_path, domain, split) for split in ("train", "test"))
-    else:
-        from anomaly_lib.systems.detectors.hdmap.demo_maps import demo_split
+    from anomaly_lib.systems.detectors.hdmap.demo_maps import demo_split
+    from anomaly_lib.systems.detectors.hdmap.reader import load_split
 
-        train, test = (demo_split(domain, split, train=args.maps, test=args.maps) for split in ("train", "test"))
+    def demo(domain: str, split: str) -> "DomainSplit":
+        return demo_split(domain, split, train=args.maps, test=args.maps)
+
+    train, test = (load_split(args.data_path, domain, split, demo=demo) for split in ("train", "test"))
     return train.images.squeeze(1), test.images.squeeze(1), test.labels
 
 
-def loudest_row(maps: Tensor, normal: Tensor) -> Tensor:
+def loudest_row(maps: "Tensor", normal: "Tensor") -> "Tensor":
     """Row profile relative to the map's mean, minus the normal profile; its maximum [N]."""
 
-    def profile(these: Tensor) -> Tensor:
+    def profile(these: "Tensor") -> "Tensor":
         return these.mean(2) / these.mean((1, 2)).unsqueeze(1)
 
     return (profile(maps) - profile(normal).mean(0)).amax(1)
 
 
 def run(args: Args) -> None:
+    from anomaly_lib.metrics import auroc
+
     names = [*STATISTICS, "loudest row"]
     print("| domain | " + " | ".join(names) + " |")
     print("|" + "---|" * (len(names) + 1))

@@ -4,7 +4,7 @@
 import sys
 from collections.abc import Sequence
 
-from anomaly_lib.systems.detectors.hdmap.experiment import script_main
+from anomaly_lib.systems.detectors.hdmap.script import script_main
 
 
 def main(argv: Sequence[str] | None = None) -> int:

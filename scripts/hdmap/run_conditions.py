@@ -6,16 +6,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from anomaly_lib.config import Options, Switch, arg, command
-from anomaly_lib.engine.launchers import LocalLauncher
-from anomaly_lib.engine.log import Log
-from anomaly_lib.engine.sweep import Job, Sweep
 from anomaly_lib.files import read_json
-from anomaly_lib.systems.detectors.hdmap.experiment import finished_result
-from anomaly_lib.systems.detectors.hdmap.options import get_experiment_by_name, load_experiment_conditions
+from anomaly_lib.systems.detectors.hdmap.conditions import get_experiment_by_name, load_experiment_conditions
+from anomaly_lib.systems.detectors.hdmap.script import finished_result
 from anomaly_lib.systems.detectors.options import MODELS
+
+if TYPE_CHECKING:
+    from anomaly_lib.engine.sweep import Job
 
 HERE = Path(__file__).resolve().parent
 
@@ -46,7 +46,9 @@ def visible_gpus() -> list[str]:
     return [str(i) for i in range(torch.cuda.device_count())]
 
 
-def jobs_of(args: Args, log_dir: Path) -> list[Job]:
+def jobs_of(args: Args, log_dir: Path) -> "list[Job]":
+    from anomaly_lib.engine.sweep import Job
+
     script = HERE / f"multi_domain_hdmap_{args.model}-training.py"
     file = Path(args.conditions) if args.conditions else HERE / f"multi_domain_hdmap_{args.model}-exp_condition.json"
     conditions = load_experiment_conditions(file)
@@ -69,11 +71,15 @@ def jobs_of(args: Args, log_dir: Path) -> list[Job]:
 
 
 def run(args: Args) -> int:
+    from anomaly_lib.engine.launchers import LocalLauncher
+    from anomaly_lib.engine.log import Log
+    from anomaly_lib.engine.sweep import Sweep
+
     log = Log()
     log_dir = Path(args.log_dir or f"results/{args.model}/{time.strftime('%Y%m%d_%H%M%S')}")
     jobs = jobs_of(args, log_dir)
 
-    def metrics(job: Job) -> dict[str, float]:
+    def metrics(job: "Job") -> dict[str, float]:
         number = int(job.argv[job.argv.index("--experiment-id") + 1])
         result = finished_result(log_dir, number, job.key["condition"])
         names = ("source_auroc", "avg_target_auroc", "transfer_ratio")

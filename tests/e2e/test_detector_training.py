@@ -19,7 +19,8 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.models.detectors.anomalib_keys import to_anomalib
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["--model", "draem", "--repair-width", "4", "--segment-width", "4", "--image-size", "32", "32", "--no-figures"]
+SMALL = ["--image-size", "32", "--no-figures"]
+NARROW = ["--model", "draem", *SMALL, "--repair-width", "4", "--segment-width", "4"]
 
 
 def script(name="train_detector"):
@@ -52,17 +53,17 @@ def tiny_data(tmp_path_factory):
 
 def test_interrupted_training_ends_with_the_same_weights(tiny_data, tmp_path, monkeypatch, capsys):
     main = script().main
-    assert main([*SMALL, *tiny_data, "--epochs", "2", "--output-dir", str(tmp_path / "straight")]) == 0
+    assert main([*NARROW, *tiny_data, "--epochs", "2", "--output-dir", str(tmp_path / "straight")]) == 0
     from anomaly_lib.engine.run import Run
 
     original = Run.end_epoch
 
-    def stop_after_first(self, state, epoch, values):
-        original(self, state, epoch, values)
+    def stop_after_first(self, state, epoch, values, **more):
+        original(self, state, epoch, values, **more)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Run, "end_epoch", stop_after_first)
-    flags = [*SMALL, *tiny_data, "--epochs", "2", "--output-dir", str(tmp_path / "broken")]
+    flags = [*NARROW, *tiny_data, "--epochs", "2", "--output-dir", str(tmp_path / "broken")]
     assert main(flags) == 130
     monkeypatch.undo()
     assert main(flags) == 0
@@ -78,10 +79,17 @@ def test_interrupted_training_ends_with_the_same_weights(tiny_data, tmp_path, mo
     ("flags", "message"),
     [
         (["--model", "draem_sevnet", "--image-size", "31", "95"], "--patch-width-range"),
-        (["--model", "padim", "--backbone", "resnet50"], "--n-features"),
+        (["--n-features", "40"], "--features 40: has no effect without --model padim"),
+        (["--model", "padim", "--draem-score", "mean21-max"], "without --model draem|draem_sevnet"),
+        (["--epochs", "3"], "--epochs 3: has no effect without --model reverse_distillation|draem|draem_sevnet"),
+        (["--model", "draem", "--backbone", "resnet18"], "without --model patchcore|padim|reverse_distillation"),
+        (["--model", "draem", "--gamma", "0.5"], "without --schedule step|multistep"),
+        (["--model", "reverse_distillation", "--layers", "layer1"], "needs three layers"),
+        (["--model", "reverse_distillation", "--backbone", "demo-clip"], "no decoder mirrors it"),
+        (["--image-size", "32", "32", "32"], "--image-size 32 32 32: takes one or two numbers"),
         (["--dataset", "mvtec"], "--data-path"),
         (["--obj", "unheard"], "unheard"),
-        (["--early-stopping-patience", "3"], "no validation split"),
+        (["--model", "draem", "--early-stopping-patience", "3"], "no validation split"),
         (["--model", "patchcor"], "patchcor"),
     ],
 )
@@ -94,8 +102,12 @@ def test_wrong_input_is_one_line(flags, message, capsys, tmp_path):
 
 @pytest.mark.parametrize("model", ["patchcore", "draem"])
 def test_anomalib_checkpoints_come_and_go(model, tiny_data, tmp_path, capsys):
-    flags = [*SMALL, "--model", model, "--backbone", "resnet18", "--coreset-size", "20", "--epochs", "0"]
-    assert script().main([*flags, *tiny_data, "--weights", "random", "--output-dir", str(tmp_path / "run")]) == 0
+    if model == "patchcore":
+        flags = [*SMALL, "--model", model, "--backbone", "resnet18", "--coreset-size", "20"]
+        training = [*flags, "--weights", "random"]
+    else:
+        flags = training = [*NARROW, "--epochs", "0"]
+    assert script().main([*training, *tiny_data, "--output-dir", str(tmp_path / "run")]) == 0
     trained = anomaly_lib.load(tmp_path / "run" / "checkpoint.pt")
     state = to_anomalib(trained.model)
     state["post_processor._image_threshold"] = torch.tensor(0.25)
@@ -103,7 +115,9 @@ def test_anomalib_checkpoints_come_and_go(model, tiny_data, tmp_path, capsys):
     main = script("convert_detector").main
     assert main(["--source", str(tmp_path / "lightning.ckpt"), *flags, "--write-to", str(tmp_path / "here.pt")]) == 0
     here = anomaly_lib.load(tmp_path / "here.pt")
-    assert here.threshold == 0.25
+    assert here.decision.threshold == 0.25
+    assert "anomalib" in here.decision.describe()
+    assert trained.decision is None
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(here.predict(images).score, trained.predict(images).score)
     assert main(["--source", str(tmp_path / "here.pt"), "--to", "anomalib"]) == 0
@@ -126,8 +140,8 @@ def test_anomalib_checkpoints_come_and_go(model, tiny_data, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["draem", "reverse_distillation"])
 def test_torchrun_with_two_ranks(model, tiny_data, tmp_path):
-    flags = [*SMALL, *tiny_data, "--epochs", "1", "--batch-size", "8", "--output-dir", str(tmp_path / "run")]
-    flags += ["--model", model, "--backbone", "resnet18", "--weights", "random"]
+    flags = [*tiny_data, "--epochs", "1", "--batch-size", "8", "--output-dir", str(tmp_path / "run")]
+    flags += NARROW if model == "draem" else [*SMALL, "--model", model, "--backbone", "resnet18", "--weights", "random"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*command, str(ROOT / "scripts" / "train_detector.py"), *flags],

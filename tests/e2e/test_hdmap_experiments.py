@@ -11,21 +11,23 @@ from pathlib import Path
 
 import pytest
 
+import anomaly_lib
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.detectors.hdmap import experiment_utils
-from anomaly_lib.systems.detectors.hdmap import recipe as hdmap_recipe
 from anomaly_lib.systems.detectors.hdmap.analysis import analyze, collect, paired_tests, summary_rows
+from anomaly_lib.systems.detectors.hdmap.conditions import (
+    args_of,
+    extract_target_domains_from_config,
+    image_size_of,
+    load_experiment_conditions,
+    training_names,
+    values_of,
+)
 from anomaly_lib.systems.detectors.hdmap.experiment_utils import (
     create_multi_domain_datamodule,
     evaluate_source_domain,
     evaluate_target_domains,
     transfer_grade,
-)
-from anomaly_lib.systems.detectors.hdmap.options import (
-    args_of,
-    extract_target_domains_from_config,
-    image_size_of,
-    load_experiment_conditions,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +61,10 @@ def test_training_script_of_every_model(model, tmp_path, capsys):
     shipped = load_experiment_conditions(SCRIPTS / f"multi_domain_hdmap_{model}-exp_condition.json")
     assert capsys.readouterr().out.strip() == str(len(shipped))
     for condition in shipped:
-        assert args_of(condition, model).model == model  # every name in the file is an option
+        values = values_of(condition, model)  # every name in the file is an option that this model reads
+        assert not training_names(values)
+        full = args_of(values | {"scale": "full"})
+        assert {name: getattr(full, name) for name in values} == values
     file = conditions(tmp_path, {})
     flags = ["--gpu-id", "0", "--experiment-id", "0", "--log-dir", str(tmp_path / "logs"), "--conditions", str(file)]
     assert main(flags) == 0
@@ -81,7 +86,7 @@ def test_training_script_of_every_model(model, tmp_path, capsys):
     assert main(flags) == 0
     assert "already done" in capsys.readouterr().out
 
-    detector = hdmap_recipe.load_detector(result["checkpoint"])
+    detector = anomaly_lib.load(result["checkpoint"])
     data = create_multi_domain_datamodule("domain_A", ["domain_B", "domain_C"], image_size="32x96", seed=0)
     again = evaluate_target_domains(detector, data)
     assert again["domain_B"]["image_AUROC"] == pytest.approx(target["image_AUROC"])

@@ -173,9 +173,12 @@ class Args(DetectorArgs):
 
 
 def tiny(**changes: Any) -> Args:
-    """Seconds on a CPU: a random ResNet-18, or narrow networks."""
+    """Seconds on a CPU: a random ResNet-18 or narrow networks, one epoch."""
     model = changes.get("model", DEFAULT)
     small: dict[str, Any] = {"image_size": [64, 64], "figures": False}
     small |= {"backbone": "resnet18", "weights": "random"} if model in READS_BACKBONE else {}
+    small |= {"repair_width": 8, "segment_width": 8} if model in DRAEMS else {}
+    small |= {"epochs": 1} if model in TRAINED else {}
     small |= {"coreset_size": 60} if model == "patchcore" else {}
+    small |= {"patch_width_range": [8, 24]} if model == "draem_sevnet" else {}
     return Args(**(small | changes))

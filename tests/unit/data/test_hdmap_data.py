@@ -8,8 +8,8 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.metrics import auroc
 from anomaly_lib.systems.detectors.hdmap.convert import CLASS_SENSOR_OLD, DOMAIN_MAX, Version, convert, mat_paths
 from anomaly_lib.systems.detectors.hdmap.demo_maps import LOOKS, synthetic_maps, write_hdmap_demo
+from anomaly_lib.systems.detectors.hdmap.names import DOMAINS
 from anomaly_lib.systems.detectors.hdmap.reader import (
-    DOMAINS,
     MultiDomainHDMAPDataModule,
     decode,
     fit_to,
@@ -175,9 +175,9 @@ def test_convert_both_generations(tmp_path):
 
 
 def test_convert_says_what_is_wrong(tmp_path):
-    with pytest.raises(UserError, match="--version"):
+    with pytest.raises(UserError, match="version="):
         Version.parse("many_8bit")
-    with pytest.raises(UserError, match="--version"):
+    with pytest.raises(UserError, match="version="):
         Version.parse("10_8bit_resize")
     with pytest.raises(UserError, match=r"no such \.mat"):
         convert(tmp_path, tmp_path, version="3_tiff_minmax")

@@ -10,6 +10,7 @@ from typing import Any
 
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json, write_text
+from anomaly_lib.systems.detectors.hdmap.names import DOMAINS
 
 NUMBERS = ("source_auroc", "avg_target_auroc", "transfer_ratio")
 
@@ -31,10 +32,10 @@ def collect(results_dir: Path | str) -> list[Condition]:
     """Every ``result_exp_*.json`` (or the original's ``tensorboard_logs/result_*.json``) below a folder."""
     root = Path(results_dir)
     if not root.is_dir():
-        raise UserError(f"--results_dir {root}: no such folder")
+        raise UserError(f"results_dir={root}: no such folder")
     paths = {*root.rglob("result_exp_*.json"), *root.rglob("tensorboard_logs/result_*.json")}
     if not paths:
-        raise UserError(f"--results_dir {root}: no result_exp_*.json below it")
+        raise UserError(f"results_dir={root}: no result_exp_*.json below it")
     found: dict[tuple[str, str], Condition] = {}
     for path in sorted(paths):
         result = read_json(path)
@@ -109,8 +110,6 @@ def paired_tests(conditions: Sequence[Condition], value: str = "avg_target_auroc
 
 def transfer_matrix(conditions: Sequence[Condition], model: str) -> tuple[list[list[float]], list[str]]:
     """Mean AUROC [source, domain] of one model; nan where no experiment trained on that source."""
-    from anomaly_lib.systems.detectors.hdmap.reader import DOMAINS
-
     table = []
     for source in DOMAINS:
         cells = []

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from anomaly_lib.errors import UserError
-from anomaly_lib.systems.detectors.hdmap.reader import DOMAINS, check_domain, save_map
+from anomaly_lib.systems.detectors.hdmap.names import DOMAINS
+from anomaly_lib.systems.detectors.hdmap.reader import check_domain, save_map
 
 # Domain -> (operating condition, sensor). The map changed between the two generations; names are only names.
 CLASS_SENSOR_OLD = {"domain_A": (1, 1), "domain_B": (3, 1), "domain_C": (1, 3), "domain_D": (3, 3)}
@@ -38,7 +39,7 @@ class Version:
         match = VERSION.fullmatch(name)
         if match is None or (match["fit"] not in (None, "original") and match["h"] is None):
             raise UserError(
-                f"--version {name}: expected e.g. 1000_8bit_resize_224x224, 1000_16bit_original or 1000_tiff_minmax"
+                f"version={name}: expected e.g. 1000_8bit_resize_224x224, 1000_16bit_original or 1000_tiff_minmax"
             )
         size = (int(match["h"]), int(match["w"])) if match["h"] else None
         if match["bits"]:
@@ -147,7 +148,7 @@ def _fit(values: np.ndarray, version: Version) -> np.ndarray:
         scale = min(height / values.shape[0], width / values.shape[1])
         inner = max(1, round(values.shape[0] * scale)), max(1, round(values.shape[1] * scale))
     if inner[0] > height or inner[1] > width:
-        raise UserError(f"--version {version.name}: a {inner[0]}x{inner[1]} map cannot be padded to {height}x{width}")
+        raise UserError(f"version={version.name}: a {inner[0]}x{inner[1]} map cannot be padded to {height}x{width}")
     if inner != values.shape:
         resized = Image.fromarray(values.astype(np.float32)).resize((inner[1], inner[0]), Image.Resampling.LANCZOS)
         values = np.asarray(resized)

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from anomaly_lib.systems.detectors.hdmap.reader import DOMAINS, GROUPS, NATIVE_SIZE, DomainSplit, check_domain, save_map
+from anomaly_lib.systems.detectors.hdmap.names import DOMAINS
+from anomaly_lib.systems.detectors.hdmap.reader import GROUPS, NATIVE_SIZE, DomainSplit, check_domain, save_map
 
 WARM = 1.4  # published ratio of warmed-up to cold means
 TOOTH_JITTER = 0.08  # healthy teeth differ a little from map to map

@@ -6,21 +6,23 @@ import logging
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from anomaly_lib.files import read_json, write_json
-from anomaly_lib.systems.detectors.hdmap.options import (
+from anomaly_lib.systems.detectors.hdmap.conditions import (
     extract_target_domains_from_config,
     image_size_of,
     load_experiment_conditions,
 )
-from anomaly_lib.systems.detectors.hdmap.reader import MultiDomainHDMAPDataModule
-from anomaly_lib.systems.detectors.hdmap.scoring import domain_metrics, score_domain, source_threshold
+from anomaly_lib.systems.detectors.hdmap.demo_maps import demo_split
+from anomaly_lib.systems.detectors.hdmap.detector import TransferDetector
+from anomaly_lib.systems.detectors.hdmap.reader import DomainSplit, MultiDomainHDMAPDataModule
+from anomaly_lib.systems.detectors.hdmap.transfer import domain_metrics, score_domain, source_decision
 from anomaly_lib.systems.detectors.options import TRAINED
-from anomaly_lib.systems.detectors.train import Detector
 
 GRADES = ((0.9, "우수"), (0.8, "양호"), (0.7, "보통"), (0.0, "개선필요"))  # excellent, good, fair, needs work
 
@@ -78,6 +80,7 @@ def create_multi_domain_datamodule(
         target_size=(height, width),
         resize_method=resize_method,
         seed=seed,
+        demo=demo_split,
     )
 
 
@@ -87,26 +90,32 @@ def with_template_names(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluate_source_domain(
-    detector: Detector, datamodule: MultiDomainHDMAPDataModule, *, threshold: float | None = None
+    detector: TransferDetector, datamodule: MultiDomainHDMAPDataModule, *, threshold: float | None = None
 ) -> dict[str, Any]:
     """Metrics on the source's reported maps; the threshold comes from its validation maps unless given."""
-    found, normal = source_threshold(detector.model, datamodule.val_data, detector.args, detector.device)
-    score = score_domain(detector.model, datamodule.source_data, detector.args, detector.device).score
-    limit = found if threshold is None else threshold
-    return with_template_names(domain_metrics(score, datamodule.source_data.labels, limit, normal))
+    return _evaluate(detector, datamodule, [datamodule.source_data], threshold)[datamodule.source_domain]
 
 
 def evaluate_target_domains(
-    detector: Detector, datamodule: MultiDomainHDMAPDataModule, *, threshold: float | None = None
+    detector: TransferDetector, datamodule: MultiDomainHDMAPDataModule, *, threshold: float | None = None
 ) -> dict[str, dict[str, Any]]:
     """Metrics on every target, thresholds from the source."""
-    found, normal = source_threshold(detector.model, datamodule.val_data, detector.args, detector.device)
-    limit = found if threshold is None else threshold
-    results = {}
-    for data in datamodule.test_data:
-        score = score_domain(detector.model, data, detector.args, detector.device).score
-        results[data.domain] = with_template_names(domain_metrics(score, data.labels, limit, normal))
-    return results
+    return _evaluate(detector, datamodule, datamodule.test_data, threshold)
+
+
+def _evaluate(
+    detector: TransferDetector,
+    datamodule: MultiDomainHDMAPDataModule,
+    domains: Sequence[DomainSplit],
+    threshold: float | None,
+) -> dict[str, dict[str, Any]]:
+    model, args, device = detector.model, detector.args, detector.device
+    decision = source_decision(model, datamodule, args, device)
+    decision = decision if threshold is None else replace(decision, threshold=threshold)
+    scores = {data.domain: score_domain(model, data, args, device).score for data in domains}
+    return {
+        data.domain: with_template_names(domain_metrics(scores[data.domain], data.labels, decision)) for data in domains
+    }
 
 
 def extract_training_info(run_dir: Path | str) -> dict[str, Any]:

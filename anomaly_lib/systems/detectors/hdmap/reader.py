@@ -5,9 +5,10 @@ Reads both generations on disk, ``{root}/domain_A/{train/good, test/good, test/f
 once into one tensor and batches are slices of it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +16,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from anomaly_lib.data.base import Item
+from anomaly_lib.data.base import Item, readable_items
 from anomaly_lib.data.images import list_images, read_image
 from anomaly_lib.errors import UserError
+from anomaly_lib.systems.detectors.hdmap.names import DOMAINS, RESIZE_METHODS, VALIDATION
 
-DOMAINS = ("domain_A", "domain_B", "domain_C", "domain_D")
 NATIVE_SIZE = (31, 95)  # planet teeth x ring teeth
-RESIZE_METHODS = ("resize", "resize_bilinear", "resize_aspect_padding", "black_padding", "noise_padding")
-VALIDATION = ("source_test", "held_out")
 GROUPS = (("train", "good", 0), ("test", "good", 0), ("test", "fault", 1))
 
 
@@ -34,20 +33,24 @@ class DomainSplit:
     images: Tensor
     labels: Tensor
     paths: tuple[str, ...]
+    skipped: tuple[dict[str, str], ...] = ()  # files that could not be read: path and reason
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, index: Tensor) -> "DomainSplit":
-        return DomainSplit(
-            self.domain, self.images[index], self.labels[index], tuple(self.paths[i] for i in index.tolist())
-        )
+        paths = tuple(self.paths[i] for i in index.tolist())
+        return replace(self, images=self.images[index], labels=self.labels[index], paths=paths)
 
     def batches(self, size: int, *, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """(images, labels), in `order` or as stored."""
         order = torch.arange(len(self)) if order is None else order
         for index in order.split(size):
             yield self.images[index], self.labels[index]
+
+
+DemoMaps = Callable[[str, str], DomainSplit]
+"""Domain, split -> synthetic maps in their native size."""
 
 
 def check_domain(name: str) -> str:
@@ -74,9 +77,16 @@ def read_hdmap(root: Path | str, *, domains: Sequence[str] = DOMAINS) -> list[It
 
 def decode(path: Path | str) -> np.ndarray:
     """One map [H, W] float32: PNG scaled to 0..1 whatever its depth, float TIFF as stored (not clipped)."""
-    pixels = read_image(path)
-    grey = pixels[:, :, 0].astype(np.float32)
-    return grey / 255 if pixels.dtype == np.uint8 else grey
+    return grey_of(read_image(path))
+
+
+def grey_of(picture: np.ndarray | Image.Image) -> np.ndarray:
+    """[H, W] float32 of a decoded picture [H, W] or [H, W, 3]: uint8 scaled to 0..1, floats as they are."""
+    pixels = np.asarray(picture)
+    if pixels.ndim not in (2, 3):
+        raise UserError(f"a map is [H, W] or [H, W, 3], got {list(pixels.shape)}")
+    grey = (pixels if pixels.ndim == 2 else pixels[:, :, 0]).astype(np.float32)
+    return grey / {"uint8": 255, "uint16": 65535}.get(pixels.dtype.name, 1)
 
 
 def fit_to(images: Tensor, size: tuple[int, int] | None, method: str = "resize_bilinear", seed: int = 0) -> Tensor:
@@ -87,7 +97,7 @@ def fit_to(images: Tensor, size: tuple[int, int] | None, method: str = "resize_b
     pad to the size, the latter with noise of each map's mean and a tenth of its deviation.
     """
     if method not in RESIZE_METHODS:
-        raise UserError(f"resize_method {method!r} is unknown; there are {', '.join(RESIZE_METHODS)}")
+        raise UserError(f"resize_method={method}: unknown; there are {', '.join(RESIZE_METHODS)}")
     height, width = images.shape[-2:]
     if size is None or (height, width) == tuple(size):
         return images
@@ -125,14 +135,19 @@ def load_split(
     *,
     size: tuple[int, int] | None = None,
     resize_method: str = "resize_bilinear",
+    on_error: str = "fail",
+    demo: DemoMaps | None = None,
 ) -> DomainSplit:
-    """One domain's train or test maps in one tensor; without a root, built-in synthetic ones."""
+    """One domain's train or test maps in one tensor; without a root, those that `demo` makes."""
     if root is None:
-        from anomaly_lib.systems.detectors.hdmap.demo_maps import demo_split
-
-        data = demo_split(check_domain(domain), split)
+        if demo is None:
+            raise UserError("give the folder that holds domain_A ... domain_D (data_path=)")
+        data = demo(check_domain(domain), split)
         return replace(data, images=fit_to(data.images, size, resize_method))
     items = [item for item in read_hdmap(root, domains=[domain]) if item.split == split]
+    items, skipped = readable_items(items, on_error)
+    if not items:
+        raise UserError(f"{root}: none of the maps of {domain}/{split} can be read; {skipped[0]['reason']}")
     decoded = [decode(item.path) for item in items]
     shapes = sorted({grey.shape for grey in decoded})
     if len(shapes) > 1:
@@ -140,7 +155,8 @@ def load_split(
         raise UserError(f"{odd}: its size differs from the other maps of {domain}/{split} ({shapes})")
     images = torch.from_numpy(np.stack(decoded)).unsqueeze(1)  # [N, 1, H, W]
     labels = torch.tensor([item.label for item in items])
-    return DomainSplit(domain, fit_to(images, size, resize_method), labels, tuple(str(item.path) for item in items))
+    paths = tuple(str(item.path) for item in items)
+    return DomainSplit(domain, fit_to(images, size, resize_method), labels, paths, tuple(skipped))
 
 
 def stratified_halves(labels: Tensor, *, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -183,6 +199,8 @@ class MultiDomainHDMAPDataModule:
         target_size: tuple[int, int] | None = None,
         resize_method: str = "resize_bilinear",
         seed: int = 0,
+        on_error: str = "fail",
+        demo: DemoMaps | None = None,
     ) -> None:
         self.root = None if root is None else Path(root)
         self.source_domain = check_domain(source_domain)
@@ -190,20 +208,29 @@ class MultiDomainHDMAPDataModule:
         if source_domain in self.target_domains:
             raise UserError(f"the source {source_domain} must not be among the targets {self.target_domains}")
         if validation_strategy not in VALIDATION:
-            raise UserError(f"validation_strategy {validation_strategy!r}: choose {' or '.join(VALIDATION)}")
+            raise UserError(f"validation_strategy={validation_strategy}: choose {' or '.join(VALIDATION)}")
         self.train_batch_size = train_batch_size
         self.eval_batch_size = eval_batch_size
         self.seed = seed
 
-        def load(domain: str, split: str) -> DomainSplit:
-            return load_split(self.root, domain, split, size=target_size, resize_method=resize_method)
-
-        self.train_data = load(source_domain, "train")
-        self.val_data = self.source_data = load(source_domain, "test")
+        self._how: dict[str, Any] = {
+            "size": target_size, "resize_method": resize_method, "on_error": on_error, "demo": demo,
+        }  # fmt: skip
+        self.train_data = self.load(source_domain, "train")
+        self.val_data = self.source_data = self.load(source_domain, "test")
         if validation_strategy == "held_out":
             chosen, rest = stratified_halves(self.val_data.labels, fraction=0.5, seed=seed)
             self.val_data, self.source_data = self.val_data.subset(chosen), self.val_data.subset(rest)
-        self.test_data = [load(domain, "test") for domain in self.target_domains]
+        self.test_data = [self.load(domain, "test") for domain in self.target_domains]
+
+    def load(self, domain: str, split: str) -> DomainSplit:
+        """A split of any domain as this module reads them."""
+        return load_split(self.root, domain, split, **self._how)
+
+    @property
+    def skipped(self) -> list[dict[str, str]]:
+        """Files that could not be read."""
+        return [one for data in (self.train_data, self.source_data, *self.test_data) for one in data.skipped]
 
     def train_batches(self, epoch: int) -> Iterator[Tensor]:
         """Normal source maps in an order that follows from (seed, epoch) alone."""
