@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +17,10 @@ from PIL import Image
 import anomaly_lib
 import evaluate
 from anomaly_lib.data import open_dataset
-from anomaly_lib.systems.sowa.eval import args_of
-from anomaly_lib.systems.sowa.fit import best_epochs
-from anomaly_lib.systems.sowa.train import Detector
+from anomaly_lib.errors import UserError
+from anomaly_lib.systems.sowa.detector import SowaDetector
+from anomaly_lib.systems.sowa.options import Args
+from anomaly_lib.systems.sowa.train import best_epochs
 from scripts.sowa import make_meta, train_sowa
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +74,8 @@ def test_training_leaves_everything(trained: Path) -> None:
     assert record["status"] == "finished"
     assert record["train_classes"] == ["bolt", "nut"]
     assert record["test_classes"] == ["ring"]
-    assert len([name for name in record["metrics"] if name.startswith(("image_", "pixel_"))]) == 7
+    ranking = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_aupro")
+    assert set(record["metrics"]) == {*ranking, "image_accuracy", "image_f1"}
     for name in ("classes.csv", "stages.csv", "epochs.csv", "maps.png", "stages.png", "metrics.jsonl", "checkpoint.pt"):
         assert (trained / name).is_file(), name
     assert len((trained / "stages.csv").read_text().splitlines()) == 1 + 4 + 1
@@ -86,8 +90,18 @@ def test_the_same_command_again_says_done(trained: Path, data: Path, capsys: pyt
     before = (trained / "checkpoint.pt").stat().st_mtime_ns
     flags = ["--dataset", "mvtec", "--data-path", str(data), "--test-classes", "ring", "--ablate-stages"]
     flags += ["--select", "last"]
+    capsys.readouterr()
     assert train_sowa.main([*FAST, *flags, "--output-dir", str(trained)]) == 0
     assert (trained / "checkpoint.pt").stat().st_mtime_ns == before
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"already done: {trained}")
+    assert f"checkpoint: {trained / 'checkpoint.pt'}" in said
+    metrics = json.loads((trained / "run.json").read_text())["metrics"]
+    assert said[1].startswith(f"result: image_auroc {metrics['image_auroc']:.4f}")
+    log = (trained / "log.txt").read_text()
+    assert "epoch 1/2: loss " in log
+    assert "epoch 2/2: loss " in log
+    assert log.count("checkpoint: ") == 2  # at the end of training, and now
 
 
 def test_interrupted_training_ends_with_the_same_weights(trained: Path, data: Path, tmp_path: Path) -> None:
@@ -120,12 +134,6 @@ def test_as_many_epochs_as_help_classes_left_out(
     assert "one training class (nut)" in capsys.readouterr().out
 
 
-def test_checkpoints_older_than_an_option_open_without_it() -> None:
-    old = args_of({"args": {"backbone": "tiny-clip", "loss": "clean", "gone": 1}})
-    assert (old.backbone, old.map_calibration, old.image_score) == ("tiny-clip", "none", "text")
-    assert args_of({"args": {"map_calibration": "logistic"}}).map_calibration == "logistic"
-
-
 def test_torchrun_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,11 +147,15 @@ def test_evaluate_zero_shot_and_few_shot(trained: Path, data: Path, tmp_path: Pa
     trained_metrics = json.loads((trained / "run.json").read_text())["metrics"]
     flags = ["--checkpoint", str(trained), "--bootstrap", "0", "--no-figures"]
     assert evaluate.main([*flags, "--output-dir", str(tmp_path / "own")]) == 0
-    own = json.loads((tmp_path / "own" / "metrics.json").read_text())["runs"][0]["metrics"]
+    (entry,) = json.loads((tmp_path / "own" / "metrics.json").read_text())["runs"]
+    assert entry["decision"]["source"] == "best F1 on the 20 training images of bolt, nut"
+    own = entry["metrics"]
     assert all(own[name] == pytest.approx(trained_metrics[name]) for name in own)
     few = [*flags, "--data-path", str(data), "--k-shot", "2", "--output-dir", str(tmp_path / "few")]
     assert evaluate.main(few) == 0
     found = json.loads((tmp_path / "few" / "metrics.json").read_text())["runs"][0]
+    assert found["decision"] is None  # the stored one is for zero-shot scores
+    assert "no decision: the stored one is for k=0, these scores are for k=2" in found["notes"]
     assert found["samples"] == 30
     assert found["facts"]["k"] == 2
     assert found["metrics"]["pixel_auroc"] > own["pixel_auroc"]
@@ -157,7 +169,8 @@ def test_few_shot_detector_scores_single_images(data: Path, tmp_path: Path) -> N
     flags = ["--dataset", "mvtec", "--data-path", str(data), "--test-classes", "ring", "--k-shot", "4"]
     assert train_sowa.main([*FAST, *flags, "--fast-dev-run", "--no-figures", "--output-dir", str(run)]) == 0
     detector = anomaly_lib.load(run / "checkpoint.pt")
-    assert isinstance(detector, Detector)
+    assert isinstance(detector, SowaDetector)
+    assert detector.decision is not None
     good = [picture(2, n, scratched=False)[0] for n in range(100, 105)]
     bad = [picture(2, n, scratched=True) for n in range(100, 105)]
     scores = detector.predict([*good, *(image for image, _ in bad)]).score
@@ -167,7 +180,12 @@ def test_few_shot_detector_scores_single_images(data: Path, tmp_path: Path) -> N
     heat = alone.map[0]
     mask = torch.from_numpy(bad[3][1])
     assert float(heat[mask].mean()) > float(heat[~mask].mean())
-    assert alone.anomalous.tolist() == [bool(alone.score[0] >= detector.threshold)]
+    assert alone.anomalous.tolist() == [bool(alone.score[0] >= detector.decision.threshold)]
+    assert "largest zero-shot score of 4 support images" in detector.decision.source
+    named = detector.predict(bad[3][0], class_name="ring")
+    assert named.score.equal(alone.score)
+    with pytest.raises(UserError, match="remembers ring"):
+        detector.predict(bad[3][0], class_name="nut")
     again = detector.predict(data / "ring" / "test" / "good" / "000.png")
     torch.testing.assert_close(again.score[0], scores[0], rtol=1e-4, atol=1e-5)
 
@@ -177,7 +195,7 @@ def test_fast_dev_run_and_bf16(data: Path, tmp_path: Path) -> None:
     flags = ["--dataset", "mvtec", "--data-path", str(data), "--fast-dev-run", "--precision", "bf16", "--no-figures"]
     assert train_sowa.main([*FAST, *flags, "--output-dir", str(tmp_path)]) == 0
     metrics = json.loads((tmp_path / "run.json").read_text())["metrics"]
-    assert all(math.isfinite(value) for name, value in metrics.items() if name != "threshold")
+    assert all(math.isfinite(value) for value in metrics.values())
 
 
 @pytest.mark.parametrize(
@@ -194,6 +212,7 @@ def test_fast_dev_run_and_bf16(data: Path, tmp_path: Path) -> None:
         ["--protocol", "paper", "--k-shot", "2", "--mosaic-rate", "0.5"],
         ["--vision", "residual", "--gamma", "0.2", "--k-shot", "2"],
         ["--map-calibration", "none", "--image-score", "text", "--text-rate", "1"],
+        ["--image-size", "64", "96", "--window-size", "2"],
         ["--config", str(ROOT / "scripts" / "sowa" / "configs" / "sparc_prompt.json"), "--dataset", "mvtec",
          "--feature-map-idx", "0", "1", "2", "3", "--image-size", "64"],
         ["--config", str(ROOT / "scripts" / "sowa" / "configs" / "sowa_hfwa.json"), "--dataset", "mvtec",
@@ -214,6 +233,9 @@ def test_meta_json_of_any_folder(data: Path, tmp_path: Path) -> None:
     """A new data set by meta.json: written by make_meta.py, read by --dataset meta."""
     assert make_meta.main(["mvtec", str(data)]) == 0
     content = json.loads((data / "meta.json").read_text())
+    (data / "meta.json").unlink()
+    assert make_meta.main(["--data-path", str(data), "--dataset", "mvtec"]) == 0
+    assert json.loads((data / "meta.json").read_text()) == content
     assert sorted(content) == ["test", "train"]
     entry = next(e for e in content["test"]["ring"] if e["anomaly"])
     assert set(entry) == {"img_path", "mask_path", "cls_name", "specie_name", "anomaly"}
@@ -225,7 +247,7 @@ def test_meta_json_of_any_folder(data: Path, tmp_path: Path) -> None:
     (data / "meta.json").unlink()
 
 
-def test_meta_json_of_dagm(tmp_path: Path) -> None:
+def test_meta_json_of_dagm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for split in ("Train", "Test"):
         (tmp_path / "Class1" / split / "Label").mkdir(parents=True)
         for number in range(3):
@@ -235,6 +257,11 @@ def test_meta_json_of_dagm(tmp_path: Path) -> None:
     items = open_dataset("meta", tmp_path)
     assert [(i.split, i.path.name) for i in items if i.label] == [("test", "0001.PNG")]
     assert make_meta.main(["dagm", str(tmp_path / "Class1")]) == 2
+    capsys.readouterr()
+    assert make_meta.main(["--dataset", "dagn", "--data-path", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("make_meta.py: --dataset dagn: choose from btad, dagm, ")
+    assert make_meta.main(["dagm"]) == 2
+    assert capsys.readouterr().err == "make_meta.py: give --dataset NAME and --data-path FOLDER\n"
 
 
 def test_meta_json_of_visa_and_btad(tmp_path: Path) -> None:
@@ -264,17 +291,70 @@ def test_meta_json_of_visa_and_btad(tmp_path: Path) -> None:
 def test_mistakes_are_one_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = [*FAST, "--dataset", "mvtec", "--data-path", str(data)]
     for flags, message in {
-        ("--test-classes", "screw"): "--test-classes screw",
+        ("--test-classes", "screw"): "--test-classes screw: not in the data; there are bolt, nut, ring",
         ("--train-classes", "bolt", "--test-classes", "bolt"): "trained on and tested on",
         ("--feature-map-idx", "9"): "blocks 0..3",
         ("--normal-templates", "{}", "good {}"): "2 normal against 1",
         ("--k-shot", "9", "--epochs", "0"): "--shot 9",
         ("--adapter", "none", "--prompt-learner", "zero"): "trains nothing",
-        ("--window-size", "2", "4"): "--window-size",
+        ("--window-size", "2", "4"): "--window-size 2 4: give one value, or one per stage (4)",
+        ("--stages", "4"): "--stages 4: the model has stages 0 to 3",
+        ("--gamma", "0.2"): "--gamma 0.2: has no effect without --vision residual",
+        ("--image-size", "64", "64", "64"): "--image-size 64 64 64: takes one or two numbers",
     }.items():
         assert train_sowa.main([*common, "--output-dir", str(tmp_path / flags[1]), *flags]) == 2, flags
         lines = capsys.readouterr().err.strip().splitlines()
         assert message in lines[-1], (flags, lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protocol": "papr"}, "protocol=papr: choose from clean, paper; did you mean paper?"),
+        ({"adapter": "linaer"}, "adapter=linaer: choose from window, linear, none; did you mean linear?"),
+        ({"epochs": -1}, "epochs=-1: must be at least 0"),
+        ({"normal_templates": ["{}", "good {}"]}, "2 normal against 1"),
+        ({"class_names": "bottle"}, "class_names='bottle': takes a list"),
+        ({"dataset": "mvtec"}, "dataset=mvtec: give data_path="),
+    ],
+)
+def test_options_are_checked_where_they_are_made(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Args(**options)
+
+
+def test_a_users_data_never_meet_the_demo_clip_unasked(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --data-path and no --backbone the published backbone; its missing weights are one line."""
+    assert Args().backbone == "demo-clip"
+    published = "ViT-L-14-336:openai"
+    for options in ({"data_path": "x"}, {"dataset": "visa", "data_path": "x"}, {"eval_data_path": "x"}):
+        assert Args(**options).backbone == published
+    assert Args(data_path="x", backbone="demo-clip").backbone == "demo-clip"
+    monkeypatch.setenv("ANOMALY_LIB_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    flags = ["--dataset", "mvtec", "--data-path", str(data), "--output-dir", str(tmp_path / "run"), "--device", "cpu"]
+    assert train_sowa.main(flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"backbone {published} needs the weights" in line
+    assert "--weights FILE" in line
+
+
+def test_paper_protocol_is_a_preset_that_flags_override() -> None:
+    paper, own = Args(protocol="paper"), Args(protocol="paper", decay="matrices", select="val")
+    assert (paper.mosaic_rate, paper.loss, paper.decay, paper.text_rate, paper.select) == (
+        0.2,
+        "paper",
+        "all",
+        1.0,
+        "last",
+    )
+    assert (paper.start, paper.map_calibration, paper.image_score) == ("random", "none", "text")
+    assert (paper.mosaic_label, paper.score_scaling) == ("replaced", "transductive")
+    assert (own.decay, own.select, own.loss) == ("matrices", "val", "paper")
+    assert Args(**vars(paper)) == paper == Args.from_saved(vars(paper))
 
 
 def shell(script: str, tmp_path: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

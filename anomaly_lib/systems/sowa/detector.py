@@ -101,6 +101,8 @@ class SowaDetector(ImageDetector):
         masks = torch.stack([self.taps.mask(item) for item in items]) if known_truth else None
         notes = [TRANSDUCTIVE] if memories and args.score_scaling == "transductive" else []
         notes += [f"skipped {one['path']}: {one['reason']}" for one in data.skipped]
+        if self.decision is not None and shot != args.shot:
+            notes.append(f"no decision: the stored one is for k={args.shot}, these scores are for k={shot}")
         return self.scores_of(selection.name, items, found, masks, averaged=True, notes=notes, facts={"k": shot})
 
     def decision_for(self, selection: Selection) -> Decision | None:

@@ -8,9 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_lib.backbones.clip import ClipBackbone
+from anomaly_lib.backbones.clip import ClipBackbone, create_clip
 from anomaly_lib.errors import UserError
-from anomaly_lib.models.sowa import AnomalyCLIP, BasicLayer, SwinTransformerBlock, WindowAttention, sowa_loss
+from anomaly_lib.models.sowa import (
+    AnomalyCLIP,
+    AnomalyPromptLearner,
+    BasicLayer,
+    DotProductFusion,
+    FusionModule,
+    SwinTransformerBlock,
+    TextMapEncoder,
+    VisionMapEncoder,
+    WindowAttention,
+    detect,
+    sowa_loss,
+)
 from anomaly_lib.models.sowa.phrases import LONG_TEMPLATE
 from tests.support.sowa import PUBLISHED, STAGES, images, randomise, tiny_clip
 
@@ -240,3 +252,89 @@ def test_per_stage_adapters(clip: ClipBackbone) -> None:
     for blocks_given in (STAGES, ()):
         with pytest.raises(UserError, match=r"window_size=2 4: give one value, or one per stage \(4\)"):
             AnomalyCLIP(clip, feature_map_idx=blocks_given, window_size=[2, 4])
+
+
+# -- in a notebook -----------------------------------------------------------------------------------------------------
+
+
+def test_by_name_with_the_right_taps() -> None:
+    model = AnomalyCLIP.from_name("tiny-clip", weights="random", class_names=["cup", "lid"], prompt_length=4)
+    assert model.visual_encoder.tap_names == ("layer.0", "layer.1", "layer.2", "layer.3")
+    out = model(images(2), ["lid", "cup"])
+    assert [tuple(one.shape) for one in out.anomaly_maps] == [(2, 2, 64, 64)] * 4
+    assert tuple(out.text_features.shape) == (4, 32)
+    wide = AnomalyCLIP.from_name("tiny-clip", weights="random", image_size=[64, 96], feature_map_idx=[1, -1])
+    assert wide.visual_encoder.feature_map_idx == (1, 3)
+    assert tuple(wide(torch.randn(1, 3, 64, 96)).anomaly_maps[1].shape) == (1, 2, 64, 96)
+    demo = AnomalyCLIP.from_name("demo-clip", adapter="linear")
+    assert not demo.frozen[0].is_random
+    with pytest.raises(ValueError, match="no backbone called 'ViT-L/15'"):
+        AnomalyCLIP.from_name("ViT-L/15")
+
+
+def test_published_name_means_the_published_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def small(name: str, **given: Any) -> ClipBackbone:
+        asked.update(given, name=name)
+        return create_clip("tiny-clip", weights="random")
+
+    monkeypatch.setattr("anomaly_lib.models.sowa.vision.create_clip", small)
+    AnomalyCLIP.from_name("ViT-L/14@336px", class_names=["bottle"], weights="file.pt")
+    assert asked == {"name": "ViT-L/14@336px", "weights": "file.pt", "image_size": None, "download": False}
+
+
+def test_wrong_input_says_what_was_expected(clip: ClipBackbone) -> None:
+    without = create_clip("tiny-clip", weights="random")
+    remedy = r"create_clip\('tiny-clip', layers=\[0, 1, 2, 3, 'pooled'\]\), or let AnomalyCLIP.from_name"
+    with pytest.raises(ValueError, match=remedy):
+        AnomalyCLIP(without)
+    with pytest.raises(ValueError, match=r"blocks 0\.\.3"):
+        AnomalyCLIP(clip, feature_map_idx=[4])
+    model = AnomalyCLIP(clip, class_names=["cup", "lid"])
+    for names in (["cup"], ["cup"] * 3):
+        with pytest.raises(ValueError, match=f"{len(names)} class names for 2 images"):
+            model(images(2), names)
+    with pytest.raises(ValueError, match="cls_name='cup': takes a list, one class name for each image"):
+        model(images(2), "cup")
+    text, tokens = model.text_features(), torch.randn(2, 16, 32)
+    with pytest.raises(ValueError, match="1 class names for 2 images"):
+        model.cross_fusion(text, tokens, ["cup"])
+    with pytest.raises(ValueError, match="text features of 1 images"):
+        DotProductFusion()(text[:2].unsqueeze(0), tokens)
+    for make in (
+        lambda names: AnomalyCLIP(clip, class_names=names),
+        lambda names: AnomalyPromptLearner(clip.text, class_names=names),
+        lambda names: FusionModule(DotProductFusion(), class_names=names),
+    ):
+        with pytest.raises(ValueError, match="class_names='cup': takes a list"):
+            make("cup")
+    with pytest.raises(ValueError, match="no option 'windowsize'; did you mean window_size"):
+        AnomalyCLIP(clip, windowsize=[2])
+    with pytest.raises(ValueError, match=r"stages=4: the model has stages 0 to 3"):
+        detect(model, clip.encode(images(2)), ["cup"] * 2, stages=[4])
+
+
+def test_documented_parts_by_name(clip: ClipBackbone) -> None:
+    """The table of the user's document: each part with the arguments it gives there."""
+    features = BasicLayer(clip.attention(0), (4, 4), window_size=2, depth=2, num_heads=2)(torch.randn(2, 16, 64))
+    assert tuple(features.shape) == (2, 16, 64)
+    template = {"normal": ["{}", "a brand new {}"], "anomaly": ["damaged {}", "broken {}"]}
+    prompts, ids = AnomalyPromptLearner(clip.text, class_names=["cup"], prompt_length=12, state_template=template)()
+    assert len(prompts) == len(ids) == 4
+    text = TextMapEncoder(clip.text)(prompts, ids)[0]
+    image, raw, adapted = VisionMapEncoder(clip, adapter="window", share_weight=True)(images(2))
+    assert [len(raw), len(adapted), tuple(image.shape)] == [4, 4, (2, 32)]
+    fusion = FusionModule(DotProductFusion(), class_names=["cup"], embedding_dim=32)
+    assert tuple(fusion(text, adapted[0], ["cup", "cup"]).shape) == (2, 16, 2)
+
+
+def test_what_a_model_says_of_itself(clip: ClipBackbone) -> None:
+    model = AnomalyCLIP(clip, class_names=["cup"], window_size=[2])
+    said = repr(model)
+    trained = sum(p.numel() for p in model.parameters())
+    assert said.startswith(f"AnomalyCLIP(frozen tiny-clip at 64x64 (random), {trained:,} trained values\n")
+    assert "VisionMapEncoder(tiny-clip, blocks 0 1 2 3, 4 window adapter(s), " in said
+    assert "AnomalyPromptLearner(cup: 2 prompts, contexts of 12 tokens of width 32)" in said
+    attention = "WindowAttention(2x2, 8 heads of 8, values with values, frozen projections)"
+    assert repr(model.visual_encoder.adapters[0]).startswith(f"BasicLayer(1 x {attention} on 4x4 patches, ")

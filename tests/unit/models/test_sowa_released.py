@@ -13,6 +13,7 @@ import anomaly_lib
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.sowa.keys import trained_tensors
 from anomaly_lib.models.sowa.window_adapter import BasicLayer
+from anomaly_lib.systems.registry import SYSTEMS
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -56,10 +57,15 @@ def released_state(width: int, joint: int) -> dict[str, Tensor]:
 def test_released_names_and_shapes(tmp_path: Path) -> None:
     state = released_state(1024, 768)
     content = {"state_dict": state, "hyper_parameters": {"net": HyperParameters()}, "epoch": 1}
-    torch.save(content, tmp_path / "visa.ckpt")
-    found = read_released(tmp_path / "visa.ckpt")
+    path = tmp_path / "visa.ckpt"
+    torch.save(content, path)
+    checkpoint = SYSTEMS.read(path)
+    assert (checkpoint.system, checkpoint.args["weights"]) == ("sowa", str(path))
+    options = {name: checkpoint.args[name] for name in ("backbone", "map_calibration", "image_score")}
+    assert options == {"backbone": "ViT-L-14-336:openai", "map_calibration": "none", "image_score": "text"}
+    found = checkpoint["model"]
     attn = nn.MultiheadAttention(1024, 16, device="meta")
-    layer = BasicLayer(attn, input_resolution=(24, 24)).state_dict()
+    layer = BasicLayer(attn, (24, 24)).state_dict()
     want = {f"visual_encoder.adapters.{s}.{name}": value.shape for s in range(4) for name, value in layer.items()}
     want |= {f"prompt_learner.ctx_{kind}": torch.Size((1, 1, 12, 768)) for kind in ("pos", "neg")}
     want |= {"cross_fusion.linear.weight": torch.Size((768, 768)), "cross_fusion.linear.bias": torch.Size((768,))}
@@ -70,9 +76,11 @@ def test_released_names_and_shapes(tmp_path: Path) -> None:
 
 
 def test_other_checkpoints_are_refused(tmp_path: Path) -> None:
+    """Models take tensors: what a file is, its reader decides."""
+    assert trained_tensors({"net.something": torch.zeros(1), "net.prompt_learner.ctx_pos": torch.zeros(1)}) == {}
     torch.save({"state_dict": {"net.something": torch.zeros(1)}}, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match="no SOWA adapters"):
-        read_released(tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match="not a checkpoint of this library"):
+        SYSTEMS.read(tmp_path / "other.ckpt")
 
 
 FULL_SIZE = """
@@ -81,7 +89,7 @@ from anomaly_lib.backbones.clip import create_clip
 from anomaly_lib.models.sowa.model import AnomalyCLIP
 from anomaly_lib.models.sowa.scores import sowa_loss
 clip = create_clip("ViT-L-14-336", weights="random", layers=(5, 11, 17, 23, "pooled"))
-model = AnomalyCLIP(clip, feature_map_idx=(5, 11, 17, 23))
+model = AnomalyCLIP(clip, start="random", map_calibration="none")
 assert sum(p.numel() for p in model.parameters()) == 4_822_560
 output = model(torch.randn(2, 3, 336, 336), ["bottle", "cable"])
 assert [tuple(m.shape) for m in output.anomaly_maps] == [(2, 2, 336, 336)] * 4
