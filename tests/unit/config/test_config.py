@@ -248,7 +248,7 @@ class Whole(Part):
 
 def test_what_an_option_needs_may_be_known_to_a_derived_class_only() -> None:
     assert Part(depth=3).depth == Whole(depth=3, model="b").depth == 3
-    with pytest.raises(OptionError, match="^depth=3: has no effect without model=b$"):
+    with pytest.raises(OptionError, match=r"^depth=3: has no effect without model=b$"):
         Whole(depth=3)
 
 
