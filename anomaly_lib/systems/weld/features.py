@@ -61,12 +61,10 @@ class WeldFeatures:
     ) -> None:
         self.settings, self.encoders, self.device = settings, encoders.to(device), device
         self.cache, self.augment, self.threads = cache, augment, threads
-        branches = tuple(f"branch{i}" for i in range(len(encoders.branches)))
+        branches = [f"branch{i}" for i in range(len(encoders.branches))]
         self.outputs = {
-            "video": ("video", "has_video"),
-            "audio": ("audio", "has_audio"),
-            "images": (*branches, "views"),
-        }
+            "video": ("video", "has_video"), "audio": ("audio", "has_audio"), "images": (*branches, "views"),
+        }  # fmt: skip
         self.encode_part = {
             "video": encoders.encode_video,
             "audio": encoders.encode_audio,

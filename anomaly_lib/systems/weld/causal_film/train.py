@@ -201,10 +201,15 @@ def loop(
             state.best = {"epoch": epoch + 1, "val_auroc": row["val_auroc"]}
         run.end_epoch(state, epoch, row, best=BEST if better else None)
     if seconds:
-        run.note(epoch_seconds=round(statistics.median(seconds), 3))
-        once = f"encoded once in {run.record.get('encoding_seconds', 0.0)} s; "
-        how = "every batch encoded anew" if features.cache == "off" else once + "backbones untouched since"
-        run.log.line(f"training an epoch took {statistics.median(seconds):.2f} s (median; {how})")
+        say_pace(run, features, statistics.median(seconds))
+
+
+def say_pace(run: Run, features: WeldFeatures, seconds: float) -> None:
+    """What encoding and the training part of an epoch took."""
+    run.note(epoch_seconds=round(seconds, 3))
+    once = f"encoded once in {run.record.get('encoding_seconds', 0.0)} s; "
+    how = "every batch encoded anew" if features.cache == "off" else once + "backbones untouched since"
+    run.log.line(f"training an epoch took {seconds:.2f} s (median; {how})")
 
 
 def slow_encodings(
