@@ -113,7 +113,8 @@ def _finite(scores: Scores, *, skip: bool) -> Scores:
 class System(Protocol):
     """What the registry offers of each system; modules are imported on first use."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     @property
     def Args(self) -> type[Options]: ...
