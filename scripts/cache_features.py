@@ -147,7 +147,7 @@ def promptad_parts(args: Args, items: "Sequence[Item]", device: "torch.device") 
 
 def sowa_parts(args: Args, items: "Sequence[Item]", device: "torch.device") -> Iterator[Part]:
     """CLIP's taps."""
-    from anomaly_lib.systems.sowa.data import Taps, frozen_clip
+    from anomaly_lib.systems.sowa.taps import Taps, frozen_clip
 
     own = options_of(args, "--cache", "ram")
     clip = frozen_clip(own).to(device)

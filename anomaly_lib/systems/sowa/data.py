@@ -1,25 +1,18 @@
-"""SOWA's data: which classes train and which test, the frozen taps of every image, truth, mosaics."""
+"""SOWA's data: which classes train and which test, their images, support images, mosaics."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from anomaly_lib.backbones.clip import ClipBackbone
-from anomaly_lib.data import ImageTransform, Item, class_names, k_shot, open_dataset
+from anomaly_lib.data import Item, class_names, k_shot, open_dataset
 from anomaly_lib.data.base import load_pixels, readable_items
 from anomaly_lib.data.demo.items import demo_items
 from anomaly_lib.data.names import DEMO_CATEGORIES
 from anomaly_lib.data.transforms import resize_image
-from anomaly_lib.engine.log import progress
 from anomaly_lib.errors import UserError
-from anomaly_lib.features import FeatureSpec, FeatureStore, extract
-from anomaly_lib.features.spec import ROW_DTYPES
-from anomaly_lib.models.sowa.vision import PICTURES, create_tapped_clip
 from anomaly_lib.systems.sowa.options import Args
 
 
@@ -136,107 +129,6 @@ def support_items(normal: Sequence[Item], shot: int, seed: int) -> dict[str, lis
         name: k_shot([item for item in normal if item.class_name == name], shot, seed=seed).items
         for name in class_names(normal)
     }
-
-
-def frozen_clip(args: Args) -> ClipBackbone:
-    """The frozen CLIP with the taps the adapters read."""
-    return create_tapped_clip(
-        args.backbone,
-        feature_map_idx=args.feature_map_idx,
-        weights=args.weights,
-        image_size=args.image_size,
-        download=args.download,
-    )
-
-
-class Taps:
-    """The frozen taps of items, from the feature store: every image goes through CLIP once."""
-
-    def __init__(self, clip: ClipBackbone, args: Args, notice: Callable[[str], None] = lambda _: None) -> None:
-        self.clip, self.threads = clip, args.num_workers
-        self.transform = ImageTransform(
-            size=clip.image_size,
-            resize="stretch",
-            mean=clip.mean,  # type: ignore[arg-type]
-            std=clip.std,  # type: ignore[arg-type]
-            interpolation=clip.interpolation,
-        )
-        spec = FeatureSpec(
-            backbone=clip.name,
-            weights=clip.weights_id,
-            outputs=clip.outputs,
-            transform=self.transform.describe(),
-            image_size=clip.image_size,
-            dtype=args.layers_dtype,
-            precision=args.precision,
-        )
-        self.store = FeatureStore(spec, root=args.cache_dir, cache=args.cache, notice=notice)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tower lies."""
-        return next(self.clip.parameters()).device
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes one image takes in the store."""
-        tokens = self.clip.grid[0] * self.clip.grid[1] * self.clip.width * (len(self.clip.outputs) - 1)
-        return (tokens + self.clip.embed_dim) * ROW_DTYPES[self.store.spec.dtype].itemsize
-
-    def fill(self, items: Sequence[Item]) -> list[str]:
-        """Encode what is missing; the store's keys in the order of `items`."""
-        return extract(
-            self.clip.encode,
-            items,
-            self.store,
-            load=lambda item: self.transform(load_pixels(item)[0]),
-            batch_size=8,
-            device=self.device,
-            threads=self.threads,
-            track=progress,
-        )
-
-    def rows(self, keys: Sequence[str]) -> dict[str, Tensor]:
-        """Stored taps [N, ...] on the tower's device."""
-        return {name: value.to(self.device) for name, value in self.store.rows(keys).items()}
-
-    def batches(self, keys: Sequence[str], size: int) -> Iterator[dict[str, Tensor]]:
-        """`rows` in batches."""
-        for start in range(0, len(keys), size):
-            yield self.rows(keys[start : start + size])
-
-    def mask(self, item: Item) -> Tensor:
-        """Truth at the network's input size [H, W] bool; all False where none is known."""
-        mask = load_pixels(item)[1] if item.label else None
-        if mask is None:
-            return torch.zeros(self.clip.image_size, dtype=torch.bool)
-        return self.transform.mask(mask, self.clip.image_size)
-
-
-class Pictures(Taps):
-    """The transformed images themselves, for an encoder whose stream training changes: nothing of it can be stored."""
-
-    def __init__(self, clip: ClipBackbone, args: Args, notice: Callable[[str], None] = lambda _: None) -> None:
-        super().__init__(clip, replace(args, cache="off"), notice)
-        self._items: dict[str, Item] = {}
-
-    @property
-    def row_bytes(self) -> int:
-        return 0
-
-    def fill(self, items: Sequence[Item]) -> list[str]:
-        keys = [f"{item.path}" for item in items]
-        self._items.update(zip(keys, items, strict=True))
-        return keys
-
-    def rows(self, keys: Sequence[str]) -> dict[str, Tensor]:
-        pictures = [self.transform(load_pixels(self._items[key])[0]) for key in keys]
-        return {PICTURES: torch.stack(pictures).to(self.device)}
-
-
-def make_taps(args: Args, clip: ClipBackbone, notice: Callable[[str], None] = lambda _: None) -> Taps:
-    """Where the model's frozen input comes from: stored taps, or the pictures themselves."""
-    return (Pictures if args.vision == "residual" else Taps)(clip, args, notice)
 
 
 def with_mosaics(items: Sequence[Item], rate: float, *, label: str, seed: int) -> list[Item]:

@@ -22,11 +22,8 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.models.sowa.model import AnomalyCLIP
 from anomaly_lib.models.sowa.scores import Memory, detect
 from anomaly_lib.systems.sowa.data import (
-    Taps,
     TestData,
-    frozen_clip,
     known,
-    make_taps,
     names_of,
     open_test,
     support_items,
@@ -35,6 +32,7 @@ from anomaly_lib.systems.sowa.data import (
 )
 from anomaly_lib.systems.sowa.options import Args
 from anomaly_lib.systems.sowa.scoring import remember, score_items
+from anomaly_lib.systems.sowa.taps import Taps, frozen_clip, make_taps
 from anomaly_lib.types import Prediction
 
 ORACLE = "oracle: epoch chosen on the test classes"

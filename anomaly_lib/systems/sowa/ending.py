@@ -18,10 +18,11 @@ from anomaly_lib.engine.checkpoint import TrainState
 from anomaly_lib.engine.run import Run
 from anomaly_lib.metrics import f1_max_threshold
 from anomaly_lib.models.sowa.model import AnomalyCLIP
-from anomaly_lib.systems.sowa.data import Taps, TestData, support_items, tested_place
+from anomaly_lib.systems.sowa.data import TestData, support_items, tested_place
 from anomaly_lib.systems.sowa.detector import SowaDetector
 from anomaly_lib.systems.sowa.options import Args
 from anomaly_lib.systems.sowa.scoring import remember, score_items
+from anomaly_lib.systems.sowa.taps import Taps
 from anomaly_lib.types import RunResult
 
 

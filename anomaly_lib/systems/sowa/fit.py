@@ -12,8 +12,8 @@ from anomaly_lib.data import Item
 from anomaly_lib.engine.amp import make_scaler
 from anomaly_lib.engine.optim import NonFiniteGuard, param_groups
 from anomaly_lib.models.sowa.model import AnomalyCLIP
-from anomaly_lib.systems.sowa.data import Taps
 from anomaly_lib.systems.sowa.options import Args
+from anomaly_lib.systems.sowa.taps import Taps
 
 
 @dataclass

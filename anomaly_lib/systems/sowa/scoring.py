@@ -9,8 +9,8 @@ from anomaly_lib.data import Item, class_names
 from anomaly_lib.engine.amp import autocast_for
 from anomaly_lib.models.sowa.model import AnomalyCLIP
 from anomaly_lib.models.sowa.scores import Memory, build_memory, detect, scale_transductively
-from anomaly_lib.systems.sowa.data import Taps
 from anomaly_lib.systems.sowa.options import Args
+from anomaly_lib.systems.sowa.taps import Taps
 from anomaly_lib.types import Prediction
 
 

@@ -23,10 +23,7 @@ from anomaly_lib.metrics import auroc, pixel_auroc
 from anomaly_lib.models.sowa.model import AnomalyCLIP
 from anomaly_lib.models.sowa.scores import sowa_loss
 from anomaly_lib.systems.sowa.data import (
-    Taps,
     TestData,
-    frozen_clip,
-    make_taps,
     open_test,
     open_train,
     shortened,
@@ -38,6 +35,7 @@ from anomaly_lib.systems.sowa.ending import finish
 from anomaly_lib.systems.sowa.fit import Learner, TrainingSet, calibrate
 from anomaly_lib.systems.sowa.options import Args
 from anomaly_lib.systems.sowa.scoring import score_items
+from anomaly_lib.systems.sowa.taps import Taps, frozen_clip, make_taps
 from anomaly_lib.types import RunResult
 
 FOLDS = 3
