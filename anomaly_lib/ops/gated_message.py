@@ -80,8 +80,13 @@ def gated_messages(
     """Messages m_uv = send_u + receive_v + edge_uv [E, C] and their gated mean at every node [N, C].
 
     mean_v = sum_u sigmoid(m_uv) value_u / (sum_u sigmoid(m_uv) + 1e-6), element-wise; 0 where nothing arrives.
-    `edge` must be a fresh tensor: it is overwritten by m.
+    `edge` must be a fresh tensor: it is overwritten by m. (torch.compile gets the open formula, which it fuses itself.)
     """
+    if torch.compiler.is_compiling():
+        message = send[source] + receive[target] + edge
+        gate, nothing = message.to(_accumulator(edge)).sigmoid(), torch.zeros_like(value, dtype=_accumulator(edge))
+        weighted, total = (nothing.index_add(0, target, part) for part in (gate * value[source], gate))
+        return message, (weighted / (total + EPSILON)).to(edge.dtype)
     return _GatedMessages.apply(send, receive, value, edge, source, target)
 
 
