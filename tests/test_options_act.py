@@ -23,6 +23,7 @@ ELSEWHERE = {
     "cache": "tests/e2e/test_cache_features.py: where features lie, not what they are",
     "cache_dir": "tests/e2e/test_cache_features.py",
     "device": "tests/unit/engine/test_engine.py: a device that is not there is refused",
+    "compile": "tests/unit/models/test_crystal_models.py: how fast, not what (and the compiler takes minutes)",
     "tensorboard": "files of another program",
     "wandb": "another program's run",
     "wandb_project": "another program's run",
