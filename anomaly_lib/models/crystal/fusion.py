@@ -158,9 +158,14 @@ class TextRegressor(nn.Module):
 
     def __init__(self, *, text_features: int) -> None:
         super().__init__()
+        self.text_features = text_features
         self.text_projection = ProjectionHead(text_features)
         self.fc1 = nn.Linear(PROJECTED, PROJECTED)
         self.fc = nn.Linear(PROJECTED, 1)
+
+    def __repr__(self) -> str:
+        count = sum(p.numel() for p in self.parameters())
+        return f"TextRegressor(text {self.text_features}, {count:,} parameters)"
 
     def forward(self, text: Tensor) -> Tensor:
         """`text` [B, W] or [B, L, W] -> [B]."""

@@ -1,6 +1,5 @@
 """A trained crystal model with everything needed to apply it: options, target scale, text encoder, graph settings."""
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from anomaly_lib.detect.scores import Scores
 from anomaly_lib.engine.amp import autocast_for, pick_device
 from anomaly_lib.engine.checkpoint import Checkpoint
 from anomaly_lib.errors import UserError
-from anomaly_lib.files import write_atomic
 from anomaly_lib.models.crystal.alignn import ALIGNN
 from anomaly_lib.models.crystal.fusion import CrystalFusionModel, CrystalOutput, TextRegressor
 from anomaly_lib.ops.graph import segment_mean
@@ -189,19 +187,6 @@ def _described(one: Any) -> tuple[Crystal, str | None]:
             "Crystal, a pair (structure, description), or a list of these"
         )
     return structure, text
-
-
-def write_predictions(path: Path, data: CrystalData, positions: Sequence[int], found: Tensor, *, lowest: float) -> None:
-    """A CSV of id, target, prediction; values below `lowest` are cut off, as in published files."""
-
-    def fill(stream: Any) -> None:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["id", "target", "prediction"])
-        for position, value in zip(positions, found.tolist(), strict=True):
-            row = data.rows[position]
-            writer.writerow([row.id, f"{row.target:.6f}", f"{max(value, lowest):.6f}"])
-
-    write_atomic(path, fill, mode="w")
 
 
 def load_parameters(model: nn.Module, checkpoint: Checkpoint, which: str = "auto") -> bool:

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from anomaly_lib.config import ANY, FALSE, TRUE, default_of
+from anomaly_lib.config import ANY, FALSE, TRUE, Options, default_of, shown
 from anomaly_lib.fusion.config import CrossModalConfig, FineGrainedConfig, MiddleFusionConfig
 from anomaly_lib.fusion.names import LATE_FUSION_NAMES
 from anomaly_lib.models.crystal.config import ALIGNNConfig, CrystalFusionConfig
@@ -29,8 +29,8 @@ def with_resume(args: Args, checkpoint: Path) -> Args:
 # -- options without meaning ----------------------------------------------------------------------------------------
 
 
-def _names(*owners: type, but: Collection[str] = ()) -> list[str]:
-    return [f.name for owner in owners for f in fields(owner) if f.name not in but]  # type: ignore[arg-type]
+def _names(*owners: type[Options], but: Collection[str] = ()) -> list[str]:
+    return [f.name for owner in owners for f in fields(owner) if f.name not in but]
 
 
 _GRAPH, _MIDDLE = _names(ALIGNNConfig), _names(MiddleFusionConfig)
@@ -63,13 +63,16 @@ def without_meaning(args: Args) -> list[str]:
     """A line for each published option that was given and changes nothing, at all or beside the others given."""
     usual = Args.implied({name: getattr(args, name) for name in ("data_path", "protocol", "classification")})
     given = {f.name for f in fields(Args) if getattr(args, f.name) not in (default_of(f), usual.get(f.name))}
-    lines = [f"--{name} is accepted and has no meaning here" for name in _names(UnusedArgs) if name in given]
+    lines = [_line(args, name) for name in _names(UnusedArgs) if name in given]
     for names, needed in ACT_WITH:
-        unmet = [f"--{name} {_wish(value)}" for name, value in needed.items() if not _met(getattr(args, name), value)]
-        for name in names if unmet else ():
-            if name in given:
-                lines.append(f"--{name} is accepted and has no meaning here without {' '.join(unmet)}")
+        unmet = [f"{name}={_wish(value)}" for name, value in needed.items() if not _met(getattr(args, name), value)]
+        lines += [_line(args, name, unmet) for name in names if name in given and unmet]
     return lines
+
+
+def _line(args: Args, name: str, unmet: Sequence[str] = ()) -> str:
+    without = f" without {' and '.join(unmet)}" if unmet else ""
+    return f"{name}={shown(getattr(args, name))} has no meaning here{without}"
 
 
 def _met(value: Any, wanted: Any) -> bool:

@@ -7,17 +7,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from anomaly_lib import viz
 from anomaly_lib.backbones.identity import weights_of
 from anomaly_lib.config import to_plain
-from anomaly_lib.detect.figures import draw_maps
-from anomaly_lib.detect.scores import Scores, summary
+from anomaly_lib.detect.scores import summary
 from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
 from anomaly_lib.engine.checkpoint import Checkpoint, TrainState, load_checkpoint
 from anomaly_lib.engine.early_stop import EarlyStopping
@@ -34,17 +31,11 @@ from anomaly_lib.metrics import mae
 from anomaly_lib.models.crystal.config import CrystalFusionConfig
 from anomaly_lib.models.crystal.fusion import CrystalOutput
 from anomaly_lib.systems.crystal.data.settings import property_name
-from anomaly_lib.systems.crystal.detector import (
-    SYSTEM,
-    CrystalDetector,
-    forward,
-    load_parameters,
-    network,
-    write_predictions,
-)
+from anomaly_lib.systems.crystal.detector import SYSTEM, CrystalDetector, forward, load_parameters, network
 from anomaly_lib.systems.crystal.inputs import CrystalData, TargetScale, data_table, load_data, text_encoder
 from anomaly_lib.systems.crystal.options import Args
 from anomaly_lib.systems.crystal.published import property_folder, with_resume, without_meaning
+from anomaly_lib.systems.crystal.report import draw, figures, published_lines, scored, write_histories, write_scores
 from anomaly_lib.types import RunResult
 
 SCALES = ("text_scale", "node_scale")
@@ -80,7 +71,9 @@ def train(args: Args) -> RunResult:
             better = stopper.improved(values[watched], epoch)
             if better:
                 state.best = {"epoch": epoch, **{k: v for k, v in values.items() if k.startswith("val_")}}
-            if args.select == "best-on-test" and _is_best([*state.history, values], f"oracle_{_test_name(args)}", args):
+            if args.select == "best-on-test" and _is_best(
+                [*state.history, values], "oracle_test" + watched.removeprefix("val"), args
+            ):
                 run.save(state, epoch + 1, BEST_ORACLE)
             run.end_epoch(state, epoch, values, best=BEST if better else None)
         return _finish(run, state, detector, data)
@@ -214,21 +207,7 @@ def _restored(run: Run, state: TrainState, learner: Learner) -> int:
     return first
 
 
-# -- figures and the end --------------------------------------------------------------------------------------------
-
-
-def scored(detector: CrystalDetector, data: CrystalData, split: str) -> Scores:
-    """Scores of one part of the training run's data."""
-    return detector.score(detector.selection(data, split, batch_size=detector.args.batch_size))
-
-
-def figures(detector: CrystalDetector, data: CrystalData, split: str) -> dict[str, float]:
-    """val_mae, val_rmse, ... of one part; what epochs are chosen by on the test set is named oracle_test_..."""
-    return summary(scored(detector, data, split), detector.decision)
-
-
-def _test_name(args: Args) -> str:
-    return "test_accuracy" if args.classification else "test_mae"
+# -- the end --------------------------------------------------------------------------------------------------------
 
 
 def _is_best(history: list[dict[str, Any]], name: str, args: Args) -> bool:
@@ -240,13 +219,11 @@ def _is_best(history: list[dict[str, Any]], name: str, args: Args) -> bool:
 def _finish(run: Run, state: TrainState, detector: CrystalDetector, data: CrystalData) -> RunResult:
     """Test the selected weights, write what users of the published program look for, compare with baselines."""
     args, model, history = detector.args, detector.model, state.history
-    write_json(run.dir / "history_train.json", {"loss": [row["train_loss"] for row in history]})
-    keys = [key for key in (history[0] if history else {}) if key.startswith("val_")]
-    write_json(run.dir / "history_val.json", {key[4:]: [row[key] for row in history] for key in keys})
+    write_histories(run.dir, history)
     run.save(state, len(history))
     with averaged(model, state.ema):
         for name in ("val", "test"):
-            _write(run.dir / f"predictions_last_epoch_{name}.csv", detector, data, name)
+            write_scores(run.dir / f"predictions_last_epoch_{name}.csv", detector, data, name)
     chosen = {"last": run.checkpoint, "val": run.dir / BEST, "best-on-test": run.dir / BEST_ORACLE}[args.select]
     chosen = chosen if chosen.is_file() else run.checkpoint
     if (run.dir / BEST).is_file():
@@ -255,31 +232,16 @@ def _finish(run: Run, state: TrainState, detector: CrystalDetector, data: Crysta
     metrics: dict[str, float] = {}
     for name in ("val", "test"):
         path = run.dir / f"predictions_best_val_model_{name}.csv"
-        scores = _write(path, detector, data, name)
+        scores = write_scores(path, detector, data, name)
         shutil.copyfile(path, run.dir / f"prediction_results_{name}_set.csv")
         metrics |= summary(scores, detector.decision)
     if args.figures:
-        _draw(run.dir / "figures", scores, detector)
+        draw(run.dir / "figures", scores, detector)
     metrics |= _baselines(data, detector) | scales_of(model)
-    _say_published(run, metrics, args)
+    for line in published_lines(metrics):
+        run.log.line(line)
     decision = None if detector.decision is None else detector.decision.describe()
     return run.finish(None, metrics, final=chosen, remarks=detector.facts.notes, decision=decision)
-
-
-def _write(path: Path, detector: CrystalDetector, data: CrystalData, split: str) -> Scores:
-    """Write the predictions of one part and return its scores."""
-    scores = scored(detector, data, split)
-    lowest = 0.0 if detector.args.protocol == "paper" else float("-inf")
-    write_predictions(path, data, getattr(data.split, split), torch.from_numpy(scores.scores), lowest=lowest)
-    return scores
-
-
-def _draw(folder: Path, scores: Scores, detector: CrystalDetector) -> None:
-    """Predicted against true values, or the histogram of a classification."""
-    if detector.decision is not None:
-        draw_maps(folder, scores, detector.decision)
-    else:
-        viz.save_figure(viz.parity_plot(scores.scores, scores.labels, title=scores.name), folder / "parity.png")
 
 
 def _baselines(data: CrystalData, detector: CrystalDetector) -> dict[str, float]:
@@ -300,18 +262,3 @@ def _baselines(data: CrystalData, detector: CrystalDetector) -> dict[str, float]
         scores.split = f"{modality}_only_test"
         found |= summary(scores, alone.decision)
     return found
-
-
-def _say_published(run: Run, metrics: dict[str, float], args: Args) -> None:
-    """The closing lines of the published program (tools search logs for them), and what fusion adds."""
-    watched, say = "accuracy" if args.classification else "mae", run.log.line
-    say(f"Best Validation {watched.upper()}: {metrics[f'val_{watched}']:.4f}")
-    if f"oracle_test_{watched}" in metrics:
-        say(f"Oracle Test {watched.upper()} (selected on the test set): {metrics[f'oracle_test_{watched}']:.4f}")
-    else:
-        say(f"Best Test {watched.upper()}: {metrics[f'test_{watched}']:.4f}  (weights chosen on validation)")
-    for name, label in (
-        ("graph_only_test", "graph alone"), ("text_only_test", "text alone"), ("mean_predictor_test", "mean predictor")
-    ):  # fmt: skip
-        if f"{name}_{watched}" in metrics:
-            say(f"  {label:>16}: {metrics[f'{name}_{watched}']:.4f}")

@@ -184,7 +184,7 @@ def test_a_run_opens_and_closes_as_all_do(tmp_path: Path, capsys: pytest.Capture
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "crystal formation_energy_peratom: both, 320 crystals"
     assert said[4] == "cost: 320 structures to make graphs of, 59 texts to encode; what is cached is not done again"
-    assert said.count("--fusion_strategy is accepted and has no meaning here") == 1
+    assert said.count("fusion_strategy=concat has no meaning here") == 1
     assert sum(line.startswith("epoch 1/1: train_loss") for line in said) == 1
     assert any(line.startswith("Best Test MAE: ") for line in said)  # tools of the published program look for it
     assert (result.run_dir / "figures" / "parity.png").is_file()

@@ -33,6 +33,7 @@ TREATMENTS = {
     "pressed at 5 GPa": 1.0,
 }
 DEFECTS = {"a low": -0.6, "a moderate": 0.0, "a high": 0.6}
+COUNT = 320
 PROPERTIES = ("formation_energy_peratom", "bulk_modulus_kv", "hse_bandgap-2")
 _FCC = [[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]
 _CUBE = [[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]]
@@ -73,7 +74,7 @@ def _crystal(rng: np.random.Generator, name: str) -> tuple[Crystal, str, float]:
     return crystal, prototype_name, float(structural)
 
 
-def demo_table(*, count: int = 320, seed: int = 0, prop: str = PROPERTIES[0]) -> CrystalTable:
+def demo_table(*, count: int = COUNT, seed: int = 0, prop: str = PROPERTIES[0]) -> CrystalTable:
     """The demo data set in memory."""
     scale, offset = {"bulk_modulus_kv": (40.0, 120.0), "hse_bandgap-2": (0.8, 3.0)}.get(prop, (1.0, -1.0))
     rng = np.random.default_rng([seed, 20])
@@ -90,7 +91,7 @@ def demo_table(*, count: int = 320, seed: int = 0, prop: str = PROPERTIES[0]) ->
     return CrystalTable(rows)
 
 
-def write_crystal_demo(folder: Path, *, count: int = 320, seed: int = 0) -> None:
+def write_crystal_demo(folder: Path, *, count: int = COUNT, seed: int = 0) -> None:
     """The demo data set as files: <folder>/jarvis/<property>/cif/*.cif and description.csv, three properties."""
     for prop in PROPERTIES:
         base = Path(folder) / "jarvis" / prop
