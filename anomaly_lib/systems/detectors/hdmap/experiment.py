@@ -20,7 +20,7 @@ from anomaly_lib.systems.detectors.hdmap.experiment_utils import (
     with_template_names,
 )
 from anomaly_lib.systems.detectors.hdmap.options import Args
-from anomaly_lib.systems.detectors.hdmap.script import TITLES, ScriptArgs, result_name
+from anomaly_lib.systems.detectors.hdmap.script_options import TITLES, ScriptArgs, result_name
 from anomaly_lib.systems.detectors.hdmap.train import train
 from anomaly_lib.systems.detectors.options import TRAINED
 
