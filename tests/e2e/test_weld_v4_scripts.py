@@ -260,6 +260,11 @@ def test_options_without_effect_or_sense_are_refused_where_they_are_made(options
         Args(**options)
 
 
+def test_an_encoder_that_is_not_there_is_named_by_its_option(capsys):
+    assert script("train_supcon").main(["--audio-backbone", "tiny-asst"]) == 2
+    assert "--audio-backbone tiny-asst: no backbone called 'tiny-asst'" in capsys.readouterr().err
+
+
 def test_real_data_takes_the_published_sizes_and_built_in_data_tiny_ones():
     real, drawn = Args(data_path="welds", dataset="weld"), Args()
     wanted = {"hidden_dim": 512, "sensor_dim": 256, "sensor_layers": 4, "epochs": 100, "batch_size": 16, "patience": 10}

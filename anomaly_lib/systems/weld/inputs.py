@@ -49,8 +49,11 @@ def build_features(args: WeldInputArgs, device: torch.device) -> WeldFeatures:
     def encoder(part: str, name: str, weights: str | None, layers: Sequence[str | int]) -> FrozenBackbone:
         try:
             return create_backbone(name, weights=weights, layers=layers, download=args.download)
-        except UserError as error:  # three networks: say whose weights
-            raise UserError(str(error).replace("weights=", f"{part}_weights=")) from None
+        except UserError as error:  # three networks: say which
+            text = str(error)
+            known = "weights=" in text
+            said = text.replace("weights=", f"{part}_weights=") if known else f"{part}_backbone={name}: {text}"
+            raise UserError(said) from None
 
     encoders = WeldEncoders(
         encoder("video", args.video_backbone, args.video_weights, ["patch_tokens"]),
