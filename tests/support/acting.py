@@ -15,7 +15,7 @@ from anomaly_lib.config import Switch, default_of, kinds_of
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.registry import SYSTEMS
 
-CHANGING = re.compile(r"\d+(\.\d+)? ?(s|ms|seconds|MiB)\b|\(.*? s, .*? s left\)|[0-9a-f]{8,}|\S*/\S+")  # times, places
+CHANGING = re.compile(r"seconds [\d.]+|\d+(\.\d+)? ?(s|ms|seconds|MiB)\b|\(.*? s, .*? s left\)|[0-9a-f]{8,}|\S*/\S+")  # times, places
 
 
 @dataclass
@@ -43,7 +43,7 @@ def outcome_of(system: str, folder: Path, changes: Mapping[str, Any]) -> Outcome
     files = sorted(str(path.relative_to(result.run_dir)) for path in result.run_dir.rglob("*") if path.is_file())
     lines = [CHANGING.sub("", line) for line in said.getvalue().splitlines()]
     metrics = {name: repr(value) for name, value in result.metrics.items()}
-    place = str(result.run_dir), str(result.checkpoint)
+    place = result.checkpoint and result.checkpoint.name
     return Outcome(None, said.getvalue(), (metrics, digest.hexdigest(), files, lines, place))
 
 
