@@ -192,6 +192,7 @@ def test_presets_fill_what_is_not_given_in_python_as_on_the_command_line() -> No
         assert Rated(**kwargs) == parse(Rated, argv.split())
     assert (Rated(protocol="paper").gamma, Rated(protocol="paper").sizes) == (0.5, [1, 2])
     assert Rated(model="b").width == 7
+    assert FusionArgs(layers=7).layers == FusionArgs(layers=(7,)).layers == [7]  # type: ignore[arg-type]
     assert Rated(model="b", name="x").width == 3
     Rated(protocol="paper").sizes.append(9)
     assert Rated(protocol="paper").sizes == [1, 2]
@@ -212,7 +213,7 @@ def test_presets_fill_what_is_not_given_in_python_as_on_the_command_line() -> No
         ({"rate": float("nan")}, "rate=nan: must be a finite number"),
         ({"rate": float("inf")}, "rate=inf: must be a finite number"),
         ({"rate": "fast"}, "rate='fast': takes a number"),
-        ({"sizes": 3}, "sizes=3: takes a list"),
+        ({"sizes": 3}, "sizes=3: takes 2 values, got 1"),
         ({"sizes": [1, 2, 3]}, "sizes=1 2 3: takes 2 values, got 3"),
         ({"width": 200}, "width=200: too wide for model=a"),
         ({"gamma": 0.3}, "gamma=0.3: has no effect without schedule=step"),
