@@ -39,8 +39,8 @@ class Encodings:
 class CausalFiLM(nn.Module):
     """The trainable part; frozen backbones run outside, so that their features can be cached.
 
-    ``CausalFiLM(config)`` or ``CausalFiLM(preset="doc", d_model=256, ...)``. `video_dim`, `audio_dim`, `image_dim`: widths
-    of the frozen tokens (defaults: V-JEPA 2 ViT-L, AST, DINOv3 ViT-H/16+).
+    ``CausalFiLM(config)`` or ``CausalFiLM(preset="doc", d_model=256, ...)``. `video_dim`, `audio_dim`, `image_dim`:
+    widths of the frozen tokens (defaults: V-JEPA 2 ViT-L, AST, DINOv3 ViT-H/16+).
     """
 
     def __init__(
