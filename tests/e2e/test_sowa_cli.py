@@ -193,6 +193,7 @@ def test_few_shot_detector_scores_single_images(data: Path, tmp_path: Path) -> N
 def test_fast_dev_run_and_bf16(data: Path, tmp_path: Path) -> None:
     """Command 12 (--compile needs a compiler: see the slow test)."""
     flags = ["--dataset", "mvtec", "--data-path", str(data), "--fast-dev-run", "--precision", "bf16", "--no-figures"]
+    flags += ["--k-shot", "2"]
     assert train_sowa.main([*FAST, *flags, "--output-dir", str(tmp_path)]) == 0
     metrics = json.loads((tmp_path / "run.json").read_text())["metrics"]
     assert all(math.isfinite(value) for value in metrics.values())

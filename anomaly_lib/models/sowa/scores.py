@@ -141,8 +141,8 @@ def detect(
             parts["peak"] = text.flatten(1).amax(1) / (len(c.stages) or count)
             return Prediction((probability + parts["peak"]) / 2, text, parts)
         return Prediction(probability, text, parts)
-    distance = torch.empty_like(text)
-    reference = torch.empty_like(probability)
+    distance = torch.empty_like(text, dtype=torch.float32)  # `text` is narrower under autocast
+    reference = torch.empty_like(probability, dtype=torch.float32)
     for name in dict.fromkeys(cls_names):
         if name not in memories:
             raise UserError(f"no support images of class {name!r}; there are {', '.join(memories)}")
