@@ -29,7 +29,11 @@ ELSEWHERE = {
     "wandb_project": "another program's run",
     "wandb_name": "another program's run",
 }
-CONTEXT: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {}
+CONTEXT: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
+    ("crystal", "text_max_tokens"): ({"cross_modal_tokens": True}, 4),
+    ("crystal", "warmup_steps"): ({}, 1),  # the default is longer than a tiny run
+    ("crystal", "early_stopping_patience"): ({"epochs": 4, "learning_rate": 0.3}, 1),
+}
 """(system, option) -> (options beside it, the value to try)."""
 
 

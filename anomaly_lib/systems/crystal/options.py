@@ -11,6 +11,7 @@ from anomaly_lib.options import BackboneArgs, CacheArgs, DataArgs, EvalArgs, Opt
 from anomaly_lib.systems.crystal.data.settings import DATASETS, PAPER_GRAPHS, GraphSettings, SplitSettings
 
 HASHED_TEXT = "hashed-text"
+MOST_TOKENS = 512
 READS_TEXT = {"modality": ("both", "text")}
 
 
@@ -26,7 +27,9 @@ class TargetArgs(Options):
     )
     use_preprocessed: Switch = arg(False, "keep graphs in --preprocessed_dir instead of the feature cache's folder")
     preprocessed_dir: str = arg("preprocessed_data", "folder of --use_preprocessed")
-    text_max_tokens: int = arg(512, "word pieces read of each text", at_least=2, at_most=512, needs=READS_TEXT)
+    text_max_tokens: int = arg(
+        MOST_TOKENS, "word pieces read of each text", at_least=2, at_most=MOST_TOKENS, needs=READS_TEXT
+    )
     text_levels: str = arg(
         "all",
         "sentences used: global, global+semi (whole crystal and polyhedra) or all",
@@ -156,6 +159,11 @@ class Args(
             )
         if self.backbone == HASHED_TEXT and self.weights is not None:
             raise OptionError(f"weights={self.weights}: {HASHED_TEXT} has none; give backbone=matscibert")
+        if self.backbone == HASHED_TEXT and self.text_max_tokens < MOST_TOKENS and not self.reads_words:
+            raise OptionError(
+                f"text_max_tokens={self.text_max_tokens}: has no effect: {HASHED_TEXT} counts words of whole texts; "
+                "single ones are read with cross_modal_tokens=True or use_fine_grained_attention=True"
+            )
 
 
 def tiny(**changes: Any) -> Args:

@@ -155,6 +155,7 @@ OWN = {  # options that are not the published program's are refused where they d
     "standardize": ({"standardize": True, "classification": True}, "without classification=False"),
     "scale_learning_rate": ({"scale_learning_rate": 0.1}, "no scale is learned"),
     "weights": ({"weights": "file"}, "hashed-text has none"),
+    "text_max_tokens": ({"text_max_tokens": 64}, "hashed-text counts words of whole texts"),
 }
 
 
