@@ -15,6 +15,7 @@ import argparse
 import copy
 import difflib
 import errno
+import gc
 import json
 import math
 import re
@@ -573,6 +574,7 @@ def command(
         return 2
     except KeyboardInterrupt as error:
         sys.stderr.write(f"{prog}: interrupted{f' ({error})' if str(error) else ''}\n")
+        gc.freeze()  # or the interpreter would search all of torch for garbage, for seconds, before it ends
         return 130
     return outcome if isinstance(outcome, int) and not isinstance(outcome, bool) else 0
 

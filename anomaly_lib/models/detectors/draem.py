@@ -148,13 +148,13 @@ class Draem(nn.Module):
 
     def repair_and_pair(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Repair [B, C, H, W] and both side by side [B, 2C, H, W]."""
-        check_images(images, (self.config.channels,))
         repair = self.reconstructive_subnetwork(images)
         pair = [images, repair] if self.config.concat_order == "image-first" else [repair, images]
         return repair, torch.cat(pair, dim=1)
 
     def networks(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Repair [B, C, H, W] and logits [B, 2, H, W]; sides that do not divide by 32 are padded and cut again."""
+        check_images(images, (self.config.channels,))
         height, width = images.shape[-2:]
         repair, pair = self.repair_and_pair(pad_to_multiple(images, STRIDE))
         logits = self.discriminative_subnetwork(pair)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from anomaly_lib.models.detectors.configs import DraemConfig, DraemSevNetConfig
 from anomaly_lib.models.detectors.draem import STRIDE, Draem
-from anomaly_lib.models.detectors.shapes import check_shape
+from anomaly_lib.models.detectors.shapes import check_images, check_shape
 from anomaly_lib.ops.patches import pad_to_multiple
 from anomaly_lib.types import Prediction
 
@@ -96,6 +96,7 @@ class DraemSevNet(Draem):
 
     def networks_and_severity(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Repair, logits and severity [B]; the discriminator's encoder runs once for both."""
+        check_images(images, (self.config.channels,))
         height, width = images.shape[-2:]
         repair, pair = self.repair_and_pair(pad_to_multiple(images, STRIDE))
         activations = self.discriminative_subnetwork.encoder_segment(pair)
