@@ -195,9 +195,11 @@ def check_values(args: Any) -> None:
     for f in fields(args):
         value = getattr(args, f.name)
         if f.metadata.get("nargs"):
-            if not isinstance(value, list):  # one value stands for a list of it, as on the command line
+            if isinstance(value, (tuple, int, float)):  # one number stands for a list of it, as on the command line
                 value = list(value) if isinstance(value, tuple) else [value]
                 setattr(args, f.name, value)
+            if not isinstance(value, list):
+                raise OptionError(f"{f.name}={value!r}: takes a list")
             length = f.metadata["length"]
             if length is not None and value and len(value) != length:
                 raise OptionError(f"{f.name}={shown(value)}: takes {length} values, got {len(value)}")

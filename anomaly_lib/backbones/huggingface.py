@@ -258,7 +258,10 @@ def _load(model_class: Any, config: Any, path: Path) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a bar of its own inside a quick load would only tear the run's output
-    net, report = model_class.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True)
+    try:
+        net, report = model_class.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True)
+    except RuntimeError as error:  # tensors of other sizes
+        raise UserError(f"{path}: its tensors do not fit; is this the file of another network?") from error
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(_UNUSED))
     if missing:
         raise UserError(

@@ -72,7 +72,7 @@ class Decision:
             return None
         normal = torch.tensor(self.normal, dtype=torch.float64)
         below = torch.searchsorted(normal, scores.detach().cpu().double().contiguous())  # normal scores < score
-        return (1 + len(normal) - below) / (len(normal) + 1)
+        return (1 + len(normal) - below).double() / (len(normal) + 1)
 
     def decide(self, prediction: Prediction) -> Prediction:
         """The prediction with `anomalous`, `p_value` and `threshold` filled in."""

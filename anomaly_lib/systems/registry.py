@@ -61,6 +61,9 @@ class Registry(Mapping[str, "System"]):
             raise UserError(f"unknown system {name!r}; there are {', '.join(sorted(self._systems))}")
         return self._systems[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._systems
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._systems)
 

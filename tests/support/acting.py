@@ -15,7 +15,9 @@ from anomaly_lib.config import Switch, default_of, kinds_of
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.registry import SYSTEMS
 
-CHANGING = re.compile(r"seconds [\d.]+|\d+(\.\d+)? ?(s|ms|seconds|MiB)\b|\(.*? s, .*? s left\)|[0-9a-f]{8,}|\S*/\S+")  # times, places
+CHANGING = re.compile(
+    r"seconds [\d.]+|\d+(\.\d+)? ?(s|ms|seconds|MiB)\b|\(.*? s, .*? s left\)|[0-9a-f]{8,}|\S*/\S+"
+)  # times, places
 
 
 @dataclass
@@ -49,7 +51,9 @@ def outcome_of(system: str, folder: Path, changes: Mapping[str, Any]) -> Outcome
 
 def _feed(digest: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
-        digest.update(str(value.shape).encode() + value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            str(value.shape).encode() + value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     elif isinstance(value, Mapping):
         for key in sorted(value, key=str):
             digest.update(str(key).encode())

@@ -91,6 +91,11 @@ class MemoryBank(nn.Module):
         self._hold(self.rows[~gone], self.owners[~gone])
         return int(gone.sum())
 
+    def without(self, owner: int) -> "MemoryBank":
+        """The bank as it would be for someone who does not know this image's rows."""
+        others = self.owners != owner
+        return MemoryBank(self.rows[others], self.owners[others])
+
     def merged(self, other: "MemoryBank") -> "MemoryBank":
         """Both banks in one; the other's images are numbered after this one's."""
         shift = int(self.owners.max()) + 1 if len(self) else 0

@@ -10,6 +10,7 @@ from anomaly_lib.config import configure
 from anomaly_lib.models.detectors.configs import PadimConfig, summary_of
 from anomaly_lib.models.detectors.shapes import check_images, maps_of
 from anomaly_lib.ops import mahalanobis, stack_layers, upsample_and_smooth, whitening_matrix
+from anomaly_lib.ops.left_out import left_out_mahalanobis
 from anomaly_lib.types import Prediction
 
 POSITIONS = 64  # factorised at a time: in little memory, and a signal need not wait for all
@@ -63,6 +64,7 @@ class Padim(nn.Module):
         super().__init__()
         self.config = configure(PadimConfig, config, options)
         self.extractor = extractor
+        self.count = 0  # images of the fit in this process; left_out needs it
         self.register_buffer("channels", torch.empty(0, dtype=torch.long))  # which channels were drawn
         self.register_buffer("mean", torch.empty(0))  # [P, D]
         self.register_buffer("whitening", torch.empty(0))  # [P, D, D], W W^T = (covariance + ridge)^-1
@@ -106,12 +108,23 @@ class Padim(nn.Module):
         covariance.diagonal(dim1=1, dim2=2).add_(RIDGE)
         for some in covariance.split(POSITIONS):
             some.copy_(whitening_matrix(some))
-        self.whitening = covariance
+        self.whitening, self.count = covariance, moments.count
         return self
 
     def forward(self, images: Tensor) -> Prediction:
-        patch_map = self.score_grid(self.embed(images))
-        maps = upsample_and_smooth(patch_map, (images.shape[-2], images.shape[-1]), sigma=self.config.sigma)
+        return self._predict(self.score_grid(self.embed(images)), (images.shape[-2], images.shape[-1]))
+
+    @torch.no_grad()
+    def left_out(self, images: Tensor, numbers: Sequence[int]) -> Prediction:  # noqa: ARG002 - as PatchCore's
+        """Scores [B] and maps [B, H, W] of images it was fitted on, each as if it had not been among them (exact)."""
+        embedded = self.embed(images)  # [B, D, h, w]
+        rows = embedded.flatten(2).transpose(1, 2)
+        found = left_out_mahalanobis(rows, self.mean, self.whitening, self.count, ridge=RIDGE)
+        return self._predict(found.reshape(len(images), *embedded.shape[-2:]), (images.shape[-2], images.shape[-1]))
+
+    def _predict(self, patch_map: Tensor, size: tuple[int, int]) -> Prediction:
+        """Of distances [B, h, w] of images of `size`."""
+        maps = upsample_and_smooth(patch_map, size, sigma=self.config.sigma)
         return Prediction(maps.amax((1, 2)), maps)
 
     def score_grid(self, embedded: Tensor) -> Tensor:

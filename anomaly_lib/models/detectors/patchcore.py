@@ -114,8 +114,28 @@ class PatchCore(nn.Module):
     # -- predict ----------------------------------------------------------------------------------------------------
 
     def forward(self, images: Tensor) -> Prediction:
-        patch_map, score = self.score_grid(self.embed(images))
-        size = images.shape[-2], images.shape[-1]
+        return self._predict(self.embed(images), (images.shape[-2], images.shape[-1]))
+
+    @torch.no_grad()
+    def left_out(self, images: Tensor, numbers: Sequence[int]) -> Prediction:
+        """Scores [B] and maps [B, H, W] of images the bank was filled with, each as if the bank did not know it.
+
+        `numbers`: the place of each image in the fit. A row of the bank knows its image, so nothing is fitted again.
+        """
+        whole, size = self.bank, (images.shape[-2], images.shape[-1])
+        found = []
+        try:
+            for embedded, number in zip(self.embed(images).split(1), numbers, strict=True):
+                self.bank = whole.without(number)
+                found.append(self._predict(embedded, size))
+        finally:
+            self.bank = whole
+        maps = [one.map for one in found if one.map is not None]
+        return Prediction(torch.cat([one.score for one in found]), torch.cat(maps))
+
+    def _predict(self, embedded: Tensor, size: tuple[int, int]) -> Prediction:
+        """Of patch vectors [B, D, h, w] of images of `size`."""
+        patch_map, score = self.score_grid(embedded)
         mode: Literal["nearest", "bilinear"] = "nearest" if self.config.upsample == "nearest" else "bilinear"
         return Prediction(score, upsample_and_smooth(patch_map, size, sigma=self.config.sigma, mode=mode))
 

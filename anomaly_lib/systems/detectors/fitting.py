@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 
 from anomaly_lib.data.images import IMAGE_SUFFIXES, read_image
 from anomaly_lib.data.synthesis import CutPaste, Damaged, perlin_damage, textures_of
+from anomaly_lib.detect.decision import Decision
 from anomaly_lib.engine.amp import autocast_for, make_scaler
 from anomaly_lib.engine.checkpoint import TrainState, load_checkpoint
 from anomaly_lib.engine.distributed import epoch_batches, mean_over_ranks, rank, wrap
@@ -22,6 +23,7 @@ from anomaly_lib.models.detectors import Draem, DraemSevNet, ReverseDistillation
 from anomaly_lib.models.detectors.configs import MEMORIES
 from anomaly_lib.systems.detectors.build import TrainedPart
 from anomaly_lib.systems.detectors.data import image_transform
+from anomaly_lib.types import Prediction
 
 BEST = "best_model.pt"
 ImagesOf = Callable[[Tensor], Tensor]
@@ -106,6 +108,31 @@ def train_epochs(
     module.eval()
 
 
+LEAST = {"patchcore": 2, "padim": 3}  # images, for one of them to be left out
+
+
+def left_out_decision(
+    module: nn.Module, args: Any, device: torch.device, count: int, images_of: ImagesOf
+) -> Decision | None:
+    """The decision of a fitted memory or Gaussian: every normal image judged by all the others.
+
+    None for a trained network (it has seen them all), and where there are too few images.
+    """
+    if count < LEAST.get(args.model, count + 1):
+        return None
+    found: list[Prediction] = [
+        module.left_out(images_of(index).to(device), index.tolist())  # type: ignore[operator]
+        for index in progress(torch.arange(count).split(args.batch_size), "normal scores")
+    ]
+    maxima = [one.map.amax((1, 2)) for one in found if one.map is not None]
+    return Decision.promising(
+        torch.cat([one.score for one in found]).cpu(),
+        args.false_alarms,
+        of="normal images, each left out of what is known",
+        maxima=torch.cat(maxima).cpu(),
+    )
+
+
 def make_optimizer(module: nn.Module, args: Any) -> torch.optim.Optimizer:
     groups = param_groups(module, args.weight_decay)
     if args.optimizer == "sgd":
@@ -174,7 +201,7 @@ def cost_lines(module: nn.Module, args: Any, device: torch.device, count: int) -
     height, width = args.image_size
     grid = module.embed(torch.zeros(1, 3, height, width, device=device))  # type: ignore[operator]
     patches, dim = grid.shape[2] * grid.shape[3], grid.shape[1]
-    lines = [f"{count} images to encode with {args.backbone}"]
+    lines = [f"{count} images to encode with {args.backbone}, twice: to know them, and to judge each by the others"]
     if args.model == "padim":
         return [*lines, f"{patches} Gaussians of {dim} channels, {gigabytes(4 * patches * dim * dim)} of memory"]
     held = min(count * patches, args.chunk_rows or count * patches)

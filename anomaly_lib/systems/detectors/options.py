@@ -163,6 +163,9 @@ class Args(DetectorArgs):
         Preset(when=BUILT_IN | {"model": DRAEMS}, then={"repair_width": 16, "segment_width": 16, "epochs": 20}),
     )
     obj: Optional[str] = arg(None, "class; None = the only one, or the demo's first", type=str, aliases=["class-name"])
+    false_alarms: float = arg(
+        0.05, "promised share of normal images called anomalous", at_least=0, at_most=1, needs={"model": MEMORIES}
+    )
 
     def check(self) -> None:
         if self.early_stopping_patience:

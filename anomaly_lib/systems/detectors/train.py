@@ -3,18 +3,20 @@
 from collections.abc import Iterator
 from typing import Any
 
+from torch import Tensor
+
 from anomaly_lib.backbones.identity import weights_of
 from anomaly_lib.data.base import ImageDataset, select
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.figures import draw_maps
-from anomaly_lib.detect.scores import summary
+from anomaly_lib.detect.scores import sample_remarks, summary
 from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.distributed import is_main, process_group
 from anomaly_lib.engine.run import Run
 from anomaly_lib.systems.detectors.build import build
 from anomaly_lib.systems.detectors.data import image_transform, input_channels, open_class, stack_images
 from anomaly_lib.systems.detectors.detector import ClassicalDetector
-from anomaly_lib.systems.detectors.fitting import cost_lines, fit
+from anomaly_lib.systems.detectors.fitting import cost_lines, fit, left_out_decision
 from anomaly_lib.systems.detectors.options import Args
 from anomaly_lib.types import RunResult
 
@@ -41,11 +43,24 @@ def train(args: Args) -> RunResult:
             run.log.line(line)
         run.note(skipped=normal.skipped + test.beside.skipped, class_name=name)
         channels = input_channels(args)
-        state = fit(run, detector.model, args, device, len(normal), lambda index: stack_images(normal, index, channels))
+        count = len(normal)
+
+        def images_of(index: Tensor) -> Tensor:
+            return stack_images(normal, index, channels)
+
+        state = fit(run, detector.model, args, device, count, images_of)
+        decision = detector.decision = left_out_decision(detector.model, args, device, count, images_of)
+        state.extra["decision"] = None if decision is None else decision.plain()
         scores = detector.score(test)
         if args.figures and is_main():
-            run.note(figures=[path.name for path in draw_maps(run.dir, scores, detector.decision)])
-        return run.finish(state, summary(scores, detector.decision), remarks=detector.facts.notes)
+            run.note(figures=[path.name for path in draw_maps(run.dir, scores, decision)])
+        said = "none: this detector has no scores of normal images it has not seen" if decision is None else ""
+        return run.finish(
+            state,
+            summary(scores, decision),
+            remarks=[*detector.facts.notes, *sample_remarks(scores)],
+            decision=said if decision is None else decision.describe(),
+        )
 
 
 def without_meaning(args: Any) -> Iterator[str]:

@@ -108,3 +108,11 @@ def test_text_encoder_reads_texts() -> None:
     torch.testing.assert_close(alone[0], found["pooled"][1], rtol=1e-4, atol=1e-5)  # padding is not read
     with pytest.raises(UserError, match="reads no text"):
         create_backbone("tiny-ast", weights="random").encode_texts(texts)  # type: ignore[operator]
+
+
+def test_a_file_of_another_size_is_refused_in_one_line(tmp_path: Path) -> None:
+    net: Any = create_backbone("tiny-dinov2", weights="random")
+    save_file({key: value.contiguous() for key, value in net.net.state_dict().items()}, tmp_path / "tiny.safetensors")
+    with pytest.raises(UserError, match=r"tiny\.safetensors: its tensors do not fit") as refused:
+        create_backbone("dinov2-small", weights=str(tmp_path / "tiny.safetensors"))
+    assert "\n" not in str(refused.value)

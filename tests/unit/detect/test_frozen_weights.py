@@ -53,7 +53,11 @@ def train(system: str, folder: Path, **options: Any) -> RunResult:
 
 
 def weld(files: dict[str, Path]) -> dict[str, Any]:
-    return {f"{part}_weights": str(files[part]) for part in ("video", "audio", "image")} | {"cache": "disk"}
+    return (
+        {f"{part}_weights": str(files[part]) for part in ("video", "audio", "image")}
+        | {f"{part}_backbone": NETS[part] for part in ("video", "audio", "image")}
+        | {"cache": "disk"}
+    )
 
 
 # system -> (options that give every network a weight file, the file that will be changed, the network it belongs to)
@@ -68,7 +72,9 @@ CASES: dict[str, tuple[Callable[[dict[str, Path]], dict[str, Any]], str, str]] =
     ),
     "causal_film": (weld, "audio", "tiny-ast"),
     "weld_supcon": (weld, "video", "tiny-vjepa2"),
-    "video_ae": (lambda f: {"weights": str(f["clips"]), "cache": "disk"}, "clips", "tiny-dinov2"),
+    "video_ae": (
+        lambda f: {"backbone": "tiny-dinov2", "weights": str(f["clips"]), "cache": "disk"}, "clips", "tiny-dinov2",
+    ),
 }  # fmt: skip
 LONG = ("causal_film", "detectors", "sowa")
 
@@ -130,7 +136,7 @@ def test_a_second_untrained_network_is_marked_too(files: dict[str, Path], tmp_pa
 
 def test_a_run_is_not_continued_on_other_weights(files: dict[str, Path], tmp_path: Path) -> None:
     clips = Path(shutil.copyfile(files["clips"], tmp_path / "clips.safetensors"))
-    options = {"weights": str(clips), "cache": "ram"}
+    options = {"backbone": "tiny-dinov2", "weights": str(clips), "cache": "ram"}
     result = train("video_ae", tmp_path / "run", **options)
     record = read_json(result.run_dir / "run.json")
     write_json(result.run_dir / "run.json", record | {"status": "interrupted"})
@@ -144,8 +150,10 @@ def test_a_run_is_not_continued_on_other_weights(files: dict[str, Path], tmp_pat
 
 
 def test_a_detector_without_a_frozen_network_has_no_weights_whatever_it_was_told() -> None:
-    small: dict[str, Any] = {"repair_width": 4, "segment_width": 4, "backbone": "resnet18", "weights": "random"}
-    options = [DetectorArgs(model=model, **small) for model in ("draem", "reverse_distillation")]
+    options = [
+        DetectorArgs(model="draem", repair_width=4, segment_width=4),
+        DetectorArgs(model="reverse_distillation", backbone="resnet18", weights="random"),
+    ]
     found = [weights_of(build(one, torch.device("cpu"))) for one in options]
     assert found == [{}, {"resnet18": "random"}]
 

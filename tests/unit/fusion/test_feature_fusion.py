@@ -87,7 +87,12 @@ def _middle_twin(module: GatedMiddleFusion, x: torch.Tensor, t: torch.Tensor) ->
 @pytest.mark.parametrize("gate_norm", [False, True])
 def test_gated_middle_fusion_equals_its_formula(gate_norm: bool) -> None:
     module = GatedMiddleFusion(
-        feature_dim=6, context_dim=3, hidden_dim=4, use_gate_norm=gate_norm, learnable_scale=True, initial_scale=2.5
+        feature_dim=6,
+        context_dim=3,
+        middle_fusion_hidden_dim=4,
+        middle_fusion_use_gate_norm=gate_norm,
+        middle_fusion_use_learnable_scale=True,
+        middle_fusion_initial_scale=2.5,
     ).eval()
     x, t, owner = torch.randn(5, 6), torch.randn(2, 3), torch.tensor([0, 0, 1, 1, 1])
     out, gate = module(x, t, owner)
@@ -101,10 +106,14 @@ def test_gated_middle_fusion_equals_its_formula(gate_norm: bool) -> None:
 
 def test_published_parameter_names_and_count() -> None:
     module = GatedMiddleFusion(
-        feature_dim=256, context_dim=64, hidden_dim=128, use_gate_norm=True, learnable_scale=True
+        feature_dim=256,
+        context_dim=64,
+        middle_fusion_hidden_dim=128,
+        middle_fusion_use_gate_norm=True,
+        middle_fusion_use_learnable_scale=True,
     )
     assert sum(p.numel() for p in module.parameters()) == 174_209
-    fixed = GatedMiddleFusion(feature_dim=8, context_dim=4, hidden_dim=4, initial_scale=9.0)
+    fixed = GatedMiddleFusion(feature_dim=8, context_dim=4, middle_fusion_hidden_dim=4, middle_fusion_initial_scale=9.0)
     assert float(fixed.text_scale) == 1.0
     assert "text_scale" in fixed.state_dict()
     assert "text_scale" not in dict(fixed.named_parameters())

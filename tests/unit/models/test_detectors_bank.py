@@ -202,3 +202,25 @@ def test_padim_refuses_what_it_cannot_do(images):
         Padim(extractor=TinyExtractor(), features=4)(images)
     with pytest.raises(ValueError, match="empty"):
         PatchCore(extractor=TinyExtractor())(images)
+
+
+def test_a_normal_image_is_judged_by_the_others_alone() -> None:
+    """Left out exactly: as a bank without its rows, or Gaussians fitted without it, would judge it."""
+    images = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(4))
+    model = PatchCore(extractor=TinyExtractor(), coreset_ratio=1.0, neighbours=3, sigma=1.0).fit([images])
+    found = model.left_out(images[1:3], [1, 2])
+    for row, number in enumerate((1, 2)):
+        others = torch.cat([images[:number], images[number + 1 :]])
+        alone = PatchCore(extractor=TinyExtractor(), coreset_ratio=1.0, neighbours=3, sigma=1.0).fit([others])
+        wanted = alone(images[number : number + 1])
+        torch.testing.assert_close(found.score[row], wanted.score[0])
+        torch.testing.assert_close(found.map[row], wanted.map[0])
+    assert len(model.bank) == len(alone.bank) // 4 * 5  # nothing was lost
+    gaussians = Padim(extractor=TinyExtractor(), features=6, sigma=1.0).fit([images])
+    found = gaussians.left_out(images, range(5))
+    for number in range(5):
+        alone = Padim(extractor=TinyExtractor(), features=6, sigma=1.0)
+        alone.fit([torch.cat([images[:number], images[number + 1 :]])])
+        wanted = alone(images[number : number + 1])
+        torch.testing.assert_close(found.score[number], wanted.score[0], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found.map[number], wanted.map[0], rtol=1e-3, atol=1e-4)

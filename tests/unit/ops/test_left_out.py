@@ -19,12 +19,12 @@ def fit(rows: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor, t
 def test_leaving_one_out_equals_fitting_without_it(count: int, dim: int) -> None:
     generator = torch.Generator().manual_seed(count)
     rows = torch.randn(count, 6, dim, generator=generator, dtype=torch.float64) * 2 + 1
-    mean, covariance, _ = fit(rows, 0.01)
-    found = left_out_mahalanobis(rows, mean, covariance, count, ridge=0.01)
+    mean, _, whitening = fit(rows, 0.01)
+    found = left_out_mahalanobis(rows, mean, whitening, count, ridge=0.01)
     for index in range(count):
         others = torch.cat([rows[:index], rows[index + 1 :]])
-        other_mean, _, whitening = fit(others, 0.01)
-        wanted = mahalanobis(rows[index : index + 1], other_mean, whitening)[0]
+        other_mean, _, other_whitening = fit(others, 0.01)
+        wanted = mahalanobis(rows[index : index + 1], other_mean, other_whitening)[0]
         torch.testing.assert_close(found[index], wanted, rtol=1e-6, atol=1e-9)
 
 

@@ -1,4 +1,4 @@
-"""What a detector means by default: published values on a user's data, the demo's without any; the user's word stays."""
+"""What a detector means by default: published values on a user's data, the demo's without; the user's word stays."""
 
 from dataclasses import fields
 

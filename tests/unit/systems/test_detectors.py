@@ -63,7 +63,7 @@ def test_figures_are_drawn_and_recorded(run: Path) -> None:
 
 def test_costs_and_options_without_meaning_are_said(run: Path) -> None:
     log = (run / "log.txt").read_text()
-    assert "cost: 4 images to encode with resnet18" in log
+    assert "cost: 4 images to encode with resnet18, twice: to know them, and to judge each by the others" in log
     assert "cost: 64 patches of 384 numbers, 0.00 GiB of memory at a time" in log
     assert "num_workers=2 has no meaning here" in log
 
@@ -77,8 +77,21 @@ def test_a_detector_scores_another_class_and_refuses_what_changes_nothing(run: P
     assert len(detector.items(Choice(dataset="folder", data_path=str(data / "nut"), obj=None, on_error="skip")).items)
     with pytest.raises(UserError, match="shot=4: has no meaning for a trained detectors detector"):
         detector.items(Choice(shot=4))
+    assert len(detector.decision.normal) == 4  # each normal image against the other three
+    assert detector.decision.false_alarms == 0.2  # the smallest rate that four of them can promise
+    found = detector.predict(np.zeros((40, 50, 3), np.uint8))
+    assert found.anomalous.tolist() == [True]
+    assert found.p_value.tolist() == [0.2]
+
+
+@pytest.mark.parametrize("model", ["reverse_distillation", "draem"])
+def test_a_trained_network_has_no_normal_images_it_has_not_seen(model: str, tmp_path: Path) -> None:
+    system = SYSTEMS["detectors"]
+    result = system.train(system.tiny(model=model, epochs=0, image_size=[32], output_dir=str(tmp_path / "run")))
+    detector = anomaly_lib.load(result.checkpoint)
     assert detector.decision is None
     assert detector.predict(np.zeros((40, 50, 3), np.uint8)).anomalous is None
+    assert "decision: none" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_a_moved_weight_file_is_for_detectors_that_read_one(tmp_path: Path) -> None:
