@@ -1,7 +1,7 @@
 """The systems there are, and the way from a checkpoint file to its detector.
 
-Each system is a package of this folder with ``options.py`` (`Args`, `tiny`; imports no torch), ``train.py`` (`train`) and
-``detector.py`` (`load`). One whose authors released checkpoints also has ``released.py`` (`adopt`).
+Each system is a package of this folder with ``options.py`` (`Args`, `tiny`; imports no torch), ``train.py`` (`train`)
+and ``detector.py`` (`load`). One whose authors released checkpoints also has ``released.py`` (`adopt`).
 """
 
 import importlib
