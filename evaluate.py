@@ -7,7 +7,7 @@ python evaluate.py --checkpoint 'result/**/cls_checkpoint.pth' --policy false-al
 import sys
 from collections.abc import Sequence
 
-from anomaly_lib.config import command
+from anomaly_lib.command_line import command
 from anomaly_lib.evaluation.options import EvaluateArgs
 from anomaly_lib.systems.registry import SYSTEMS
 

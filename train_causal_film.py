@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from anomaly_lib.config import command
+from anomaly_lib.command_line import command
 from anomaly_lib.systems.registry import SYSTEMS
 from anomaly_lib.systems.weld.causal_film.options import Args
 

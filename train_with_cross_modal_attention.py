@@ -6,7 +6,7 @@ Without options it trains on built-in crystals and shows what fusion adds; `--ro
 import sys
 from collections.abc import Sequence
 
-from anomaly_lib.config import command
+from anomaly_lib.command_line import command
 from anomaly_lib.systems.crystal.options import Args
 from anomaly_lib.systems.registry import SYSTEMS
 

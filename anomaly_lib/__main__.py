@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Optional
 
 from anomaly_lib.bare_words import name_bare_words, split_bare_words
-from anomaly_lib.config import Options, arg, command, override
+from anomaly_lib.command_line import command
+from anomaly_lib.config import Options, arg, override
 from anomaly_lib.evaluation.options import EvaluateArgs, ExportArgs, PredictArgs
 from anomaly_lib.options import CacheArgs
 from anomaly_lib.systems.registry import SYSTEMS

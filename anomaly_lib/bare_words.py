@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from anomaly_lib.config import FALSE, TRUE, Switch, normalise, translate_originals
+from anomaly_lib.command_line import normalise, translate_originals
+from anomaly_lib.config import FALSE, TRUE, Switch
 
 
 def split_bare_words(argv: Sequence[str], cls: Any, *, values_of: str = "") -> tuple[list[str], list[str]]:

@@ -18,7 +18,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Optional
 
 from anomaly_lib.backbones.huggingface_names import KNOWN
-from anomaly_lib.config import ANY, Preset, arg, command, default_of, override, parse, shown
+from anomaly_lib.command_line import command, parse
+from anomaly_lib.config import ANY, Preset, arg, default_of, override, shown
 from anomaly_lib.data.names import DATASET_NAMES, RESIZE_MODES
 from anomaly_lib.errors import OptionError, UserError
 from anomaly_lib.options import PRECISIONS, BackboneArgs, CacheArgs, DataArgs

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anomaly_lib.config import Options, Switch, arg, command, override
+from anomaly_lib.command_line import command
+from anomaly_lib.config import Options, Switch, arg, override
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json, write_between, write_json
 from anomaly_lib.systems.detectors.options import Args as DetectorArgs

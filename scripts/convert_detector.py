@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
-from anomaly_lib.config import arg, command, to_plain
+from anomaly_lib.command_line import command
+from anomaly_lib.config import arg, to_plain
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import atomic_file, write_atomic
 from anomaly_lib.models.detectors.configs import READS_BACKBONE

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from anomaly_lib.bare_words import name_bare_words
-from anomaly_lib.config import Options, arg, command
+from anomaly_lib.command_line import command
+from anomaly_lib.config import Options, arg
 from anomaly_lib.errors import UserError
 
 if TYPE_CHECKING:  # torch is loaded where there is work: --help and mistakes come at once

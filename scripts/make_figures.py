@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anomaly_lib.config import Options, arg, command
+from anomaly_lib.command_line import command
+from anomaly_lib.config import Options, arg
 from anomaly_lib.files import write_text
 from anomaly_lib.systems.registry import SYSTEMS
 

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
-from anomaly_lib.config import ANY, Options, Switch, arg, command
+from anomaly_lib.command_line import command
+from anomaly_lib.config import ANY, Options, Switch, arg
 from anomaly_lib.engine.launchers import LocalLauncher, RayLauncher
 from anomaly_lib.engine.sweep import Job, Launcher, Sweep, expand_grid, read_jobs
 from anomaly_lib.errors import UserError

@@ -33,7 +33,7 @@ def args_classes() -> dict[str, type]:
 
 
 def current() -> dict[str, list[str]]:
-    from anomaly_lib.config import option_strings
+    from anomaly_lib.command_line import option_strings
 
     return {name: sorted(option_strings(cls)) for name, cls in sorted(args_classes().items())}
 
@@ -43,7 +43,7 @@ def test_options_are_the_frozen_ones() -> None:
 
 
 def test_every_declaration_parses() -> None:
-    from anomaly_lib.config import parse
+    from anomaly_lib.command_line import parse
 
     for name, cls in args_classes().items():
         assert dataclasses.asdict(parse(cls, [])) == dataclasses.asdict(cls()), name

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from anomaly_lib.config import Options, arg, command
+from anomaly_lib.command_line import command
+from anomaly_lib.config import Options, arg
 
 
 @dataclass

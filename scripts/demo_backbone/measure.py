@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from anomaly_lib.config import Options, Switch, arg, command
+from anomaly_lib.command_line import command
+from anomaly_lib.config import Options, Switch, arg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the scripts import each other from the repository root
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Optional
 
-from anomaly_lib.config import Options, arg, command
+from anomaly_lib.command_line import command
+from anomaly_lib.config import Options, arg
 from anomaly_lib.systems.detectors.hdmap.names import DOMAINS
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
-from anomaly_lib.config import Options, Switch, arg, command
+from anomaly_lib.command_line import command
+from anomaly_lib.config import Options, Switch, arg
 from anomaly_lib.files import read_json
 from anomaly_lib.systems.detectors.hdmap.conditions import get_experiment_by_name, load_experiment_conditions
 from anomaly_lib.systems.detectors.hdmap.script import finished_result

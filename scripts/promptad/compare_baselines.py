@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anomaly_lib.bare_words import name_bare_words
-from anomaly_lib.config import command
+from anomaly_lib.command_line import command
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.promptad.options import CompareArgs
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from anomaly_lib.config import Options, Switch, arg, command
+from anomaly_lib.command_line import command
+from anomaly_lib.config import Options, Switch, arg
 from anomaly_lib.data.names import DEMO_CATEGORIES
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.tables import Cell, Table

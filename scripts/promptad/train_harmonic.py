@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomaly_lib.config import command
+from anomaly_lib.command_line import command
 from anomaly_lib.systems.promptad.options import SweepArgs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from anomaly_lib.config import Options, arg, command
+from anomaly_lib.command_line import command
+from anomaly_lib.config import Options, arg
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.tables import Cell, Table
 from anomaly_lib.files import read_json, write_between

@@ -6,7 +6,7 @@ Without flags it trains on three built-in demo classes and tests on the two othe
 import sys
 from collections.abc import Sequence
 
-from anomaly_lib.config import command
+from anomaly_lib.command_line import command
 from anomaly_lib.systems.registry import SYSTEMS
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Optional
 
 from anomaly_lib.bare_words import name_bare_words
-from anomaly_lib.config import Options, arg, command
+from anomaly_lib.command_line import command
+from anomaly_lib.config import Options, arg
 
 MAX_IMBALANCE = 10
 

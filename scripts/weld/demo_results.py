@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomaly_lib.config import Options, arg, command
+from anomaly_lib.command_line import command
+from anomaly_lib.config import Options, arg
 from anomaly_lib.files import write_json
 from anomaly_lib.systems.registry import SYSTEMS
 from anomaly_lib.systems.weld.causal_film.options import Args

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from anomaly_lib.config import command
+from anomaly_lib.command_line import command
 from anomaly_lib.files import write_json
 from anomaly_lib.systems.weld.video_ae.options import FusionArgs
 

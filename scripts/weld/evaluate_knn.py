@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
-from anomaly_lib.config import Options, arg, command, override
+from anomaly_lib.command_line import command
+from anomaly_lib.config import Options, arg, override
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.errors import OptionError
 from anomaly_lib.files import write_json

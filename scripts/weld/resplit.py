@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anomaly_lib.bare_words import name_bare_words
-from anomaly_lib.config import Options, Switch, arg, command
+from anomaly_lib.command_line import command
+from anomaly_lib.config import Options, Switch, arg
 from anomaly_lib.errors import OptionError
 from anomaly_lib.files import atomic_file
 

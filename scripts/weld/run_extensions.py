@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomaly_lib.config import command
+from anomaly_lib.command_line import command
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the scripts import each other from the repository root
 

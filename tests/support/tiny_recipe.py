@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from anomaly_lib.config import arg, command, override
+from anomaly_lib.command_line import command
+from anomaly_lib.config import arg, override
 from anomaly_lib.engine import distributed
 from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
 from anomaly_lib.engine.checkpoint import TrainState

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import pytest
 
 from anomaly_lib.bare_words import name_bare_words, split_bare_words
-from anomaly_lib.config import Options, Switch, arg, parse
+from anomaly_lib.command_line import parse
+from anomaly_lib.config import Options, Switch, arg
 from anomaly_lib.evaluation.options import PredictArgs
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomaly_lib.config import Options, Preset, Switch, arg, as_flags, command, normalise, override, parse, to_plain
+from anomaly_lib.command_line import as_flags, command, normalise, parse
+from anomaly_lib.config import Options, Preset, Switch, arg, override, to_plain
 from anomaly_lib.errors import OptionError, TrainingFailure, UserError
 from anomaly_lib.options import OptimArgs, RunArgs
 

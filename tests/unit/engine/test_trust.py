@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from anomaly_lib.config import command
+from anomaly_lib.command_line import command
 from anomaly_lib.engine.checkpoint import load_checkpoint
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import atomic_file

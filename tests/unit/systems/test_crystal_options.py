@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from anomaly_lib.config import parse
+from anomaly_lib.command_line import parse
 from anomaly_lib.systems.crystal.options import Args, tiny
 from anomaly_lib.systems.crystal.published import property_folder, with_resume, without_meaning
 

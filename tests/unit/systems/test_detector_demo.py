@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from anomaly_lib.backbones import create_backbone
-from anomaly_lib.config import default_of, parse
+from anomaly_lib.command_line import parse
+from anomaly_lib.config import default_of
 from anomaly_lib.models import detectors
 from anomaly_lib.models.detectors.configs import CONFIGS
 from anomaly_lib.systems.detectors.build import MODULES, FrozenFeatures

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anomaly_lib.config import command
+from anomaly_lib.command_line import command
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json
 from anomaly_lib.systems.detectors.hdmap.conditions import load_experiment_conditions
