@@ -292,11 +292,23 @@ def command(
     except OSError as error:
         sys.stderr.write(f"{prog}: {as_flags(in_words(error), cls)}\n")
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = "give a smaller batch_size=, image_size= or resolution=, or fewer images"
+        sys.stderr.write(f"{prog}: {as_flags(f'not enough memory: {remedy}', cls)}\n")
+        return 1
     except KeyboardInterrupt as error:
         sys.stderr.write(f"{prog}: interrupted{f' ({error})' if str(error) else ''}\n")
         gc.freeze()  # or the interpreter would search all of torch for garbage, for seconds, before it ends
         return 130
     return outcome if isinstance(outcome, int) and not isinstance(outcome, bool) else 0
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's own, PyTorch's on a CPU, CUDA's."""
+    said = str(error)
+    return isinstance(error, MemoryError) or "allocate memory" in said or "out of memory" in said
 
 
 REMEDIES = {

@@ -88,6 +88,17 @@ class FrozenBackbone(nn.Module):
         raise NotImplementedError
 
 
+LARGEST_SIDE = 8192  # pixels: beyond it one picture's activations alone take tens of gigabytes
+
+
+def check_image_size(size: int | Sequence[int], patch: int, owner: str) -> None:
+    """Refuse an input size that holds no patch of the network, or that no memory would hold."""
+    sides = [size] if isinstance(size, int) else list(size)
+    if min(sides) < patch or max(sides) > LARGEST_SIDE:
+        shown = " ".join(map(str, dict.fromkeys(sides)))
+        raise UserError(f"image_size={shown}: {owner} takes sides from {patch} (one patch) to {LARGEST_SIDE} pixels")
+
+
 def output_names(
     layers: Sequence[Layer] | None, *, depth: int, named: Sequence[str], default: Sequence[str], owner: str
 ) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_lib.backbones.attention import attend, feed_forward, project_qkv
-from anomaly_lib.backbones.base import FrozenBackbone, Layer, last_block, output_names
+from anomaly_lib.backbones.base import FrozenBackbone, Layer, check_image_size, last_block, output_names
 from anomaly_lib.backbones.clip_text import ClipText
 from anomaly_lib.backbones.sources import WeightSource, resolve_weights
 from anomaly_lib.backbones.tokenizer import ClipTokenizer, Tokenizer, WordTokenizer
@@ -168,6 +168,7 @@ def create_clip(
     if path and uses_quick_gelu(path):
         config["quick_gelu"] = True
     if image_size is not None:
+        check_image_size(image_size, int(config["vision_cfg"].get("patch_size") or 1), name)
         config["vision_cfg"] = {**config["vision_cfg"], "image_size": image_size}
     clip = _build(config, name=name, meta=path is not None)
     if path:

@@ -428,3 +428,29 @@ def test_other_data_of_the_class_can_be_scored(data: Path, tmp_path: Path) -> No
     assert "crack" not in one.scores.defects
     with pytest.raises(ValueError, match="shot=3: has no meaning for a trained promptad detector"):
         evaluate_checkpoint(folder / "checkpoint.pt", EvaluateArgs(shot=3), SYSTEMS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--states {0}", "--states {0}: takes plain words"),
+        ("--n-ctx 500", "--n-ctx 500"),
+        ("--n-pro 100000", "--n-pro 100000: must be at most 1000"),
+        ("--image-size 1", "--image-size 1: tiny-clip takes sides from 16"),
+        ("--image-size 100000", "--image-size 100000"),
+        ("--reader-resize 999999", "--reader-resize 999999: must be at most"),
+        ("--resolution 100000", "--resolution 100000: must be at most"),
+        ("--device mps", "--device mps: expected auto, cpu, cuda"),
+        ("--sigma nan", "--sigma nan: must be a finite number"),
+        ("--batch-size 99999999999999999999", "too large"),
+        ("--seed 99999999999", "--seed 99999999999: must be at most"),
+    ],
+)
+def test_values_that_cannot_work_are_one_line_before_any_work(
+    flags: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--backbone", "tiny-clip", "--weights", "random", "--output-dir", str(tmp_path / "run"), *flags.split()]
+    assert script("train_cls.py")(argv) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1

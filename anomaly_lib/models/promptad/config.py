@@ -17,8 +17,8 @@ class PromptConfig(Options):
 
     n_ctx: int = arg(4, "tokens of a normal context", at_least=1)
     n_ctx_ab: int = arg(1, "tokens of an abnormal context", at_least=1)
-    n_pro: int = arg(3, "normal contexts", at_least=1)
-    n_pro_ab: int = arg(4, "abnormal contexts", at_least=1)
+    n_pro: int = arg(3, "normal contexts", at_least=1, at_most=1000)
+    n_pro_ab: int = arg(4, "abnormal contexts", at_least=1, at_most=1000)
     pairing: str = arg(
         "all",
         "abnormal prompts: all pairs of contexts, or i mod n (the original's, misses pairs)",
@@ -28,6 +28,11 @@ class PromptConfig(Options):
         None, "what the class is called in prompts; None = the published name, or the class's own", type=str
     )
     states: list[str] = arg([], "more anomalous states for the prompts, e.g. 'scratch' or 'torn {}'", type=str)
+
+    def check(self) -> None:
+        for state in self.states:
+            if set("{}") & set(state.replace("{}", "", 1)):
+                raise OptionError(f"states={state}: takes plain words, with {{}} once at most (the class's name)")
 
 
 @dataclass
@@ -63,8 +68,8 @@ class ScoreConfig(Options):
     calibration: str = arg(
         "none", "put both branches on one scale with support scores before fusing", choices=["none", *CALIBRATION_NAMES]
     )
-    resolution: int = arg(400, "side of maps and masks", at_least=8)
-    sigma: float = arg(4.0, "Gaussian smoothing of segmentation maps, in pixels", at_least=0)
+    resolution: int = arg(400, "side of maps and masks", at_least=8, at_most=8192)
+    sigma: float = arg(4.0, "Gaussian smoothing of segmentation maps, in pixels", at_least=0, at_most=1000)
     image_max: str = arg(
         "map",
         "the visual image score is the maximum of the upsampled map or of the patch grid",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_lib.config import configure
+from anomaly_lib.errors import UserError
 from anomaly_lib.models.promptad.config import PromptConfig
 from anomaly_lib.models.promptad.states import class_text, state_templates
 
@@ -25,6 +26,8 @@ class TextTower(Protocol):
 
     @property
     def width(self) -> int: ...
+    @property
+    def context_length(self) -> int: ...
     def tokenize(self, texts: Sequence[str]) -> Tensor: ...
     def end_of_text(self, ids: Tensor) -> Tensor: ...
     def embed(self, ids: Tensor) -> Tensor: ...
@@ -122,6 +125,11 @@ class PromptLearner(nn.Module):
         ends = text.end_of_text(ids)
         tails = [row[1 : int(end) + 1].tolist() for row, end in zip(ids, ends, strict=True)]  # end token included
         self.sequences = prompt_sequences(int(ids[0, 0]), tails, pairs, config)
+        if (longest := max(map(len, self.sequences))) > text.context_length:
+            raise UserError(
+                f"n_ctx={config.n_ctx}, n_ctx_ab={config.n_ctx_ab}: make a prompt of {longest} tokens, and the text "
+                f"tower reads {text.context_length}"
+            )
         tree = PromptTree(self.sequences)
         vocabulary = sorted({symbol for symbol in tree.symbols if isinstance(symbol, int)})
         # Rows of [vocabulary; normal contexts; abnormal contexts], as `forward` stacks them.

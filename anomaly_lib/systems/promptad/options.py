@@ -38,7 +38,7 @@ class ReaderArgs(Options):
         at_least=1, aliases=["img-resize", "img-cropsize"],
     )  # fmt: skip
     test_color: str = arg("rgb", "colour order of test images; bgr is the original's slip", choices=["rgb", "bgr"])
-    reader_resize: int = arg(0, "first squash images to this square, bilinearly; 0 = no", at_least=0)
+    reader_resize: int = arg(0, "first squash images to this square, bilinearly; 0 = no", at_least=0, at_most=8192)
 
     def check(self) -> None:
         if len(self.image_size) > 2:
