@@ -140,6 +140,13 @@ def closing_lines(result: RunResult, *, remarks: Sequence[str], decision: str | 
     return lines
 
 
+def told_each_epoch(values: Mapping[str, float], *, most: int = 8) -> list[str]:
+    """Names of the figures that fit on an epoch's line, in their order: loss, rate and what selects before the rest."""
+    first = [n for n in values if n in ("loss", "lr") or n.lower().endswith(("auroc", "accuracy", "mae", "_loss"))]
+    kept = [*first, *(name for name in values if name not in first)][:most]
+    return [name for name in values if name in kept]
+
+
 class Run:
     """Open with `Run.open`; use as a context manager so that locks are freed and the status tells the truth."""
 
@@ -330,7 +337,7 @@ class Run:
         self._epoch_began = now
         recent = self._epoch_seconds[-10:]
         left = max(0, total - epoch - 1) * sum(recent) / len(recent)
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        shown = ", ".join(f"{name} {values[name]:.4g}" for name in told_each_epoch(values))
         mark = " *" if kept else ""
         self.log.status(f"epoch {epoch + 1}/{total}: {shown} ({recent[-1]:.2f} s, {left:.0f} s left){mark}")
 

@@ -11,6 +11,7 @@ import torch
 
 from anomaly_lib.command_line import command
 from anomaly_lib.engine.checkpoint import load_checkpoint
+from anomaly_lib.engine.run import told_each_epoch
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import atomic_file
 from anomaly_lib.options import RunArgs
@@ -67,6 +68,12 @@ def test_leftovers_of_killed_writes_are_removed_by_the_next_run(tmp_path: Path) 
     (tmp_path / ".checkpoint.pt.abc.tmp").write_bytes(b"half")
     trained(tmp_path)
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_an_epochs_line_keeps_loss_rate_and_what_selects() -> None:
+    values = {f"part{i}": 1.0 for i in range(12)} | {"loss": 2.0, "lr": 0.1, "val_auroc": 0.9}
+    assert told_each_epoch(values) == [*(f"part{i}" for i in range(5)), "loss", "lr", "val_auroc"]
+    assert told_each_epoch({"loss": 1.0}) == ["loss"]
 
 
 @dataclass
