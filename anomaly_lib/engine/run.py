@@ -38,6 +38,7 @@ from anomaly_lib.engine import distributed
 from anomaly_lib.engine.checkpoint import TrainState, check_weights, load_checkpoint, save_checkpoint
 from anomaly_lib.engine.log import Log, Trackers
 from anomaly_lib.engine.seed import seed_everything
+from anomaly_lib.engine.words import closing_lines, data_in_words, told_each_epoch
 from anomaly_lib.errors import UserError
 from anomaly_lib.features import MissingFeatures
 from anomaly_lib.files import atomic_file, read_json, remove_leftovers, write_json, write_text
@@ -116,35 +117,6 @@ def read_record(path: Path) -> dict[str, Any]:
     if wrong:
         raise UserError(f"{path}: not the record of a run ({', '.join(wrong)} missing or odd); give fresh=True")
     return dict(record)
-
-
-def data_in_words(args: Any) -> str:
-    """The data that the options name."""
-    path, dataset = getattr(args, "data_path", None), getattr(args, "dataset", None)
-    if path is None:
-        return (
-            "no --data-path: running on the BUILT-IN demo data (see --dataset, --data-path, --backbone for real ones)"
-        )
-    return f"{path} (layout {dataset})"
-
-
-def closing_lines(result: RunResult, *, remarks: Sequence[str], decision: str | None) -> list[str]:
-    """Metrics, decision, where the checkpoint lies, and what to do next."""
-    figures = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items() if "threshold" not in name)
-    lines = ["result: " + figures + "".join(f" [{remark}]" for remark in remarks)]
-    if decision:
-        lines.append(f"decision: {decision}")
-    lines.append(f"run folder: {result.run_dir}")
-    if result.checkpoint is not None:
-        lines += [f"checkpoint: {result.checkpoint}", f"next: python evaluate.py --checkpoint {result.checkpoint}"]
-    return lines
-
-
-def told_each_epoch(values: Mapping[str, float], *, most: int = 8) -> list[str]:
-    """Names of the figures that fit on an epoch's line, in their order: loss, rate and what selects before the rest."""
-    first = [n for n in values if n in ("loss", "lr") or n.lower().endswith(("auroc", "accuracy", "mae", "_loss"))]
-    kept = [*first, *(name for name in values if name not in first)][:most]
-    return [name for name in values if name in kept]
 
 
 class Run:

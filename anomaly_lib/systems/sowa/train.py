@@ -17,8 +17,9 @@ from anomaly_lib.engine.amp import autocast_for, pick_device
 from anomaly_lib.engine.checkpoint import TrainState
 from anomaly_lib.engine.distributed import epoch_batches, single_process_only
 from anomaly_lib.engine.optim import step
-from anomaly_lib.engine.run import Run, data_in_words
+from anomaly_lib.engine.run import Run
 from anomaly_lib.engine.schedule import make_schedule
+from anomaly_lib.engine.words import data_in_words
 from anomaly_lib.metrics import auroc, pixel_auroc
 from anomaly_lib.models.sowa.model import AnomalyCLIP
 from anomaly_lib.models.sowa.scores import sowa_loss

@@ -11,7 +11,7 @@ import torch
 
 from anomaly_lib.command_line import command
 from anomaly_lib.engine.checkpoint import load_checkpoint
-from anomaly_lib.engine.run import told_each_epoch
+from anomaly_lib.engine.words import told_each_epoch
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import atomic_file
 from anomaly_lib.options import RunArgs
