@@ -29,7 +29,7 @@ class PatchCoreConfig(Options):
     )
     coreset_ratio: float = arg(
         0.1, "share of patches that are kept", at_least=0, at_most=1, aliases=["coreset-sampling-ratio"],
-        needs={"model": "patchcore"},
+        needs={"model": "patchcore", "coreset_size": None},
     )  # fmt: skip
     coreset_size: Optional[int] = arg(
         None, "number of patches that are kept; None = the share", type=int, at_least=1, needs={"model": "patchcore"}
