@@ -14,3 +14,9 @@ class OptionError(UserError):
 
 class TrainingFailure(RuntimeError):
     """A run that cannot go on (for instance nothing but non-finite losses): one line, exit code 1."""
+
+
+def reason_of(error: BaseException) -> str:
+    """The last line that a foreign library's message says something in, cut to one of ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else repr(error))[:120]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from anomaly_lib.engine.seed import rng_state, set_rng_state
-from anomaly_lib.errors import UserError
+from anomaly_lib.errors import UserError, reason_of
 from anomaly_lib.files import atomic_file
 
 FORMAT = 1
@@ -52,8 +52,7 @@ class TrainState:
             try:
                 part.load_state_dict(state)
             except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-                reason = next((line.strip() for line in str(error).splitlines()[::-1] if line.strip()), repr(error))
-                raise UserError(f"{source}: its {name} does not fit these options ({reason[:120]})") from error
+                raise UserError(f"{source}: its {name} does not fit these options ({reason_of(error)})") from error
         self.best, self.history, self.extra = dict(saved["best"]), list(saved["history"]), dict(saved["extra"])
         if rng:
             set_rng_state(saved["rng"])

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from anomaly_lib.errors import UserError
+from anomaly_lib.errors import UserError, reason_of
 from anomaly_lib.types import RunResult
 
 if TYPE_CHECKING:
@@ -102,9 +102,8 @@ class Registry(Mapping[str, "System"]):
         except UserError:
             raise
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-            reason = next((line.strip() for line in str(error).splitlines()[::-1] if line.strip()), repr(error))
             raise UserError(
-                f"{path}: no complete checkpoint of {system.name} ({type(error).__name__}: {reason[:120]})"
+                f"{path}: no complete checkpoint of {system.name} ({type(error).__name__}: {reason_of(error)})"
             ) from error
 
 

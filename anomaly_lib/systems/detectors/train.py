@@ -54,12 +54,12 @@ def train(args: Args) -> RunResult:
         scores = detector.score(test)
         if args.figures and is_main():
             run.note(figures=[path.name for path in draw_maps(run.dir, scores, decision)])
-        said = "none: this detector has no scores of normal images it has not seen" if decision is None else ""
+        undecided = "none: this detector has no scores of normal images it has not seen"
         return run.finish(
             state,
             summary(scores, decision),
             remarks=[*detector.facts.notes, *sample_remarks(scores)],
-            decision=said if decision is None else decision.describe(),
+            decision=undecided if decision is None else decision.describe(),
         )
 
 

@@ -129,20 +129,14 @@ class WeldFeatures:
 
     def readable(self, runs: Sequence[WeldRun]) -> tuple[list[WeldRun], list[dict[str, str]]]:
         """The runs whose files can be read, and the others with the reason (``on_error="skip"``)."""
-        kept, skipped = [], []
-        for run in runs:
-            try:
-                self.sensors(run)
-                for part, store in self.stores.items():
-                    if run_key(run) not in store:
-                        self.load_part(run, part)
-            except UserError as error:
-                skipped.append({"path": str(run.folder), "reason": str(error)})
-                continue
-            kept.append(run)
-        if not kept:
-            raise UserError(f"none of the {len(skipped)} runs can be read; the first: {skipped[0]['reason']}")
-        return kept, skipped
+
+        def read(run: WeldRun) -> None:
+            self.sensors(run)
+            for part, store in self.stores.items():
+                if run_key(run) not in store:
+                    self.load_part(run, part)
+
+        return readable_runs(runs, read)
 
     # -- features -------------------------------------------------------------------------------------------------
 
@@ -217,3 +211,21 @@ def run_key(run: WeldRun) -> str:
     if run.render is None:
         return file_key(run.folder)
     return hashlib.sha256(f"{run.run_id} {run.facts}".encode()).hexdigest()
+
+
+def readable_runs(
+    runs: Sequence[WeldRun], read: Callable[[WeldRun], object]
+) -> tuple[list[WeldRun], list[dict[str, str]]]:
+    """The runs that `read` can read, and the others with the reason; none at all is an error."""
+    kept: list[WeldRun] = []
+    skipped: list[dict[str, str]] = []
+    for run in runs:
+        try:
+            read(run)
+        except UserError as error:
+            skipped.append({"path": str(run.folder), "reason": str(error)})
+            continue
+        kept.append(run)
+    if not kept:
+        raise UserError(f"none of the {len(skipped)} runs can be read; the first: {skipped[0]['reason']}")
+    return kept, skipped

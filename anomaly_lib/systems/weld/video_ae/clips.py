@@ -12,7 +12,7 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.features import FeatureSpec, FeatureStore, extract
 from anomaly_lib.systems.weld.data.manifest import WeldRun
 from anomaly_lib.systems.weld.data.runs import load_raw, process_video
-from anomaly_lib.systems.weld.features import run_key
+from anomaly_lib.systems.weld.features import readable_runs, run_key
 from anomaly_lib.systems.weld.options import WeldSettings
 from anomaly_lib.systems.weld.video_ae.options import Args
 
@@ -56,18 +56,12 @@ class ClipEncoder:
 
     def readable(self, runs: Sequence[WeldRun]) -> tuple[list[WeldRun], list[dict[str, str]]]:
         """The runs with a readable video, and the others with the reason."""
-        kept, skipped = [], []
-        for run in runs:
-            try:
-                if run_key(run) not in self.store:
-                    self.load(run)
-            except UserError as error:
-                skipped.append({"path": str(run.folder), "reason": str(error)})
-                continue
-            kept.append(run)
-        if not kept:
-            raise UserError(f"none of the {len(skipped)} runs can be read; the first: {skipped[0]['reason']}")
-        return kept, skipped
+
+        def read(run: WeldRun) -> None:
+            if run_key(run) not in self.store:
+                self.load(run)
+
+        return readable_runs(runs, read)
 
     def __call__(self, runs: Sequence[WeldRun]) -> Tensor:
         """Clip vectors [N, dim] on the device."""
