@@ -1,0 +1,68 @@
+"""What a detector on a frozen network offers: it is fitted on features and scores features, never pixels.
+
+So that a network is run once over every image, whatever is tried on what it says: the caller may take the features
+from a store. A detector derived from `FeatureDetector` supplies `fit_features` and `score_features`; one that can judge
+a normal image by all the others also supplies `left_out_features` and says in `least_images` from how many images on.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from anomaly_lib.types import Prediction
+
+Features = Mapping[str, Tensor]
+"""What a frozen network says of B images in V views: {output: maps [B, V, C, h, w] or pooled vectors [B, V, C]}."""
+Size = tuple[int, int]
+"""Height and width of an image and of its anomaly map."""
+
+
+class FeatureDetector(nn.Module):
+    """Images [B, 3, H, W] -> scores [B] and maps [B, H, W] by way of a frozen `extractor`."""
+
+    extractor: nn.Module  # images [N, 3, H, W] with values 0..1 -> {output: [N, C, h, w] or [N, C]}
+    least_images: ClassVar[int | None] = None  # from how many normal images on one can be left out; None: it cannot
+    transductive: ClassVar[bool] = False  # a score depends on the other images scored with it
+
+    def support_views(self, image: Tensor) -> Tensor:
+        """[3, H, W] -> [V, 3, H, W]: the views of a normal image that are learnt. The same image has the same views."""
+        return image.unsqueeze(0)
+
+    def query_views(self, image: Tensor) -> Tensor:
+        """[3, H, W] -> [V, 3, H, W]: the views of an image that are scored."""
+        return image.unsqueeze(0)
+
+    def fit_features(self, batches: Iterable[Features]) -> "FeatureDetector":
+        """Learn normal images from their features, batch by batch; answers itself."""
+        raise NotImplementedError
+
+    def score_features(self, features: Features, size: Size) -> Prediction:
+        """Scores [B] and maps [B, *size] of images whose features are known."""
+        raise NotImplementedError
+
+    def left_out_features(self, features: Features, numbers: Sequence[int], size: Size) -> Prediction:
+        """Scores [B] and maps [B, *size] of images of the fit, each as if it had not been among them.
+
+        `numbers`: the place of each image in the fit.
+        """
+        raise NotImplementedError
+
+    # -- from images ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def features_of(self, images: Tensor, views: Callable[[Tensor], Tensor]) -> Features:
+        """The features of images [B, 3, H, W] in `views`, encoded in one batch."""
+        seen = torch.stack([views(image) for image in images])  # [B, V, 3, H, W]
+        return {name: x.unflatten(0, seen.shape[:2]) for name, x in self.extractor(seen.flatten(0, 1)).items()}
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[Tensor]) -> "FeatureDetector":
+        """`fit_features` of batches of normal images [B, 3, H, W]."""
+        return self.fit_features(self.features_of(images, self.support_views) for images in batches)
+
+    def forward(self, images: Tensor) -> Prediction:
+        """`score_features` of images [B, 3, H, W]."""
+        features = self.features_of(images, self.query_views)
+        return self.score_features(features, (images.shape[-2], images.shape[-1]))
