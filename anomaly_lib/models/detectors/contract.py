@@ -25,14 +25,18 @@ class FeatureDetector(nn.Module):
     extractor: nn.Module  # images [N, 3, H, W] with values 0..1 -> {output: [N, C, h, w] or [N, C]}
     least_images: ClassVar[int | None] = None  # from how many normal images on one can be left out; None: it cannot
     transductive: ClassVar[bool] = False  # a score depends on the other images scored with it
+    progress: Callable[[int, int], None] | None = None  # told (done, total) by what takes long after the encoding
 
-    def support_views(self, image: Tensor) -> Tensor:
-        """[3, H, W] -> [V, 3, H, W]: the views of a normal image that are learnt. The same image has the same views."""
-        return image.unsqueeze(0)
+    def support_views(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, V, 3, H, W]: the views of normal images that are learnt.
 
-    def query_views(self, image: Tensor) -> Tensor:
-        """[3, H, W] -> [V, 3, H, W]: the views of an image that are scored."""
-        return image.unsqueeze(0)
+        An image has the same views whatever stands beside it in the batch, so that their features can be kept.
+        """
+        return images.unsqueeze(1)
+
+    def query_views(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, V, 3, H, W]: the views of images that are scored."""
+        return images.unsqueeze(1)
 
     def fit_features(self, batches: Iterable[Features]) -> "FeatureDetector":
         """Learn normal images from their features, batch by batch; answers itself."""
@@ -49,12 +53,16 @@ class FeatureDetector(nn.Module):
         """
         raise NotImplementedError
 
+    def memory_in_words(self, features: Features, count: int) -> str | None:  # noqa: ARG002 - of those that need much
+        """What `count` images take when they are learnt, judged by the features of one; None: nothing worth saying."""
+        return None
+
     # -- from images ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def features_of(self, images: Tensor, views: Callable[[Tensor], Tensor]) -> Features:
         """The features of images [B, 3, H, W] in `views`, encoded in one batch."""
-        seen = torch.stack([views(image) for image in images])  # [B, V, 3, H, W]
+        seen = views(images)  # [B, V, 3, H, W]
         return {name: x.unflatten(0, seen.shape[:2]) for name, x in self.extractor(seen.flatten(0, 1)).items()}
 
     @torch.no_grad()
