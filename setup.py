@@ -36,7 +36,6 @@ EXTRAS = {
     "mamba": ["mamba-ssm>=2.2", "causal-conv1d>=1.4"],  # CUDA kernels; the pure-PyTorch scan is the default
     "wandb": ["wandb>=0.16"],
     "tensorboard": ["tensorboard>=2.14"],
-    "crystal": [],  # structure readers and neighbour lists are small and come with the package
     "describe": ["robocrys>=0.2.9", "pymatgen>=2024.1"],  # descriptions of crystals by robocrystallographer
     "export": ["onnx>=1.16", "onnxscript>=0.1", "onnxruntime>=1.18"],
     "cluster": ["ray>=2.10"],
@@ -60,7 +59,6 @@ EXTRAS["bench"] = [
     "torchmetrics>=1.4",
     "scikit-image>=0.22",
     "jarvis-tools>=2024.4",
-    *EXTRAS["crystal"],
     *EXTRAS["export"],
 ]
 

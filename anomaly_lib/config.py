@@ -42,12 +42,15 @@ def arg(
     at_most: float | None = None,
     length: int | None = None,
     needs: Mapping[str, Any] | None = None,
+    result: bool = True,
 ) -> Any:
     """One option. `aliases` are the originals' other spellings; a ``None`` default needs its `type` said.
 
     `length`: how many values a list takes. `needs`: what other options must be for this one to have an effect (a tuple
     of values that all do, or `ANY` for anything but None, False and nothing); given without that, it is refused. What
     it needs may be an option that only a derived class has, e.g. which of several models is trained.
+    `result`: False where it says how or where a run happens and has no part in what comes out of it, so that a run may
+    go on in the same folder with another value.
     """
     if default is None and type is None:
         raise TypeError("an option whose default is None must say its type")
@@ -59,6 +62,7 @@ def arg(
         "options": list(choices) if choices is not None else None,
         "length": length,
         "needs": dict(needs or {}),
+        "result": result,
     }
     metadata["help"] = _help_text(help, default, metadata)
     if isinstance(default, bool):
@@ -95,6 +99,7 @@ def override(
         at_most=meta["at_most"],
         length=meta["length"],
         needs=meta["needs"] if needs is None else needs,
+        result=meta["result"],
     )
 
 
@@ -309,3 +314,9 @@ def configure(cls: type[A], config: A | None, options: Mapping[str, Any]) -> A:
 def to_plain(args: Any) -> dict[str, Any]:
     """The options as JSON-ready values."""
     return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items()}
+
+
+def result_options(args: Any) -> dict[str, Any]:
+    """Those of `to_plain` that have a part in what comes out of a run."""
+    plain = to_plain(args)
+    return {f.name: plain[f.name] for f in fields(args) if f.metadata["result"]}

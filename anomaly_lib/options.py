@@ -17,29 +17,39 @@ class RunArgs(Options):
     """The run: where results go, seeds, devices."""
 
     output_dir: Optional[str] = arg(
-        None, "run folder; None = runs/SYSTEM/NAME-HASH, one per set of options", type=str, aliases=["output"]
+        None,
+        "run folder; None = runs/SYSTEM/NAME-HASH, one per set of options",
+        type=str,
+        aliases=["output"],
+        result=False,
     )
-    save_path: Optional[str] = arg(None, "also write the finished checkpoint to this file", type=str)
+    save_path: Optional[str] = arg(None, "also write the finished checkpoint to this file", type=str, result=False)
     resume: Optional[str] = arg(
-        None, "continue from PATH, 'best' or 'latest' instead of the run folder's own state", type=str
+        None, "continue from PATH, 'best' or 'latest' instead of the run folder's own state", type=str, result=False
     )
-    fresh: Switch = arg(False, "start over even if the run folder holds an unfinished or finished run")
-    save_every: int = arg(1, "epochs between checkpoints", at_least=1)
+    fresh: Switch = arg(False, "start over even if the run folder holds an unfinished or finished run", result=False)
+    save_every: int = arg(1, "epochs between checkpoints", at_least=1, result=False)
     seed: int = arg(0, "seed of every random number", at_least=0, at_most=2**32 - 1)
-    device: str = arg("auto", "auto, cpu, cuda or cuda:N; originals' --gpu-id N and --use-cpu are understood")
+    device: str = arg(
+        "auto", "auto, cpu, cuda or cuda:N; originals' --gpu-id N and --use-cpu are understood", result=False
+    )
     precision: str = arg("fp32", "number format of matrix work; bf16 and fp16 run under autocast", choices=PRECISIONS)
-    num_workers: int = arg(0, "processes that load data", at_least=0, aliases=["workers"])
+    num_workers: int = arg(0, "processes that load data", at_least=0, aliases=["workers"], result=False)
 
 
 @dataclass
 class TrackArgs(Options):
     """Trackers (optional, never needed)."""
 
-    tensorboard: Switch = arg(False, "also log to TensorBoard in the run folder")
-    wandb: Switch = arg(False, "also log to Weights & Biases (offline without a login)")
-    wandb_project: str = arg("anomaly_lib", "project name at Weights & Biases", needs={"wandb": True})
+    tensorboard: Switch = arg(False, "also log to TensorBoard in the run folder", result=False)
+    wandb: Switch = arg(False, "also log to Weights & Biases (offline without a login)", result=False)
+    wandb_project: str = arg("anomaly_lib", "project name at Weights & Biases", needs={"wandb": True}, result=False)
     wandb_name: Optional[str] = arg(
-        None, "run name at Weights & Biases; None = the run folder's name", type=str, needs={"wandb": True}
+        None,
+        "run name at Weights & Biases; None = the run folder's name",
+        type=str,
+        needs={"wandb": True},
+        result=False,
     )
 
 
@@ -75,19 +85,20 @@ class BackboneArgs(Options):
     weights: Optional[str] = arg(
         None, "weight file, folder or name; 'random' = untrained, marked in every result", type=str
     )
-    download: Switch = arg(False, "allow the encoder's library to download its weights")
+    download: Switch = arg(False, "allow the encoder's library to download its weights", result=False)
 
 
 @dataclass
 class CacheArgs(Options):
     """The feature cache."""
 
-    cache: str = arg("auto", "where encoded features live", choices=["auto", "ram", "disk", "off"])
+    cache: str = arg("auto", "where encoded features live", choices=["auto", "ram", "disk", "off"], result=False)
     cache_dir: Optional[str] = arg(
         None,
         "folder of the disk cache; None = $ANOMALY_LIB_CACHE or ~/.cache/anomaly_lib",
         type=str,
         needs={"cache": ("auto", "disk")},
+        result=False,
     )
 
 
@@ -105,4 +116,4 @@ class EvalArgs(Options):
         "which epoch is kept; best-on-test is labelled oracle wherever it is printed",
         choices=["last", "val", "best-on-test"],
     )
-    figures: Switch = arg(True, "draw figures at the end of the run")
+    figures: Switch = arg(True, "draw figures at the end of the run", result=False)

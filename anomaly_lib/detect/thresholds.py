@@ -12,7 +12,7 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.metrics import f1_max_threshold, youden
 from anomaly_lib.metrics.inputs import to_numpy
 
-POLICIES = ("stored", "support-quantile", "f1", "youden", "false-alarms")
+BEST = {"f1": f1_max_threshold, "youden": lambda scores, labels: youden(scores, labels)[1]}
 
 
 def choose_decision(
@@ -39,7 +39,7 @@ def choose_decision(
         return Decision(false_alarm_threshold(normal, false_alarms), source, oracle=True)
     values, labels = scores.validation or (scores.scores, scores.labels)
     where = "the scored split" if scores.validation is None else "validation"
-    value = f1_max_threshold(values, labels) if policy == "f1" else youden(values, labels)[1]
+    value = BEST[policy](values, labels)
     if math.isnan(value):
         raise UserError(f"policy={policy}: {where} has images of one label only; use policy=stored")
     chosen = Decision(value, f"best {policy} on {where}", oracle=scores.validation is None)

@@ -33,7 +33,7 @@ import torch
 from filelock import lock_descriptor
 
 from anomaly_lib.backbones.identity import weight_remarks, weights_in_words
-from anomaly_lib.config import to_plain
+from anomaly_lib.config import result_options, to_plain
 from anomaly_lib.engine import distributed
 from anomaly_lib.engine.checkpoint import TrainState, check_weights, load_checkpoint, save_checkpoint
 from anomaly_lib.engine.log import Log, Trackers
@@ -46,25 +46,6 @@ from anomaly_lib.interrupt import stop_signals
 from anomaly_lib.types import RunResult
 
 CHECKPOINT = "checkpoint.pt"
-# Options that change how or where a run happens, not what comes out of it.
-NOT_PART_OF_THE_RESULT = frozenset(
-    {"output_dir", "save_path", "resume", "fresh", "save_every", "device", "num_workers", "figures"}
-    | {
-        "tensorboard",
-        "wandb",
-        "wandb_project",
-        "wandb_name",
-        "wandb_id",
-        "wandb_entity",
-        "cache",
-        "cache_dir",
-        "download",
-    }
-)
-
-
-def result_options(args: Any) -> dict[str, Any]:
-    return {name: value for name, value in to_plain(args).items() if name not in NOT_PART_OF_THE_RESULT}
 
 
 def options_hash(args: Any) -> str:

@@ -64,7 +64,8 @@ def without_meaning(args: Args) -> list[str]:
     usual = Args.implied({name: getattr(args, name) for name in ("data_path", "protocol", "classification")})
     given = {f.name for f in fields(Args) if getattr(args, f.name) not in (default_of(f), usual.get(f.name))}
     lines = [_line(args, name) for name in _names(UnusedArgs) if name in given]
-    for names, needed in ACT_WITH:
+    dropped = {} if args.late_fusion_type in LATE_FUSION_NAMES else {"use_cross_modal": True}
+    for names, needed in [*ACT_WITH, (["cross_modal_dropout"], dropped)]:
         unmet = [f"{name}={_wish(value)}" for name, value in needed.items() if not _met(getattr(args, name), value)]
         lines += [_line(args, name, unmet) for name in names if name in given and unmet]
     return lines

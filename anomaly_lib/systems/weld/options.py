@@ -104,7 +104,7 @@ class WeldEncoderArgs(Options):
     image_weights: Optional[str] = arg(
         None, "its weight file or folder; None = the published ones, 'random' = untrained", type=str
     )
-    download: Switch = arg(False, "allow the encoders' library to download its weights")
+    download: Switch = arg(False, "allow the encoders' library to download its weights", result=False)
     dummy: Switch = arg(False, "tiny random encoders where none is named, whatever the data")
     feature_dtype: str = arg("fp32", "number format of cached features; fp16 halves them", choices=["fp32", "fp16"])
     augment: Switch = arg(False, "augment the inputs of training runs (needs --cache off)")

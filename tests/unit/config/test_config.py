@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomaly_lib.command_line import as_flags, command, normalise, parse
-from anomaly_lib.config import Options, Preset, Switch, arg, override, to_plain
+from anomaly_lib.config import Options, Preset, Switch, arg, override, result_options, to_plain
 from anomaly_lib.errors import OptionError, TrainingFailure, UserError
 from anomaly_lib.options import OptimArgs, RunArgs
 
@@ -268,8 +268,20 @@ class DataLike(Options):
 
     data_path: Optional[str] = arg(None, "folder", type=str)
     weights: Optional[str] = arg(None, "file", type=str)
-    device: str = arg("auto", "device")
+    device: str = arg("auto", "device", result=False)
     precision: str = arg("fp32", "format")
+
+
+@dataclass
+class Elsewhere(DataLike):
+    """Data on a device of its own."""
+
+    device: str = override(DataLike, "device", "cuda")
+
+
+def test_what_is_no_part_of_a_result_is_declared_with_the_option() -> None:
+    assert result_options(Elsewhere()) == {"data_path": None, "weights": None, "precision": "fp32"}
+    assert to_plain(Elsewhere())["device"] == "cuda"
 
 
 def test_spellings_of_the_originals_are_translated() -> None:

@@ -15,9 +15,8 @@ from anomaly_lib.detect.decision import Decision
 from anomaly_lib.detect.scores import Evaluated, Scores, summary
 from anomaly_lib.detect.scoring import class_table, prediction_rows
 from anomaly_lib.detect.tables import Table
-from anomaly_lib.detect.thresholds import POLICIES, choose_decision, false_alarm_threshold
+from anomaly_lib.detect.thresholds import choose_decision, false_alarm_threshold
 from anomaly_lib.errors import UserError
-from anomaly_lib.evaluation import options
 from anomaly_lib.evaluation.evaluate import find_checkpoints
 from anomaly_lib.types import Prediction
 
@@ -98,7 +97,6 @@ def test_threshold_policies() -> None:
         choose(evaluation(), "support-quantile")
     with pytest.raises(UserError, match="one label only"):
         choose(evaluation(labels=np.zeros(120)), "youden")
-    assert options.POLICIES == POLICIES  # the options are declared where no torch is
 
 
 def test_a_decision_counts_normal_scores_at_or_above_and_the_new_one() -> None:

@@ -116,6 +116,7 @@ ALONE = {
     "preprocessed_dir": ("kept", "use_preprocessed=True"),
     "use_preprocessed": (True, "data_path=..."),
 }
+NO_DROPOUT_LEFT = {"use_cross_modal": False, "cross_modal_dropout": 0.3}
 
 
 @pytest.mark.parametrize("name", list(ALONE))
@@ -126,6 +127,12 @@ def test_published_flags_that_need_others_are_taken_and_named(name: str) -> None
         line.startswith(f"{name}=") and " has no meaning here without " in line and line.endswith(need)
         for line in without_meaning(Args(**{name: value}))
     )
+
+
+def test_the_exchange_and_late_fusion_share_one_dropout() -> None:
+    (line,) = without_meaning(Args(**NO_DROPOUT_LEFT))
+    assert line == "cross_modal_dropout=0.3 has no meaning here without use_cross_modal=True"
+    assert without_meaning(Args(**NO_DROPOUT_LEFT, late_fusion_type="gated")) == []
 
 
 def test_flags_that_meet_what_they_need_are_not_named() -> None:

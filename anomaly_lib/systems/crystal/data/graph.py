@@ -60,7 +60,9 @@ class GraphBuilder:
 
     def _pairs(self, crystal: Crystal, positions: np.ndarray, radius: float) -> tuple[np.ndarray, ...]:
         if radius not in self._lists:
-            self._lists[radius] = _vesin().NeighborList(cutoff=radius, full_list=True)
+            import vesin
+
+            self._lists[radius] = vesin.NeighborList(cutoff=radius, full_list=True)
         found = self._lists[radius].compute(points=positions, box=crystal.lattice, periodic=True, quantities="ijSd")
         far_enough = found[3] > self.MIN_DISTANCE
         return tuple(np.asarray(part)[far_enough] for part in found)
@@ -103,11 +105,3 @@ class GraphBuilder:
         key = (first * atoms + second) * 2 * 10**9 + lexical
         _, one = np.unique(key, return_index=True)
         return first[one], second[one], image[one]
-
-
-def _vesin() -> Any:
-    try:
-        import vesin
-    except ImportError as error:
-        raise UserError("building crystal graphs needs vesin: pip install 'anomaly_lib[crystal]'") from error
-    return vesin

@@ -85,10 +85,8 @@ def _read_json(path: Path) -> Crystal:
 
 
 def _read_with_ase(path: Path, file_format: str) -> Crystal:
-    try:
-        import ase.io
-    except ImportError as error:
-        raise UserError("reading structure files needs ASE: pip install 'anomaly_lib[crystal]'") from error
+    import ase.io
+
     try:
         atoms = cast(Any, ase.io.read(path, index=0, format=file_format))
     except Exception as error:  # every parser failure of every format becomes one line that names the file

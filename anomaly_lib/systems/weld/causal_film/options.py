@@ -27,9 +27,13 @@ class CausalTrainArgs(Options):
         True, "let the decay grow, so that early averages are not stale", needs={"ema_decay": ANY}
     )  # fmt: skip
     log_every: int = arg(10, "batches between log lines", at_least=1)
-    wandb_entity: Optional[str] = arg(None, "team at Weights & Biases", type=str, needs={"wandb": True})
+    wandb_entity: Optional[str] = arg(None, "team at Weights & Biases", type=str, needs={"wandb": True}, result=False)
     wandb_id: Optional[str] = arg(
-        None, "run id at Weights & Biases; None = the checkpoint's", type=str, needs={"wandb": True}
+        None,
+        "run id at Weights & Biases; None = the checkpoint's",
+        type=str,
+        needs={"wandb": True},
+        result=False,
     )
 
 
