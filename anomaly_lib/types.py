@@ -23,9 +23,16 @@ class Prediction:
     anomalous: Tensor | None = None  # [B] bool; None for a detector without a decision
     p_value: Tensor | None = None  # [B]; None without scores of normal data to compare with
     threshold: float | None = None  # the score from which on `anomalous` is true
+    region: Tensor | None = None  # [B, H, W] bool: the anomalous part; None without a map or a threshold for it
+    cell: float = 1.0  # pixels of the map that one value covered before the map was enlarged
 
     def __len__(self) -> int:
         return self.score.shape[0]
+
+    @property
+    def area(self) -> Tensor | None:
+        """[B] share of the map that is anomalous, 0..1; None without a region."""
+        return None if self.region is None else self.region.double().mean((1, 2))
 
 
 @dataclass

@@ -136,6 +136,10 @@ def test_images_are_scored_with_the_decision(detector: Detector) -> None:
         assert found.anomalous is None
     else:
         assert found.anomalous.tolist() == (found.score >= detector.decision.threshold).tolist()
+    assert found.map is None or 1 <= found.cell <= found.map[0].numel() / 4
+    if detector.decision is not None and detector.decision.maxima:
+        assert found.region.shape == found.map.shape
+        assert ((found.area >= 0) & (found.area <= 1)).all()
 
 
 def test_run_and_checkpoints_name_the_weights_of_every_frozen_network(tiny: Tiny) -> None:

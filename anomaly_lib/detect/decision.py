@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomaly_lib.errors import UserError
+from anomaly_lib.metrics.regions import without_specks
 from anomaly_lib.types import Prediction
 
 Values = Union[Sequence[float], Tensor, NDArray[Any]]
@@ -25,6 +26,8 @@ class Decision:
     oracle: bool = False  # chosen with labels of test data
     false_alarms: float | None = None  # promised share of normal inputs called anomalous; None: none is promised
     map_threshold: float | None = None  # a map's values from here on are the anomalous region
+    maxima: tuple[float, ...] = ()  # ascending largest map values of the normal data, for the region
+    origin: str = "scores of normal data"  # where `normal` comes from, in words
 
     @classmethod
     def of(cls, threshold: float, source: str, normal: Values = ()) -> "Decision | None":
@@ -56,12 +59,13 @@ class Decision:
             normal=scores,
             false_alarms=kept,
             map_threshold=conformal_threshold(tops, promised_rate(len(tops), rate)[0]) if tops else None,
+            maxima=tuple(tops),
+            origin=of,
         )
 
     def at_rate(self, rate: float) -> "Decision":
-        """The same scores of normal data with another promise; the region keeps its threshold."""
-        made = Decision.promising(self.normal, rate, of="scores of normal data")
-        return replace(made, map_threshold=self.map_threshold)
+        """The same scores and maxima of normal data with another promise, of the image and of its region."""
+        return Decision.promising(self.normal, rate, of=self.origin, maxima=self.maxima)
 
     def describe(self) -> str:
         return f"anomalous from score {self.threshold:.4g} on ({self.source}{'; oracle' if self.oracle else ''})"
@@ -75,19 +79,33 @@ class Decision:
         return (1 + len(normal) - below).double() / (len(normal) + 1)
 
     def decide(self, prediction: Prediction) -> Prediction:
-        """The prediction with `anomalous`, `p_value` and `threshold` filled in."""
-        score = prediction.score
+        """The prediction with `anomalous`, `p_value`, `threshold` and `region` filled in."""
+        score, region = prediction.score, None
         anomalous = score.double() >= self.threshold  # in float32 the step above the last normal score would vanish
-        return replace(prediction, anomalous=anomalous, p_value=self.p_values(score), threshold=self.threshold)
+        if prediction.map is not None and self.map_threshold is not None:
+            region = torch.stack([self.region(one, prediction.cell) for one in prediction.map.detach().cpu()])
+        p_values = self.p_values(score)
+        return replace(prediction, anomalous=anomalous, p_value=p_values, threshold=self.threshold, region=region)
+
+    def region(self, score_map: Tensor, cell: float = 1.0) -> Tensor:
+        """[H, W] bool: where a map reaches `map_threshold`; pieces smaller than the map's resolution are left out.
+
+        The map of a normal input touches its threshold anywhere at no more than the promised rate. `cell`: pixels that
+        one value covered before the map was enlarged (`Prediction.cell`).
+        """
+        assert self.map_threshold is not None
+        return torch.from_numpy(without_specks((score_map.double() >= self.map_threshold).numpy(), cell))
 
     def plain(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {**vars(self), "normal": list(self.normal)}
+        return {**vars(self), "normal": list(self.normal), "maxima": list(self.maxima)}
 
     @classmethod
     def from_plain(cls, saved: Mapping[str, Any] | None) -> "Decision | None":
         """What a checkpoint holds under ``decision``."""
-        return None if saved is None else cls(**{**saved, "normal": tuple(saved["normal"])})
+        if saved is None:
+            return None
+        return cls(**{**saved, "normal": tuple(saved["normal"]), "maxima": tuple(saved.get("maxima", ()))})
 
 
 def promised_rate(count: int, rate: float) -> tuple[float, bool]:

@@ -53,6 +53,7 @@ class ImageDetector(Detector):
             groups=[item.class_name for item in items],
             defects=[item.defect for item in items],
             maps=None if prediction.map is None else prediction.map.detach().float().cpu().numpy(),
+            cell=prediction.cell,
             masks=None if masks is None else masks.cpu().numpy(),
             image=lambda index: self.transform.denormalise(self.transform(load_pixels(items[index])[0])),
             **more,

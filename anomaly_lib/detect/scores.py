@@ -32,6 +32,7 @@ class Scores:
     averaged: bool = False  # figures are the mean over groups, as papers on many classes report them
     defects: list[str] | None = None  # [N] finer kind, shown in the report
     maps: Any = None  # [N, H, W] anomaly maps
+    cell: float = 1.0  # pixels of a map that one value covered before the map was enlarged
     masks: Any = None  # [N, H, W] bool; None where no pixel truth exists
     parts: dict[str, Any] = field(default_factory=dict)  # branch -> its scores [N] or its maps [N, H, W]
     image: Callable[[int], np.ndarray] | None = None  # sample index -> [H, W, 3] uint8, what the network saw

@@ -1,4 +1,4 @@
-"""Ground-truth regions: 8-connected components of a mask."""
+"""Regions: 8-connected components of a mask."""
 
 import numpy as np
 
@@ -19,6 +19,17 @@ def label_regions(mask: Array) -> tuple[Array, int]:
     )  # labelling costs by area: only the marked box
     count, labels[box] = cv2.connectedComponents(np.ascontiguousarray(mask[box], dtype=np.uint8), connectivity=8)
     return labels, count - 1
+
+
+def without_specks(mask: Array, least: float) -> Array:
+    """The mask [H, W] without regions of fewer than `least` pixels."""
+    labels, count = label_regions(mask)
+    if not count or least <= 1:
+        return mask
+    large = np.bincount(labels.ravel(), minlength=count + 1) >= least
+    large[0] = False
+    kept: Array = large[labels]
+    return kept
 
 
 def region_weights(mask: Array) -> FloatArray:

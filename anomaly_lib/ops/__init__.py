@@ -10,10 +10,11 @@ from anomaly_lib.ops.distance import (
 )
 from anomaly_lib.ops.patches import grid_to_rows, neighbourhood_mean, pad_to_multiple, stack_layers
 from anomaly_lib.ops.perlin import perlin_noise, random_perlin
-from anomaly_lib.ops.smooth import gaussian_blur, gaussian_kernel, upsample_and_smooth, upsample_maps
+from anomaly_lib.ops.smooth import cell_of, gaussian_blur, gaussian_kernel, upsample_and_smooth, upsample_maps
 from anomaly_lib.ops.windows import window_partition, window_reverse
 
 __all__ = [
+    "cell_of",
     "coreset_of_chunks",
     "exact_distances",
     "gaussian_blur",

@@ -78,6 +78,11 @@ def upsample_maps(
     return stack if maps.dim() == 4 else stack.squeeze(1)
 
 
+def cell_of(grid: Tensor, size: tuple[int, int]) -> float:
+    """How many pixels of a map of `size` one value of a grid [..., h, w] covers."""
+    return size[0] * size[1] / (grid.shape[-2] * grid.shape[-1])
+
+
 def upsample_and_smooth(
     maps: Tensor,
     size: tuple[int, int],

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from anomaly_lib.config import configure
 from anomaly_lib.models.detectors.configs import PadimConfig, summary_of
 from anomaly_lib.models.detectors.shapes import check_images, maps_of
-from anomaly_lib.ops import mahalanobis, stack_layers, upsample_and_smooth, whitening_matrix
+from anomaly_lib.ops import cell_of, mahalanobis, stack_layers, upsample_and_smooth, whitening_matrix
 from anomaly_lib.ops.left_out import left_out_mahalanobis
 from anomaly_lib.types import Prediction
 
@@ -125,7 +125,7 @@ class Padim(nn.Module):
     def _predict(self, patch_map: Tensor, size: tuple[int, int]) -> Prediction:
         """Of distances [B, h, w] of images of `size`."""
         maps = upsample_and_smooth(patch_map, size, sigma=self.config.sigma)
-        return Prediction(maps.amax((1, 2)), maps)
+        return Prediction(maps.amax((1, 2)), maps, cell=cell_of(patch_map, size))
 
     def score_grid(self, embedded: Tensor) -> Tensor:
         """Distances [B, h, w] of patch vectors [B, D, h, w]."""

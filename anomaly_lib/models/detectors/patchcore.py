@@ -12,6 +12,7 @@ from anomaly_lib.models.detectors.configs import PatchCoreConfig, summary_of
 from anomaly_lib.models.detectors.memory_bank import MemoryBank
 from anomaly_lib.models.detectors.shapes import check_images, maps_of
 from anomaly_lib.ops import (
+    cell_of,
     coreset_of_chunks,
     greedy_coreset,
     grid_to_rows,
@@ -131,13 +132,14 @@ class PatchCore(nn.Module):
         finally:
             self.bank = whole
         maps = [one.map for one in found if one.map is not None]
-        return Prediction(torch.cat([one.score for one in found]), torch.cat(maps))
+        return Prediction(torch.cat([one.score for one in found]), torch.cat(maps), cell=found[0].cell)
 
     def _predict(self, embedded: Tensor, size: tuple[int, int]) -> Prediction:
         """Of patch vectors [B, D, h, w] of images of `size`."""
         patch_map, score = self.score_grid(embedded)
         mode: Literal["nearest", "bilinear"] = "nearest" if self.config.upsample == "nearest" else "bilinear"
-        return Prediction(score, upsample_and_smooth(patch_map, size, sigma=self.config.sigma, mode=mode))
+        maps = upsample_and_smooth(patch_map, size, sigma=self.config.sigma, mode=mode)
+        return Prediction(score, maps, cell=cell_of(patch_map, size))
 
     def score_grid(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
         """Patch scores [B, h, w] and image scores [B] of patch vectors [B, D, h, w]."""

@@ -15,7 +15,7 @@ from anomaly_lib.models.detectors.configs import DECODER_BLOCKS, ReverseDistilla
 from anomaly_lib.models.detectors.shapes import check_images, maps_of, parameter_count
 from anomaly_lib.ops import gaussian_blur
 from anomaly_lib.ops.patches import pad_to_multiple
-from anomaly_lib.ops.smooth import upsample_maps
+from anomaly_lib.ops.smooth import cell_of, upsample_maps
 from anomaly_lib.types import Prediction
 
 BASIC = {"resnet18", "resnet34"}
@@ -173,4 +173,5 @@ class ReverseDistillation(nn.Module):
         joined = gaussian_blur(
             stacked.prod(0) if self.config.map_mode == "multiply" else stacked.sum(0), self.config.sigma
         )
-        return Prediction(joined.amax((1, 2)), joined, dict(zip(self.config.layers, maps, strict=True)))
+        parts = dict(zip(self.config.layers, maps, strict=True))
+        return Prediction(joined.amax((1, 2)), joined, parts, cell=cell_of(teacher[0], padded))

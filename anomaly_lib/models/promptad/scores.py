@@ -14,7 +14,7 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.fusion import REFERENCE_MODES, calibrate, fuse
 from anomaly_lib.models.promptad.config import BRANCHES, ScoreConfig
 from anomaly_lib.ops.distance import nearest_neighbours
-from anomaly_lib.ops.smooth import upsample_and_smooth, upsample_maps
+from anomaly_lib.ops.smooth import cell_of, upsample_and_smooth, upsample_maps
 from anomaly_lib.types import Prediction
 
 
@@ -150,9 +150,10 @@ class Scoring:
         """
         fused = self.fuse(branches.textual, branches.visual)
         parts = {name: getattr(branches, name) for name in BRANCHES}
+        cell = cell_of(branches.visual_grid, self.config.map_size)
         if self.config.task == "cls":
             drawn = upsample_maps(branches.visual_grid, self.config.map_size)
-            return Prediction(fused, drawn, {**parts, "margin": branches.margin})
+            return Prediction(fused, drawn, {**parts, "margin": branches.margin}, cell=cell)
         maps = self.render(fused)
         parts = {name: self.render(part) for name, part in parts.items()}
-        return Prediction(maps.flatten(1).amax(1), maps, {**parts, "margin": branches.margin})
+        return Prediction(maps.flatten(1).amax(1), maps, {**parts, "margin": branches.margin}, cell=cell)

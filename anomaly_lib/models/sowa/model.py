@@ -231,6 +231,11 @@ class AnomalyCLIP(nn.Module):
         fused = torch.einsum("s,sbhw->bhw", self.stage_weights[:-1], logits) + self.stage_weights[-1]
         return len(maps) * torch.sigmoid(fused)  # on the scale of the sum
 
+    @property
+    def cell(self) -> float:
+        """How many pixels of a map one token covers."""
+        return self.image_size[0] * self.image_size[1] / (self.grid[0] * self.grid[1])
+
     def upsampled(self, cosines: Tensor) -> Tensor:
         """Per-token values [B, L, K] -> maps [B, K, H, W] at image size (corners aligned, as published)."""
         grid = cosines.transpose(1, 2).unflatten(-1, self.grid)

@@ -1,7 +1,7 @@
 """SOWA's training loss, few-shot memory and scores."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -139,8 +139,8 @@ def detect(
     if not memories:
         if c.image_score == "mean":
             parts["peak"] = text.flatten(1).amax(1) / (len(c.stages) or count)
-            return Prediction((probability + parts["peak"]) / 2, text, parts)
-        return Prediction(probability, text, parts)
+            return Prediction((probability + parts["peak"]) / 2, text, parts, cell=model.cell)
+        return Prediction(probability, text, parts, cell=model.cell)
     distance = torch.empty_like(text, dtype=torch.float32)  # `text` is narrower under autocast
     reference = torch.empty_like(probability, dtype=torch.float32)
     for name in dict.fromkeys(cls_names):
@@ -153,11 +153,12 @@ def detect(
     scaled = peak / (peak + reference).clamp(min=1e-6)
     total = text + distance
     parts |= {"memory": scaled, "peak": total.flatten(1).amax(1)}
-    return Prediction((probability + scaled) / 2 if c.score_scaling == "support" else probability, total, parts)
+    score = (probability + scaled) / 2 if c.score_scaling == "support" else probability
+    return Prediction(score, total, parts, cell=model.cell)
 
 
 def scale_transductively(prediction: Prediction) -> Prediction:
     """The original's score: mean of P(anomaly) and the map's peak, min-max scaled over all test images of ONE class."""
     peak = prediction.parts["peak"]
     spread = (peak.amax() - peak.amin()).clamp(min=1e-12)
-    return Prediction((prediction.parts["text"] + (peak - peak.amin()) / spread) / 2, prediction.map, prediction.parts)
+    return replace(prediction, score=(prediction.parts["text"] + (peak - peak.amin()) / spread) / 2)

@@ -90,4 +90,5 @@ def score_batches(module: nn.Module, batches: Iterable[Tensor], device: torch.de
         score=torch.cat([p.score.float().cpu() for p in found]),
         map=torch.cat(maps) if maps else None,
         parts={name: torch.cat([p.parts[name].float().cpu() for p in found]) for name in branches},
+        cell=found[0].cell,
     )

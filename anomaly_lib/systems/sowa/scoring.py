@@ -56,10 +56,11 @@ def score_items(
             maps[place] = whole.map[row]
         for part, values in whole.parts.items():
             parts.setdefault(part, torch.zeros(len(items)))[places] = values
-    return Prediction(score, torch.stack(maps), parts)
+    return Prediction(score, torch.stack(maps), parts, cell=model.cell)
 
 
 def _joined(found: Sequence[Prediction]) -> Prediction:
     maps = [one.map for one in found if one.map is not None]
     parts = {name: torch.cat([one.parts[name] for one in found]).float().cpu() for name in found[0].parts}
-    return Prediction(torch.cat([one.score for one in found]).float().cpu(), torch.cat(maps).float().cpu(), parts)
+    score = torch.cat([one.score for one in found]).float().cpu()
+    return Prediction(score, torch.cat(maps).float().cpu(), parts, cell=found[0].cell)

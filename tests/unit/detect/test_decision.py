@@ -69,6 +69,35 @@ def test_anomalous_and_p_value_agree() -> None:
         assert decision.map_threshold == pytest.approx(decision.threshold + 1)
         assert decision.at_rate(0.3).threshold <= decision.threshold
         assert Decision.from_plain(decision.plain()) == decision
+        assert decision.at_rate(0.3) == Decision.promising(normal, 0.3, of="scores", maxima=normal + 1)
+
+
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=25), st.sampled_from([0.05, 0.1, 0.25, 0.5]))
+@settings(deadline=None, max_examples=100)
+def test_no_more_normal_maps_than_promised_have_a_region(values: list[int], rate: float) -> None:
+    """As for the score: each map is as likely the new one, ties included."""
+    maps = torch.tensor(values, dtype=torch.float32)[:, None, None] + torch.linspace(-1, 0, 12).reshape(3, 4)
+    marked, promised = 0, promised_rate(len(maps) - 1, rate)[0]
+    for index in range(len(maps)):
+        others = torch.cat([maps[:index], maps[index + 1 :]]).amax((1, 2))
+        marked += bool(Decision.promising(others, rate, of="scores", maxima=others).region(maps[index]).any())
+    assert Fraction(marked, len(maps)) <= Fraction(promised).limit_denominator(10**6)
+
+
+def test_a_region_is_what_reaches_the_threshold_without_specks() -> None:
+    maps = torch.zeros(2, 16, 16)
+    maps[0, 2:6, 2:6] = 5.0  # 16 pixels
+    maps[0, 10, 10:13] = 5.0  # 3 pixels: smaller than one value of the map's grid
+    maps[0, 6, 6] = 5.0  # touches the square at its corner
+    decision = Decision.promising(range(19), 0.05, of="scores", maxima=[1.0] * 19)
+    found = decision.decide(Prediction(torch.tensor([20.0, 1.0]), maps, cell=4.0))
+    wanted = torch.zeros(2, 16, 16, dtype=torch.bool)
+    wanted[0, 2:6, 2:6] = wanted[0, 6, 6] = True
+    assert torch.equal(found.region, wanted)
+    assert found.area.tolist() == [17 / 256, 0.0]
+    whole = decision.decide(Prediction(torch.tensor([20.0, 1.0]), maps))
+    assert int(whole.region.sum()) == 20
+    assert Decision(1.0, "by hand").decide(Prediction(torch.zeros(2), maps)).region is None
 
 
 def test_rates_have_the_exact_interval() -> None:

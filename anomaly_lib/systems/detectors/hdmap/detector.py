@@ -91,6 +91,7 @@ class TransferDetector(ClassicalDetector):
             groups=[one.domain for one in domains for _ in one.paths],
             averaged=True,
             maps=torch.cat(maps).numpy() if maps else None,
+            cell=found[0].cell,
             image=lambda index: picture_of(images[index]),
         )
         if self.decision is not None:
