@@ -103,6 +103,26 @@ class CacheArgs(Options):
 
 
 @dataclass
+class DecisionArgs(Options):
+    """The decision."""
+
+    false_alarms: float = arg(0.05, "promised share of normal inputs that are called anomalous", at_least=0, at_most=1)
+
+
+@dataclass
+class HoldOutArgs(DecisionArgs):
+    """The decision of a network that is trained on normal data: some of them are kept from it."""
+
+    calibration_share: float = arg(
+        0.2,
+        "share of the normal training data (at least 10 samples, at most half) that is not trained on but sets the "
+        "decision; 0 = no decision",
+        at_least=0,
+        at_most=0.5,
+    )
+
+
+@dataclass
 class EvalArgs(Options):
     """Evaluation."""
 

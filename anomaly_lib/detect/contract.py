@@ -22,6 +22,8 @@ from anomaly_lib.errors import OptionError, UserError
 from anomaly_lib.metrics.inputs import to_numpy
 from anomaly_lib.types import Prediction, RunResult
 
+NO_NORMAL_DATA = "it has no scores of normal data that it was not trained on"
+
 
 @dataclass
 class Selection:
@@ -55,6 +57,7 @@ class Detector(ABC):
     args: Any  # the options of its training run
     facts: Facts
     decision: Decision | None = None
+    undecided: str = NO_NORMAL_DATA  # why there is no decision, where there is none
 
     def items(self, choice: Choice | None = None) -> Selection:
         """The samples of a split of the training run's data, or of other data. A choice without effect is refused."""

@@ -28,6 +28,7 @@ class Decision:
     map_threshold: float | None = None  # a map's values from here on are the anomalous region
     maxima: tuple[float, ...] = ()  # ascending largest map values of the normal data, for the region
     origin: str = "scores of normal data"  # where `normal` comes from, in words
+    stand_ins: bool = False  # `normal` are scores of views of known images, which say less than those of new ones
 
     @classmethod
     def of(cls, threshold: float, source: str, normal: Values = ()) -> "Decision | None":
@@ -63,8 +64,25 @@ class Decision:
             origin=of,
         )
 
+    @classmethod
+    def of_views(cls, normal: Values, *, of: str, maxima: Values = ()) -> "Decision":
+        """The threshold just above the largest score of views of known images: no rate follows, so none is promised."""
+        scores, tops = (tuple(sorted(float(value) for value in values)) for values in (normal, maxima))
+        return cls(
+            threshold=conformal_threshold(scores, 1 / (len(scores) + 1)),
+            source=f"above the largest of {len(scores)} scores of {of}, which stand in for other images: no rate is "
+            "promised",
+            normal=scores,
+            map_threshold=conformal_threshold(tops, 1 / (len(tops) + 1)) if tops else None,
+            maxima=tops,
+            origin=of,
+            stand_ins=True,
+        )
+
     def at_rate(self, rate: float) -> "Decision":
         """The same scores and maxima of normal data with another promise, of the image and of its region."""
+        if self.stand_ins:
+            raise UserError(f"false_alarms={rate:g}: cannot be promised by a decision {self.source}")
         return Decision.promising(self.normal, rate, of=self.origin, maxima=self.maxima)
 
     def describe(self) -> str:
@@ -72,7 +90,7 @@ class Decision:
 
     def p_values(self, scores: Tensor) -> Tensor | None:
         """[B] share of normal scores at or above each score, the new one counted in: (1 + count) / (n + 1)."""
-        if not self.normal:
+        if not self.normal or self.stand_ins:
             return None
         normal = torch.tensor(self.normal, dtype=torch.float64)
         below = torch.searchsorted(normal, scores.detach().cpu().double().contiguous())  # normal scores < score
@@ -106,6 +124,11 @@ class Decision:
         if saved is None:
             return None
         return cls(**{**saved, "normal": tuple(saved["normal"]), "maxima": tuple(saved.get("maxima", ()))})
+
+
+def in_words(decision: Decision | None, reason: str) -> str:
+    """How a detector decides, or why it does not, for the end of a run and the beginning of a program."""
+    return f"none: {reason}" if decision is None else decision.describe()
 
 
 def promised_rate(count: int, rate: float) -> tuple[float, bool]:

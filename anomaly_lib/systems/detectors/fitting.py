@@ -1,6 +1,6 @@
 """How a detector comes to know normal images: one pass to fill a memory, or epochs of training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 from anomaly_lib.data.images import IMAGE_SUFFIXES, read_image
 from anomaly_lib.data.synthesis import CutPaste, Damaged, perlin_damage, textures_of
-from anomaly_lib.detect.decision import Decision
+from anomaly_lib.detect.calibration import KEPT, check_same_kept
 from anomaly_lib.engine.amp import autocast_for, make_scaler
 from anomaly_lib.engine.checkpoint import TrainState, load_checkpoint
 from anomaly_lib.engine.distributed import epoch_batches, mean_over_ranks, rank, wrap
@@ -23,11 +23,9 @@ from anomaly_lib.models.detectors import Draem, DraemSevNet, ReverseDistillation
 from anomaly_lib.models.detectors.configs import MEMORIES
 from anomaly_lib.systems.detectors.build import TrainedPart
 from anomaly_lib.systems.detectors.data import image_transform
-from anomaly_lib.types import Prediction
+from anomaly_lib.systems.detectors.normal import ImagesOf
 
 BEST = "best_model.pt"
-ImagesOf = Callable[[Tensor], Tensor]
-"""Numbers [B] of normal training images -> those images [B, C, H, W]."""
 
 
 def fit(
@@ -38,9 +36,10 @@ def fit(
     count: int,
     images_of: ImagesOf,
     validate: Callable[[], float] | None = None,
+    kept: Sequence[str] = (),
 ) -> TrainState:
-    """Fill a memory (PatchCore, PaDiM) or train (the others) on `count` normal images."""
-    state = TrainState(model=TrainedPart(module))
+    """Fill a memory (PatchCore, PaDiM) or train (the others) on `count` normal images; `kept`: names of others."""
+    state = TrainState(model=TrainedPart(module), extra={KEPT: list(kept)})
     if args.model not in MEMORIES:
         train_epochs(run, state, module, args, device, count, images_of, validate)
         return state
@@ -79,7 +78,10 @@ def train_epochs(
     stopping = EarlyStopping(patience=args.early_stopping_patience)
     state.optimizer, state.scheduler, state.scaler, state.early_stop = optimizer, scheduler, scaler, stopping
 
-    for epoch in range(run.restore(state), args.epochs):
+    kept = state.extra[KEPT]
+    first = run.restore(state)
+    check_same_kept(state.extra.get(KEPT), kept)
+    for epoch in range(first, args.epochs):
         if stopping.should_stop:
             break
         module.train()
@@ -106,31 +108,6 @@ def train_epochs(
     if validate is not None and (run.dir / BEST).is_file():
         state.model.load_state_dict(load_checkpoint(run.dir / BEST, system=run.system)["model"])
     module.eval()
-
-
-LEAST = {"patchcore": 2, "padim": 3}  # images, for one of them to be left out
-
-
-def left_out_decision(
-    module: nn.Module, args: Any, device: torch.device, count: int, images_of: ImagesOf
-) -> Decision | None:
-    """The decision of a fitted memory or Gaussian: every normal image judged by all the others.
-
-    None for a trained network (it has seen them all), and where there are too few images.
-    """
-    if count < LEAST.get(args.model, count + 1):
-        return None
-    found: list[Prediction] = [
-        module.left_out(images_of(index).to(device), index.tolist())  # type: ignore[operator]
-        for index in progress(torch.arange(count).split(args.batch_size), "normal scores")
-    ]
-    maxima = [one.map.amax((1, 2)) for one in found if one.map is not None]
-    return Decision.promising(
-        torch.cat([one.score for one in found]).cpu(),
-        args.false_alarms,
-        of="normal images, each left out of what is known",
-        maxima=torch.cat(maxima).cpu(),
-    )
 
 
 def make_optimizer(module: nn.Module, args: Any) -> torch.optim.Optimizer:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Optional
 
-from anomaly_lib.config import Preset, Switch, arg, default_of, override, shown
+from anomaly_lib.config import ANY, Preset, Switch, arg, default_of, override, shown
 from anomaly_lib.errors import OptionError
 from anomaly_lib.models.detectors.configs import (
     CONFIGS,
@@ -15,7 +15,17 @@ from anomaly_lib.models.detectors.configs import (
     PatchCoreConfig,
     ReverseDistillationConfig,
 )
-from anomaly_lib.options import SCHEDULES, BackboneArgs, DataArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
+from anomaly_lib.options import (
+    SCHEDULES,
+    BackboneArgs,
+    DataArgs,
+    DecisionArgs,
+    EvalArgs,
+    HoldOutArgs,
+    OptimArgs,
+    RunArgs,
+    TrackArgs,
+)
 
 MODELS = tuple(CONFIGS)
 TRAINED = tuple(model for model in MODELS if model not in MEMORIES)
@@ -128,7 +138,7 @@ class ModelArgs(PatchCoreConfig, PadimConfig, ReverseDistillationConfig, DamageA
 
 
 @dataclass
-class DetectorArgs(RunArgs, TrackArgs, DataArgs, DetectorTraining, ModelArgs, BackboneArgs):
+class DetectorArgs(RunArgs, TrackArgs, DataArgs, DetectorTraining, ModelArgs, DecisionArgs, BackboneArgs):
     """What every program that trains these detectors takes."""
 
     backbone: str = override(
@@ -145,7 +155,7 @@ BUILT_IN = {"data_path": None, "dataset": "demo"}
 
 
 @dataclass
-class Args(DetectorArgs):
+class Args(DetectorArgs, HoldOutArgs):
     """A classical detector on one class of a data set."""
 
     PRESETS: ClassVar = (
@@ -161,11 +171,11 @@ class Args(DetectorArgs):
             unless=("backbone", "weights"),
         ),
         Preset(when=BUILT_IN | {"model": DRAEMS}, then={"repair_width": 16, "segment_width": 16, "epochs": 20}),
+        Preset(when={"protocol": "paper", "model": TRAINED}, then={"calibration_share": 0.0}),  # all are trained on
     )
     obj: Optional[str] = arg(None, "class; None = the only one, or the demo's first", type=str, aliases=["class-name"])
-    false_alarms: float = arg(
-        0.05, "promised share of normal images called anomalous", at_least=0, at_most=1, needs={"model": MEMORIES}
-    )
+    false_alarms: float = override(DecisionArgs, "false_alarms", needs={"calibration_share": ANY})
+    calibration_share: float = override(HoldOutArgs, "calibration_share", needs={"model": TRAINED})
 
     def check(self) -> None:
         if self.early_stopping_patience:

@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from anomaly_lib.data.views import with_views
 from anomaly_lib.engine.checkpoint import TrainState
 from anomaly_lib.metrics import auroc, pixel_auroc
 from anomaly_lib.models.promptad.model import PromptAD
 from anomaly_lib.models.promptad.scores import Branches, ImageFeatures, Scoring
-from anomaly_lib.systems.promptad.data import TaskData, synthetic_anomalies, truth_of, with_views
+from anomaly_lib.systems.promptad.data import TaskData, synthetic_anomalies, truth_of
 from anomaly_lib.systems.promptad.features import Towers
 from anomaly_lib.systems.promptad.options import Args
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from anomaly_lib.data.views import with_views
 from anomaly_lib.detect.figures import draw_maps
 from anomaly_lib.detect.scores import summary
 from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
@@ -18,7 +19,7 @@ from anomaly_lib.engine.run import Run
 from anomaly_lib.engine.schedule import make_schedule
 from anomaly_lib.models.promptad.model import PromptAD
 from anomaly_lib.models.promptad.scores import ImageFeatures
-from anomaly_lib.systems.promptad.data import TaskData, open_task, with_views
+from anomaly_lib.systems.promptad.data import TaskData, open_task
 from anomaly_lib.systems.promptad.detector import SYSTEM, PromptADDetector, decision_of, prompt_name
 from anomaly_lib.systems.promptad.features import Towers
 from anomaly_lib.systems.promptad.loop_root import note_result, placed

@@ -1,6 +1,7 @@
 """Trained detectors on one class and on HDMAP's domains: what they honour, refuse, draw, decide and say."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,19 @@ import torch
 from PIL import Image
 
 import anomaly_lib
+from anomaly_lib.data.base import ImageDataset, select
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.scores import summary
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json
 from anomaly_lib.metrics import auroc, f1_max_threshold, threshold_metrics
+from anomaly_lib.systems.detectors.data import image_transform, open_class
+from anomaly_lib.systems.detectors.fitting import LossStep
 from anomaly_lib.systems.detectors.hdmap.conditions import args_of, training_names, values_of
 from anomaly_lib.systems.detectors.hdmap.demo_maps import write_hdmap_demo
-from anomaly_lib.systems.detectors.hdmap.detector import TransferDetector
+from anomaly_lib.systems.detectors.hdmap.detector import TransferDetector, open_domains
 from anomaly_lib.systems.detectors.hdmap.reader import load_split
+from anomaly_lib.systems.detectors.hdmap.transfer import source_decision
 from anomaly_lib.systems.registry import SYSTEMS
 
 
@@ -85,13 +90,63 @@ def test_a_detector_scores_another_class_and_refuses_what_changes_nothing(run: P
 
 
 @pytest.mark.parametrize("model", ["reverse_distillation", "draem"])
-def test_a_trained_network_has_no_normal_images_it_has_not_seen(model: str, tmp_path: Path) -> None:
+def test_a_network_trained_on_all_normal_images_does_not_decide(model: str, tmp_path: Path) -> None:
     system = SYSTEMS["detectors"]
-    result = system.train(system.tiny(model=model, epochs=0, image_size=[32], output_dir=str(tmp_path / "run")))
+    small = {"model": model, "epochs": 0, "image_size": [32], "protocol": "paper"}
+    result = system.train(system.tiny(**small, output_dir=str(tmp_path / "run")))
     detector = anomaly_lib.load(result.checkpoint)
     assert detector.decision is None
     assert detector.predict(np.zeros((40, 50, 3), np.uint8)).anomalous is None
-    assert "decision: none" in (tmp_path / "run" / "log.txt").read_text()
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "all normal images are trained on: no decision (python -m anomaly_lib calibrate" in log
+    assert "decision: none: it has no scores of normal data that it was not trained on" in log
+    with pytest.raises(UserError, match=r"false_alarms=0\.1: has no effect without calibration_share=\.\.\."):
+        system.tiny(**small, false_alarms=0.1)
+
+
+@pytest.mark.parametrize("model", ["reverse_distillation", "draem_sevnet"])
+def test_images_kept_from_training_decide_and_are_never_trained_on(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    forward = LossStep.forward
+    monkeypatch.setattr(LossStep, "forward", lambda self, x, g: (seen.append(x), forward(self, x, g))[1])
+    system = SYSTEMS["detectors"]
+    args = system.tiny(model=model, epochs=1, output_dir=str(tmp_path / "run"), false_alarms=0.1)
+    result = system.train(args)
+    items = {one.path.as_posix(): one for one in select(open_class("demo", None, None)[1], split="train", label=0)}
+    kept = read_json(result.run_dir / "run.json")["kept_from_training"]
+    assert len(set(kept)) == max(10, round(0.2 * len(items)))
+    images = ImageDataset([items[name] for name in kept], transform=image_transform(args))
+    trained = torch.cat(seen)
+    assert len(trained) == len(items) - len(kept)
+    for i in range(len(images)):
+        assert not bool((trained == images[i]["image"]).flatten(1).all(1).any())
+    detector = anomaly_lib.load(result.checkpoint)
+    found = detector.predict(torch.stack([images[i]["image"] for i in range(len(images))]))
+    np.testing.assert_allclose(detector.decision.normal, np.sort(found.score.numpy()), rtol=1e-5, atol=1e-7)
+    assert detector.decision.map_threshold is not None
+    assert detector.decision.false_alarms == 0.1
+
+
+@pytest.mark.parametrize("model", ["patchcore", "padim"])
+def test_too_few_images_to_leave_one_out_are_looked_at_again(model: str, tmp_path: Path) -> None:
+    write_class(tmp_path, "nut")
+    few = 1 if model == "patchcore" else 2
+    for path in sorted((tmp_path / "nut" / "train" / "good").iterdir())[few:]:
+        path.unlink()
+    system = SYSTEMS["detectors"]
+    own = {"features": 20} if model == "padim" else {"coreset_size": 8}
+    small = {"model": model, "dataset": "mvtec", "data_path": str(tmp_path), "image_size": [32], **own}
+    result = system.train(system.tiny(**small, output_dir=str(tmp_path / "run")))
+    decision = anomaly_lib.load(result.checkpoint).decision
+    assert len(decision.normal) == 4 * few
+    assert decision.stand_ins
+    assert decision.false_alarms is None
+    assert "mild views of" in decision.source
+    assert decision.p_values(torch.zeros(1)) is None
+    with pytest.raises(UserError, match=r"^false_alarms=0\.1: cannot be promised"):
+        decision.at_rate(0.1)
 
 
 def test_a_moved_weight_file_is_for_detectors_that_read_one(tmp_path: Path) -> None:
@@ -148,7 +203,7 @@ def test_transfer_figures_by_hand(transfer: Path, detector: TransferDetector) ->
     scores = detector.score(detector.items())
     assert scores.groups == ["domain_A"] * 10 + ["domain_B"] * 10
     source, target = (auroc(scores.scores[rows], scores.labels[rows]) for rows in (slice(10), slice(10, 20)))
-    limit = f1_max_threshold(scores.scores[:10], scores.labels[:10])
+    limit = np.nextafter(float(scores.scores[:10][scores.labels[:10] == 0].max()), np.inf)
     found = summary(scores, detector.decision)
     assert found["source_auroc"] == found["domain_A_auroc"] == pytest.approx(source)
     assert found["avg_target_auroc"] == found["domain_B_auroc"] == pytest.approx(target)
@@ -163,8 +218,21 @@ def test_the_source_decides(detector: TransferDetector, maps: Path) -> None:
     assert decision is not None
     source = load_split(maps, "domain_A", "test", size=(32, 96), resize_method="black_padding")
     found = detector.predict_batch(source.images).score
-    assert decision.threshold == pytest.approx(f1_max_threshold(found, source.labels), rel=1e-5)
+    assert decision.threshold == pytest.approx(float(found[source.labels == 0].max()), rel=1e-5)
     np.testing.assert_allclose(decision.normal, sorted(found[source.labels == 0].tolist()), rtol=1e-5)
+    assert decision.source.startswith(
+        "at most 16.67% false alarms, from 5 good test maps of the source domain_A, which are reported too; "
+    )
+    assert decision.map_threshold is not None
+
+
+def test_the_published_decision_is_the_best_f1_on_the_source(detector: TransferDetector, maps: Path) -> None:
+    args = replace(detector.args, protocol="paper", false_alarms=0.05)
+    decision = source_decision(detector.model, open_domains(args), args, detector.device)
+    source = load_split(maps, "domain_A", "test", size=(32, 96), resize_method="black_padding")
+    found = detector.predict_batch(source.images).score
+    assert decision.threshold == pytest.approx(f1_max_threshold(found, source.labels), rel=1e-5)
+    assert decision.false_alarms is None
     assert decision.source == "best F1 on 10 test maps of the source domain_A, which are reported too"
 
 

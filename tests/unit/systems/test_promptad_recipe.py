@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from anomaly_lib.data.base import Item
+from anomaly_lib.data.views import with_views
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.promptad.model import PromptAD
 from anomaly_lib.models.promptad.scores import ImageFeatures, Scoring, visual_score
 from anomaly_lib.systems.promptad.analysis import averages, compare
-from anomaly_lib.systems.promptad.data import _choose, open_task, synthetic_anomalies, truth_of, with_views
+from anomaly_lib.systems.promptad.data import _choose, open_task, synthetic_anomalies, truth_of
 from anomaly_lib.systems.promptad.detector import decision_of
 from anomaly_lib.systems.promptad.gate import find_checkpoints
 from anomaly_lib.systems.promptad.options import Args, GateArgs, SegArgs, tiny

@@ -41,6 +41,12 @@ class Args(DetectorArgs):
         "held_out: one half selects, the other is reported",
         choices=VALIDATION,
     )
+    false_alarms: float = override(DetectorArgs, "false_alarms", needs={"protocol": "clean"})
+    protocol: str = override(
+        DetectorArgs,
+        "protocol",
+        help="clean = the decision keeps a promise on good maps; paper = best F1 on the source, and other quirks",
+    )
     resize_method: str = arg("resize_bilinear", "how maps reach image_size", choices=RESIZE_METHODS)
     condition: str = arg("experiment", "name of the experiment")
     sample_images: int = arg(4, "maps drawn per domain and class", at_least=0, needs={"figures": True})

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from anomaly_lib.detect.calibration import decision_from
 from anomaly_lib.detect.decision import Decision
 from anomaly_lib.detect.scores import Scores
 from anomaly_lib.errors import UserError
@@ -34,12 +35,17 @@ def score_domain(
 
 
 def source_decision(module: nn.Module, data: MultiDomainHDMAPDataModule, args: Any, device: torch.device) -> Decision:
-    """The score that maximises F1 on the source's validation maps (lowest on ties), and its normal scores."""
+    """What the good validation maps of the source promise; with ``protocol=paper`` the score of the best F1 there."""
     maps = data.val_data
-    score = score_domain(module, maps, args, device).score
+    found, good = score_domain(module, maps, args, device), maps.labels == 0
     also = ", which are reported too" if args.validation_strategy == "source_test" else ""
+    if args.protocol == "clean":
+        if not good.any():
+            raise UserError(f"{maps.domain}: a decision needs good test maps, and there are none")
+        known = Prediction(found.score[good], None if found.map is None else found.map[good])
+        return decision_from(known, args.false_alarms, of=f"good test maps of the source {maps.domain}{also}")
     source = f"best F1 on {len(maps)} test maps of the source {maps.domain}{also}"
-    decision = Decision.of(f1_max_threshold(score, maps.labels), source, score[maps.labels == 0])
+    decision = Decision.of(f1_max_threshold(found.score, maps.labels), source, found.score[good])
     if decision is None:
         raise UserError(f"{maps.domain}: a threshold needs both good and faulty test maps")
     return decision

@@ -1,0 +1,65 @@
+"""Normal samples that a detector has not been fitted on: which are kept from training, and the decision they set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from anomaly_lib.detect.decision import Decision
+from anomaly_lib.errors import UserError
+from anomaly_lib.types import Prediction
+
+WANTED, FEWEST = 10, 3  # samples kept from training: at least, and the least that is worth it where there are few
+CALIBRATE = "python -m anomaly_lib calibrate --checkpoint FILE --normal FOLDER"
+KEPT = "kept_from_training"  # under this name in run.json and in a checkpoint
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Places of the samples to learn from and of those kept from training, both ascending."""
+
+    learn: Tensor
+    kept: Tensor
+    remark: str  # what the run says of it
+
+
+def hold_out(count: int, share: float, *, seed: int, what: str = "normal images") -> HeldOut:
+    """`share` of `count` samples, drawn by seed alone: at least 10, at most half, and none where that is under 3."""
+    wanted = max(WANTED, round(share * count)) if share else 0
+    number = min(wanted, count // 2)
+    number = number if number >= FEWEST else 0
+    order = torch.randperm(count, generator=Generator().manual_seed(seed))
+    kept, learn = order[:number].sort().values, order[number:].sort().values
+    if number:
+        remark = f"{number} of {count} {what} are kept from training and set the decision (listed in run.json)"
+        remark += "" if number >= WANTED else f"; {WANTED} would be better, and there are few"
+    else:
+        why = f"{count} {what} are too few to keep any from training" if share else f"all {what} are trained on"
+        remark = f"{why}: no decision ({CALIBRATE} makes one from other normal data)"
+    return HeldOut(learn, kept, remark)
+
+
+def check_same_kept(found: Any, kept: Sequence[str]) -> None:
+    """Refuse to go on from a checkpoint whose training kept other samples back (`found`) than the options mean now."""
+    if sorted(found or []) != sorted(kept):
+        raise UserError(
+            "resume: that run kept other samples from training, so the decision would rest on data it has learned; "
+            "give its seed= and calibration_share= (and its data), or fresh=True"
+        )
+
+
+def decision_from(found: Prediction, rate: float, *, of: str) -> Decision:
+    """The decision that promises `rate`, from what the detector says of normal samples it has not been fitted on."""
+    return Decision.promising(found.score.detach().cpu(), rate, of=of, maxima=maxima_of(found))
+
+
+def decision_of_views(found: Prediction, *, of: str) -> Decision:
+    """The decision where too few samples exist to leave one out: from mild views of those that are known."""
+    return Decision.of_views(found.score.detach().cpu(), of=of, maxima=maxima_of(found))
+
+
+def maxima_of(found: Prediction) -> Tensor:
+    """[B] largest value of each map; [0] without maps."""
+    return torch.empty(0) if found.map is None else found.map.detach().float().cpu().flatten(1).amax(1)
