@@ -1,14 +1,34 @@
-"""Files that are either whole or not there: write to a temporary name, fsync, rename, fsync the folder."""
+"""Files that are either whole or not there: write to a temporary name, fsync, rename, fsync the folder. And text files
+of any encoding that says what it is, read back."""
 
+import codecs
+import csv
 import json
 import os
+import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from anomaly_lib.errors import UserError
+from anomaly_lib.errors import UserError, reason_of
+
+NAME_SHOWN = 60  # characters of a name that its temporary sibling repeats: both must fit into the 255 bytes of a name
+BOMS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 def fsync_folder(folder: Path) -> None:
@@ -28,7 +48,7 @@ def atomic_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary sibling of `path` for writing; it takes the name `path` only when the block ends well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:NAME_SHOWN]}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
@@ -74,11 +94,99 @@ def write_json(path: Path | str, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")
 
 
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def check_name(path: Path | str) -> None:
+    """Refuse a name that is no text: no table, log or report could name it."""
+    text = str(path)
+    if text.isprintable():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        shown = text.encode("ascii", "backslashreplace").decode()
+        raise UserError(f"{shown}: the name is not text in UTF-8; rename it") from None
+    if any(ord(letter) < 32 for letter in text):
+        raise UserError(f"{text!r}: the name holds control characters; rename it")
+
+
+def check_file(path: Path | str, what: str = "file") -> None:
+    """Refuse what cannot be read as a file: a pipe would wait for ever, a folder or a device holds no `what`."""
+    check_name(path)
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except OSError as error:
+        reason = f"no such {what}" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise UserError(f"{path}: {reason}") from None
+    if kind != stat.S_IFREG:
+        raise UserError(f"{path}: {KINDS.get(kind, 'something else')}, no {what}; remove it")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path}: may not be read; change its permissions")
+
+
+def encoding_of(path: Path | str, what: str = "file") -> str:
+    """How a text file is encoded: by its byte-order mark, else UTF-8."""
+    check_file(path, what)
+    with open(path, "rb") as stream:
+        head = stream.read(4)
+    return next((name for mark, name in BOMS.items() if head.startswith(mark)), "utf-8")
+
+
+def read_text(path: Path | str, what: str = "file") -> str:
+    """The text of a file in UTF-8, or in the encoding that its byte-order mark says."""
+    encoding = encoding_of(path, what)
+    try:
+        return Path(path).read_text(encoding=encoding)
+    except UnicodeError as error:
+        raise UserError(f"{path}: {_no_text(encoding, error)}") from None
+
+
+def _no_text(encoding: str, error: UnicodeError) -> str:
+    return f"not text in {encoding.removesuffix('-sig').upper()} ({reason_of(error)}); save it as UTF-8"
+
+
+def csv_rows(path: Path | str) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of each row of a CSV file in UTF-8 or with a byte-order mark; empty lines are left out."""
+    encoding = encoding_of(path, "table")
+    with open(path, newline="", encoding=encoding) as stream:
+        reader = csv.reader(stream)
+        try:
+            for cells in reader:
+                if cells:
+                    yield reader.line_num, cells
+        except UnicodeError as error:
+            raise UserError(f"{path}, after line {reader.line_num}: {_no_text(encoding, error)}") from None
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num}: not a readable CSV row ({error})") from None
+
+
+def csv_records(
+    path: Path | str, *, needs: Sequence[str] = (), called: Callable[[str], str] = str
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, {column: cell}) of each row below the header, whose titles become `called(title)`; `needs`: columns.
+
+    Cells that are missing at the end of a row are empty; cells without a column are refused.
+    """
+    rows = csv_rows(path)
+    titles = [called(title) for title in next(rows, (0, []))[1]]
+    missing = [name for name in needs if name not in titles]
+    if missing:
+        raise UserError(f"{path}: column {missing[0]!r} is missing; expected {','.join(needs)}")
+    twice = [title for title in titles if title and titles.count(title) > 1]
+    if twice:
+        raise UserError(f"{path}: two columns are called {twice[0]!r}")
+    for line, cells in rows:
+        if any(cell.strip() for cell in cells[len(titles) :]):
+            raise UserError(f"{path}, line {line}: {len(cells)} cells, the header has {len(titles)}; quote commas")
+        yield line, dict(zip(titles, [*cells, *[""] * (len(titles) - len(cells))], strict=False))
+
+
 def read_json(path: Path | str) -> Any:
     """Parsed JSON; a missing or broken file is the user's to mend, so it is named in one line."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
+        return json.loads(read_text(path))
+    except (RecursionError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: not valid JSON ({reason_of(error)})") from None

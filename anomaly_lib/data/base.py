@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from anomaly_lib.data.images import read_image, read_mask
 from anomaly_lib.data.transforms import ImageTransform
 from anomaly_lib.errors import UserError
+from anomaly_lib.files import check_name
 from anomaly_lib.types import Sample
 
 GIB = 1024**3
@@ -31,6 +32,9 @@ class Item:
     image: np.ndarray | None = field(default=None, repr=False)  # [H, W, 3] uint8
     mask: np.ndarray | None = field(default=None, repr=False)  # [H, W] bool
 
+    def __post_init__(self) -> None:
+        check_name(self.path)
+
     @property
     def has_truth(self) -> bool:
         """Is the pixel truth known? Normal images are all background; an anomaly needs its mask."""
@@ -45,6 +49,21 @@ class Item:
 def sort_items(items: Iterable[Item]) -> list[Item]:
     """Class, split, then path: the same order on every file system."""
     return sorted(items, key=lambda item: (item.class_name, item.split != "train", item.path.as_posix()))
+
+
+def check_splits(items: Sequence[Item], table: Path) -> None:
+    """Refuse a file that `table` lists twice: in both splits a detector would be tested on what it was fitted on.
+
+    Links are followed: another name for the same file is the same file.
+    """
+    seen: dict[tuple[int, int], Item] = {}
+    for item in items:
+        stat = item.path.stat()
+        other = seen.setdefault((stat.st_dev, stat.st_ino), item)
+        if other is not item:
+            where = "in both splits" if other.split != item.split else f"twice in {item.split}"
+            same = "" if other.path == item.path else f" (the same file as {other.path})"
+            raise UserError(f"{table}: {item.path}{same} is listed {where}; keep one of the two")
 
 
 def class_names(items: Iterable[Item]) -> list[str]:

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from anomaly_lib.errors import UserError
+from anomaly_lib.errors import UserError, reason_of
+from anomaly_lib.files import check_file
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
 LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg", ".webp"})
+LARGEST = 1e9  # of a float image; its brightest pixels are 1, or a sensor's counts
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -19,38 +21,66 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(path for path in files if not path.name.startswith("."))
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path, what: str = "image file") -> Image.Image:
+    """The decoded picture as viewers show it: turned by its EXIF orientation; of several frames or pages the first."""
+    check_file(path, what)
     try:
         with Image.open(path) as image:
             image.load()
-            return image
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such image file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+    except Exception as error:  # noqa: BLE001  (decoders of damaged files raise many kinds)
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else reason_of(error)
         raise UserError(f"{path}: unreadable image ({reason}); replace it or give on_error=skip") from None
+    return upright(image)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF orientation says; a damaged EXIF block says nothing."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001  (the pixels are whole; only the note beside them is not)
+        return image
 
 
 def read_image(path: Path | str) -> np.ndarray:
     """RGB [H, W, 3]: uint8 as PIL converts it; float32 for 16-bit (value / 65535) and float files (as stored)."""
     image = _open(Path(path))
+    try:
+        return rgb_of(image)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; repair the file or give on_error=skip") from None
+
+
+def rgb_of(image: Image.Image) -> np.ndarray:
+    """A decoded picture as [H, W, 3], uint8 or float32; see `read_image`."""
+    if not image.width or not image.height:
+        raise UserError(f"an empty picture of {image.width}x{image.height} pixels")
     if image.mode.startswith("I") or image.mode == "F":
         grey = np.asarray(image, dtype=np.float32)
         if image.mode != "F":
             grey = grey / 65535.0
-        if not np.isfinite(grey).all():
-            raise UserError(f"{path}: the image has non-finite values; repair the file or give on_error=skip")
+        check_values(grey)
         return np.repeat(grey[:, :, None], 3, axis=2)
     return np.asarray(image.convert("RGB"))
+
+
+def check_values(pixels: np.ndarray) -> None:
+    """Refuse floats that are no brightness: a network would answer NaN, or anything."""
+    if not np.isfinite(pixels).all():
+        raise UserError("the image has non-finite values")
+    largest = float(np.abs(pixels).max())
+    if largest > LARGEST:
+        raise UserError(f"the image has values up to {largest:.3g}, which is no brightness")
 
 
 def read_mask(path: Path | str) -> np.ndarray:
     """Defect mask [H, W] bool: any non-zero colour counts (0/1, 0/255, label indices, palettes, 16-bit, RGBA)."""
     path = Path(path)
-    image = _open(path)
+    image = _open(path, "mask file")
     if image.mode in ("P", "PA", "CMYK", "YCbCr"):
         image = image.convert("RGB")
     values = np.asarray(image)
+    if not np.isfinite(values).all():
+        raise UserError(f"{path}: the mask has non-finite values; repair or remove it")
     if values.ndim == 3:
         # An opaque alpha channel is not a defect; alpha counts only where it is the only thing that varies.
         colour = values[:, :, : 1 if image.mode == "LA" else 3].max(axis=2)

@@ -1,15 +1,15 @@
 """VisA's split file and plain good/bad folders."""
 
-import csv
 import random
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from anomaly_lib.data.base import Item, sort_items
+from anomaly_lib.data.base import Item, check_splits, sort_items
 from anomaly_lib.data.images import list_images
 from anomaly_lib.data.readers import NORMAL_NAMES, existing_root, find_mask, read_mvtec
 from anomaly_lib.errors import UserError
+from anomaly_lib.files import check_name, csv_records
 
 MASK_FOLDERS = ("ground_truth", "masks", "mask", "gt")
 VISA_COLUMNS = ("object", "split", "label", "image", "mask")
@@ -21,18 +21,16 @@ def read_visa(root: Path | str, *, classes: Iterable[str] | None = None) -> list
     table = root / "split_csv" / "1cls.csv"
     if not table.is_file():
         return read_mvtec(root / "1cls" if (root / "1cls").is_dir() else root, classes=classes)
-    with table.open(newline="", encoding="utf-8-sig") as stream:
-        rows = csv.DictReader(stream)
-        missing = [name for name in VISA_COLUMNS if name not in (rows.fieldnames or [])]
-        if missing:
-            raise UserError(f"{table}: column {missing[0]!r} is missing; expected {','.join(VISA_COLUMNS)}")
-        items = [_visa_item(root, table, number, row) for number, row in enumerate(rows, start=2)]
+    items = [_visa_item(root, table, line, row) for line, row in csv_records(table, needs=VISA_COLUMNS)]
+    check_splits(items, table)
     return _only_classes(items, classes, root)
 
 
 def _visa_item(root: Path, table: Path, line: int, row: dict[str, str]) -> Item:
     if row["split"] not in ("train", "test") or row["label"] not in ("normal", "anomaly"):
         raise UserError(f"{table}:{line}: expected split train|test and label normal|anomaly, got {row}")
+    for name in (row["image"], row["mask"]):
+        check_name(name)
     path, mask = root / row["image"], root / row["mask"] if row["mask"] else None
     for file in (path, mask):
         if file is not None and not file.is_file():

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from anomaly_lib.data.base import Item, sort_items
+from anomaly_lib.data.base import Item, check_splits, sort_items
 from anomaly_lib.data.readers import existing_root
 from anomaly_lib.errors import UserError
-from anomaly_lib.files import read_json, write_json
+from anomaly_lib.files import check_name, read_json, write_json
 
 KEYS = ("img_path", "mask_path", "cls_name", "specie_name", "anomaly")
 FILE = "meta.json"
@@ -19,7 +19,7 @@ def read_meta(root: Path | str, *, classes: Iterable[str] | None = None) -> list
     given = Path(root or "").expanduser()
     file = given if given.is_file() else existing_root(root, "meta") / FILE
     content = read_json(file)
-    if not isinstance(content, dict) or not all(isinstance(part, dict) for part in content.values()):
+    if not isinstance(content, dict) or not all(_is_part(part) for part in content.values()):
         raise UserError(f'{file}: expected {{"train": {{class: [...]}}, "test": {{class: [...]}}}}')
     parts = {split.lower(): part for split, part in content.items()}  # the DAGM script writes Train and Test
     if "test" not in parts or not set(parts) <= {"train", "test"}:
@@ -30,6 +30,7 @@ def read_meta(root: Path | str, *, classes: Iterable[str] | None = None) -> list
         for name, entries in part.items()
         for index, entry in enumerate(entries)
     ]
+    check_splits(items, file)
     present = sorted({item.class_name for item in items})
     wanted = set(present if classes is None else classes)
     for name in sorted(wanted - set(present)):
@@ -37,20 +38,32 @@ def read_meta(root: Path | str, *, classes: Iterable[str] | None = None) -> list
     return sort_items(item for item in items if item.class_name in wanted)
 
 
+def _is_part(part: Any) -> bool:
+    return isinstance(part, dict) and all(isinstance(entries, list) for entries in part.values())
+
+
 def _item(file: Path, entry: Any, where: str, split: str) -> Item:
     if not isinstance(entry, dict) or any(key not in entry for key in ("img_path", "cls_name", "anomaly")):
         raise UserError(f"{file}: {where} needs img_path, cls_name and anomaly")
+    for key in ("img_path", "mask_path", "cls_name", "specie_name"):
+        value, optional = entry.get(key), key in ("mask_path", "specie_name")
+        if not (isinstance(value, str) or (optional and value is None)) or not (value or optional):
+            raise UserError(f"{file}: {where}: {key} must be {'text' if optional else 'a text'}, got {value!r:.60}")
     if entry["anomaly"] not in (0, 1):
-        raise UserError(f"{file}: {where}: anomaly must be 0 or 1, got {entry['anomaly']!r}")
-    path, mask = file.parent / entry["img_path"], entry.get("mask_path") or None
-    if not path.is_file():
-        raise UserError(f"{file}: {where}: {path} does not exist")
+        raise UserError(f"{file}: {where}: anomaly must be 0 or 1, got {entry['anomaly']!r:.60}")
     label = int(entry["anomaly"])
-    mask_path = file.parent / mask if mask and label else None
-    if mask_path is not None and not mask_path.is_file():
-        raise UserError(f"{file}: {where}: mask {mask_path} does not exist")
+    path = _existing(file, entry["img_path"], f"{where}: ")
+    mask = _existing(file, entry["mask_path"], f"{where}: mask ") if label and entry.get("mask_path") else None
     species = entry.get("specie_name") or ("bad" if label else "good")
-    return Item(path, label, str(entry["cls_name"]), split, species, mask_path)
+    return Item(path, label, entry["cls_name"], split, species, mask)
+
+
+def _existing(file: Path, name: str, where: str) -> Path:
+    check_name(name)
+    path = file.parent / name
+    if not path.is_file():
+        raise UserError(f"{file}: {where}{path} does not exist")
+    return path
 
 
 def write_meta(items: Sequence[Item], root: Path | str) -> Path:

@@ -19,6 +19,7 @@ INTERPOLATION = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+MOST_PIXELS = 2**28  # of a picture whose shorter side is scaled up: 0.8 GB
 Size = int | tuple[int, int]
 
 
@@ -124,6 +125,10 @@ class ImageTransform:
             return max(1, min(target_h, round(height * scale))), max(1, min(target_w, round(width * scale)))
         short, long = sorted((height, width))
         longer = int(target_h * long / short)  # torchvision truncates
+        if target_h * longer > MOST_PIXELS:
+            raise UserError(
+                f"an image of {width}x{height} would be scaled to {target_h * longer} pixels; cut it into parts"
+            )
         return (target_h, longer) if height <= width else (longer, target_h)
 
 

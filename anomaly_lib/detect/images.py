@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from anomaly_lib.data.base import Item, load_pixels
-from anomaly_lib.data.images import read_image
+from anomaly_lib.data.images import check_values, read_image, rgb_of, upright
 from anomaly_lib.data.transforms import ImageTransform
 from anomaly_lib.detect.contract import Detector
 from anomaly_lib.detect.scores import Scores
@@ -25,6 +25,8 @@ class ImageDetector(Detector):
     Maps cover what `transform` shows of an image, so `transform.denormalise(transform(image))` lies under them.
     """
 
+    reads_grey: ClassVar[bool] = False  # `predict_batch` takes [B, 1, H, W] as well
+
     transform: ImageTransform
     device: torch.device
 
@@ -33,12 +35,29 @@ class ImageDetector(Detector):
         """Scores and maps of transformed images [B, 3, H, W]."""
 
     def _predict(self, inputs: Any) -> Prediction:
-        """`inputs`: one or many files, arrays [H, W, 3] or [H, W], PIL images, or a transformed batch [B, 3, H, W]."""
-        if isinstance(inputs, Tensor):
-            if inputs.ndim not in (3, 4) or not inputs.numel():
-                raise UserError(f"a tensor of images is [B, 3, H, W], transformed; got {list(inputs.shape)}")
-            return self.predict_batch(inputs if inputs.ndim == 4 else inputs[None])
-        return self.predict_batch(torch.stack([self.transform(picture) for picture in pictures_of(inputs)]))
+        """`inputs`: one or many files, arrays [H, W, 3] or [H, W], PIL images, uint8 tensors [3, H, W], or a batch
+        [B, 3, H, W] of floats that has been transformed."""
+        if isinstance(inputs, Tensor) and inputs.is_floating_point():
+            return self.predict_batch(self._batch(inputs))
+        return self.predict_pictures(pictures_of(inputs))
+
+    def _batch(self, images: Tensor) -> Tensor:
+        """A transformed image or batch as `predict_batch` takes it; one channel is shown to three."""
+        height, width = self.transform.output_size(*images.shape[-2:]) if images.ndim > 2 and images.numel() else (0, 0)
+        if images.ndim not in (3, 4) or images.shape[-3] not in (1, 3) or images.shape[-2:] != (height, width):
+            size = f"{height}, {width}" if height else "H, W"
+            raise UserError(
+                f"a tensor of transformed images is [B, 3, {size}] (or [B, 1, ...]); got {list(images.shape)}"
+            )
+        batch = (images if images.ndim == 4 else images[None]).float()
+        good = batch.isfinite().flatten(1).all(1).tolist()
+        if not all(good):
+            raise UserError(f"input {good.index(False)}: the image has non-finite values")
+        return batch if self.reads_grey else batch.expand(-1, 3, -1, -1)
+
+    def predict_pictures(self, pictures: Sequence[np.ndarray]) -> Prediction:
+        """Scores and maps of decoded pictures [H, W, 3], uint8 or float32."""
+        return self.predict_batch(torch.stack([self.transform(picture) for picture in pictures]))
 
     def scores_of(
         self, name: str, items: Sequence[Item], prediction: Prediction, masks: Tensor | None, **more: Any
@@ -60,22 +79,62 @@ class ImageDetector(Detector):
         )
 
 
-def pictures_of(inputs: Any) -> list[Any]:
-    """One or many files, arrays or PIL images as a list of decoded pictures."""
-    single = isinstance(inputs, (str, Path, np.ndarray, Image.Image))
-    if not single and not isinstance(inputs, Sequence):
-        raise UserError(f"cannot score {type(inputs).__name__}: give a path, an array, a PIL image, a tensor or a list")
+EXPECTED = "give a file, an array [H, W, 3] or [H, W], a PIL image, a tensor, or a list of these"
+BRIGHTEST = 16.0  # of an array of floats: more is no image of 0..1, but one of 0..255 that was never divided
+
+
+def pictures_of(inputs: Any) -> list[np.ndarray]:
+    """One or many files, arrays, PIL images or uint8 tensors as decoded pictures [H, W, 3], uint8 or float32."""
+    if isinstance(inputs, (np.ndarray, Tensor)) and inputs.ndim == 4:
+        inputs = list(inputs)
+    single = isinstance(inputs, (str, Path, np.ndarray, Image.Image, Tensor))
+    if (not single and not isinstance(inputs, Sequence)) or isinstance(inputs, (bytes, bytearray, memoryview)):
+        raise UserError(f"cannot score {type(inputs).__name__}: {EXPECTED}")
     pictures = [inputs] if single else list(inputs)
     if not pictures:
-        raise UserError("predict() got no images")
-    return [_decoded(picture) for picture in pictures]
+        raise UserError(f"predict() got no images: {EXPECTED}")
+    return [_decoded(picture, index) for index, picture in enumerate(pictures)]
 
 
-def _decoded(picture: Any) -> Any:
+def _decoded(picture: Any, index: int) -> np.ndarray:
     if isinstance(picture, (str, Path)):
         return read_image(picture)
-    if not isinstance(picture, (np.ndarray, Image.Image)):
-        raise UserError(f"cannot score {type(picture).__name__}: give a path, an array, a PIL image or a tensor")
-    if isinstance(picture, np.ndarray) and not picture.size:
-        raise UserError(f"cannot score an empty picture of shape {picture.shape}")
-    return picture
+    try:
+        if isinstance(picture, Image.Image):
+            return rgb_of(upright(picture))
+        if isinstance(picture, Tensor):
+            return _pixels(_channels_last(picture))
+        if isinstance(picture, np.ndarray):
+            return _pixels(picture)
+    except UserError as error:
+        raise UserError(f"input {index}: {error}") from None
+    raise UserError(f"input {index}: cannot score {type(picture).__name__}: {EXPECTED}")
+
+
+def _channels_last(picture: Tensor) -> np.ndarray:
+    if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] not in (1, 3):
+        kind = str(picture.dtype).removeprefix("torch.")
+        raise UserError(f"a tensor of one image is [3, H, W] uint8, got {kind} {list(picture.shape)}")
+    array: np.ndarray = picture.detach().cpu().permute(1, 2, 0).numpy()
+    return array
+
+
+def _pixels(array: np.ndarray) -> np.ndarray:
+    """[H, W, 3], uint8 or float32 as files give it, of an array with no, one, three or four (with opacity) channels."""
+    kind, shape = array.dtype, list(array.shape)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
+        raise UserError(f"an image is an array [H, W, 3] or [H, W], got {kind} {shape}")
+    if kind == np.uint16:
+        array = array.astype(np.float32) / 65535
+    elif kind == np.bool_:
+        array = array.astype(np.uint8) * 255
+    elif np.issubdtype(kind, np.floating):
+        check_values(array)
+        array = array.astype(np.float32)
+        if array.max() > BRIGHTEST:
+            raise UserError(f"an image of floats holds 0..1, this one {array.max():.3g}; divide it, or give uint8")
+    elif kind != np.uint8:
+        raise UserError(f"an image is uint8, uint16 or float 0..1, got {kind} {shape}; convert it")
+    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[:, :, :3]

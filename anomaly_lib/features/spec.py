@@ -11,7 +11,7 @@ import torch
 
 from anomaly_lib.errors import UserError
 
-FORMAT_VERSION = 2  # 2: the layout has a checksum, which enters that of every record
+FORMAT_VERSION = 3  # 2: a checksum of the layout enters that of every record; 3: images are turned by their EXIF
 ROW_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 

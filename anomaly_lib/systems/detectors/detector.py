@@ -28,6 +28,7 @@ class ClassicalDetector(ImageDetector):
 
     system = "detectors"
     honours = frozenset({"dataset", "obj", "on_error"})
+    reads_grey = True
 
     def __init__(
         self, model: nn.Module, args: DetectorArgs, device: torch.device, decision: Decision | None = None

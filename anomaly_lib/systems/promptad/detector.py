@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from anomaly_lib.data import Item
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.contract import Facts, Selection
 from anomaly_lib.detect.decision import Decision
-from anomaly_lib.detect.images import ImageDetector, pictures_of
+from anomaly_lib.detect.images import ImageDetector
 from anomaly_lib.detect.scores import Scores
 from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.checkpoint import Checkpoint
@@ -109,10 +109,10 @@ class PromptADDetector(ImageDetector):
         branches = self.branches(selection.items, together=selection.choice.batch_size)
         return self.scores_from(selection, branches)
 
-    def _predict(self, inputs: Any) -> Prediction:
-        if self.towers.visual is None or isinstance(inputs, Tensor):
-            return super()._predict(inputs)
-        features = self.towers.encode_pictures(pictures_of(inputs))  # two networks, two transforms
+    def predict_pictures(self, pictures: Sequence[np.ndarray]) -> Prediction:
+        if self.towers.visual is None:
+            return super().predict_pictures(pictures)
+        features = self.towers.encode_pictures(pictures)  # two networks, two transforms
         return self.scoring.predict(self.model.branches(features))
 
 

@@ -1,7 +1,7 @@
 """A detector trained on one HDMAP domain, scored on it and on others."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.contract import Selection
 from anomaly_lib.detect.decision import Decision
-from anomaly_lib.detect.images import pictures_of
 from anomaly_lib.detect.scores import Scores
 from anomaly_lib.engine.checkpoint import Checkpoint
 from anomaly_lib.systems.detectors.detector import ClassicalDetector, restored
@@ -98,14 +97,10 @@ class TransferDetector(ClassicalDetector):
             scores.own = transfer_figures(domain_results(scores, self.decision), self.args.source_domain)
         return scores
 
-    def _predict(self, inputs: Any) -> Prediction:
-        """`inputs`: one or many files, arrays [H, W] or [H, W, 3], PIL images (brought to size as in training), or a
-        batch [B, C, H, W] of maps that have been.
-        """
-        if isinstance(inputs, Tensor):
-            return super()._predict(inputs)
+    def predict_pictures(self, pictures: Sequence[np.ndarray]) -> Prediction:
+        """Scores and maps of pictures, which are brought to size as in training; their first channel is the map."""
         size = self.args.image_size[0], self.args.image_size[1]
-        maps = [torch.from_numpy(grey_of(picture))[None, None] for picture in pictures_of(inputs)]
+        maps = [torch.from_numpy(grey_of(picture))[None, None] for picture in pictures]
         return self.predict_batch(torch.cat([fit_to(one, size, self.args.resize_method) for one in maps]))
 
 
