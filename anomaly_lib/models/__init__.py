@@ -26,6 +26,7 @@ PLACES = {
     "ALIGNN": "crystal",
     "CrystalFusionModel": "crystal",
     "Mamba": "mamba",
+    "AnomalyDino": "detectors",
     "Draem": "detectors",
     "DraemSevNet": "detectors",
     "Padim": "detectors",
@@ -36,7 +37,7 @@ PLACES = {
 
 if TYPE_CHECKING:
     from anomaly_lib.models.crystal import ALIGNN, CrystalFusionModel
-    from anomaly_lib.models.detectors import Draem, DraemSevNet, Padim, PatchCore, ReverseDistillation
+    from anomaly_lib.models.detectors import AnomalyDino, Draem, DraemSevNet, Padim, PatchCore, ReverseDistillation
     from anomaly_lib.models.mamba import Mamba
     from anomaly_lib.models.promptad import PromptAD
     from anomaly_lib.models.sowa import (
@@ -61,6 +62,7 @@ __getattr__, __dir__ = lazy_names(__name__, PLACES)
 __all__ = [
     "ALIGNN",
     "AnomalyCLIP",
+    "AnomalyDino",
     "AnomalyPromptLearner",
     "AntiGenDecoder",
     "BasicLayer",

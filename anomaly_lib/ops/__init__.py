@@ -8,17 +8,23 @@ from anomaly_lib.ops.distance import (
     nearest_neighbours,
     whitening_matrix,
 )
+from anomaly_lib.ops.foreground import first_component, foreground
 from anomaly_lib.ops.patches import grid_to_rows, neighbourhood_mean, pad_to_multiple, stack_layers
 from anomaly_lib.ops.perlin import perlin_noise, random_perlin
+from anomaly_lib.ops.rows import top_mean, unit_rows
 from anomaly_lib.ops.smooth import cell_of, gaussian_blur, gaussian_kernel, upsample_and_smooth, upsample_maps
+from anomaly_lib.ops.views import generator_of, six_views, turned
 from anomaly_lib.ops.windows import window_partition, window_reverse
 
 __all__ = [
     "cell_of",
     "coreset_of_chunks",
     "exact_distances",
+    "first_component",
+    "foreground",
     "gaussian_blur",
     "gaussian_kernel",
+    "generator_of",
     "greedy_coreset",
     "grid_to_rows",
     "half_squared_norms",
@@ -29,8 +35,12 @@ __all__ = [
     "perlin_noise",
     "projection_size",
     "random_perlin",
+    "six_views",
     "sparse_projection",
     "stack_layers",
+    "top_mean",
+    "turned",
+    "unit_rows",
     "upsample_and_smooth",
     "upsample_maps",
     "whitening_matrix",

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from anomaly_lib.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from anomaly_lib.models.detectors.anomalydino import AnomalyDino
     from anomaly_lib.models.detectors.draem import Draem
     from anomaly_lib.models.detectors.draem_sevnet import DraemSevNet
     from anomaly_lib.models.detectors.memory_bank import MemoryBank
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from anomaly_lib.models.detectors.reverse_distillation import ReverseDistillation
 
 PLACES = {
+    "AnomalyDino": "anomalydino",
     "Draem": "draem",
     "DraemSevNet": "draem_sevnet",
     "MemoryBank": "memory_bank",
@@ -23,4 +25,4 @@ PLACES = {
 """Name -> file of this folder."""
 
 __getattr__, __dir__ = lazy_names(__name__, PLACES)
-__all__ = ["Draem", "DraemSevNet", "MemoryBank", "Padim", "PatchCore", "ReverseDistillation"]
+__all__ = ["AnomalyDino", "Draem", "DraemSevNet", "MemoryBank", "Padim", "PatchCore", "ReverseDistillation"]
