@@ -27,6 +27,8 @@ PLACES = {
     "CrystalFusionModel": "crystal",
     "Mamba": "mamba",
     "AnomalyDino": "detectors",
+    "SubspaceAd": "detectors",
+    "VisionAd": "detectors",
     "Draem": "detectors",
     "DraemSevNet": "detectors",
     "Padim": "detectors",
@@ -37,7 +39,16 @@ PLACES = {
 
 if TYPE_CHECKING:
     from anomaly_lib.models.crystal import ALIGNN, CrystalFusionModel
-    from anomaly_lib.models.detectors import AnomalyDino, Draem, DraemSevNet, Padim, PatchCore, ReverseDistillation
+    from anomaly_lib.models.detectors import (
+        AnomalyDino,
+        Draem,
+        DraemSevNet,
+        Padim,
+        PatchCore,
+        ReverseDistillation,
+        SubspaceAd,
+        VisionAd,
+    )
     from anomaly_lib.models.mamba import Mamba
     from anomaly_lib.models.promptad import PromptAD
     from anomaly_lib.models.sowa import (
@@ -81,6 +92,8 @@ __all__ = [
     "ReverseDistillation",
     "RobustResultEncoder",
     "SensorModulator",
+    "SubspaceAd",
     "TextMapEncoder",
+    "VisionAd",
     "VisionMapEncoder",
 ]

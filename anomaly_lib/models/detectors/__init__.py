@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from anomaly_lib.models.detectors.padim import Padim
     from anomaly_lib.models.detectors.patchcore import PatchCore
     from anomaly_lib.models.detectors.reverse_distillation import ReverseDistillation
+    from anomaly_lib.models.detectors.subspacead import SubspaceAd
+    from anomaly_lib.models.detectors.visionad import VisionAd
 
 PLACES = {
     "AnomalyDino": "anomalydino",
@@ -21,8 +23,20 @@ PLACES = {
     "Padim": "padim",
     "PatchCore": "patchcore",
     "ReverseDistillation": "reverse_distillation",
+    "SubspaceAd": "subspacead",
+    "VisionAd": "visionad",
 }
 """Name -> file of this folder."""
 
 __getattr__, __dir__ = lazy_names(__name__, PLACES)
-__all__ = ["AnomalyDino", "Draem", "DraemSevNet", "MemoryBank", "Padim", "PatchCore", "ReverseDistillation"]
+__all__ = [
+    "AnomalyDino",
+    "Draem",
+    "DraemSevNet",
+    "MemoryBank",
+    "Padim",
+    "PatchCore",
+    "ReverseDistillation",
+    "SubspaceAd",
+    "VisionAd",
+]

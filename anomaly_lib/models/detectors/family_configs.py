@@ -1,9 +1,10 @@
 """Options of the detectors that need no training, each with its published default. This file loads no torch."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
-from anomaly_lib.config import Options, Switch, arg
+from anomaly_lib.config import Options, Switch, arg, override
+from anomaly_lib.options import RunArgs
 
 
 @dataclass
@@ -23,12 +24,59 @@ class AnomalyDinoConfig(Options):
     sigma: float = arg(4.0, "Gaussian smoothing of the map", at_least=0)
 
 
+@dataclass
+class SubspaceAdConfig(Options):
+    """SubspaceAD: distance to the principal subspace of normal patches."""
+
+    layers: list[str] = arg(
+        [f"layer.{n}" for n in range(22, 29)], "outputs of the frozen network whose mean is looked at"
+    )
+    rotations: int = arg(
+        30, "random turns of a normal image that are learnt beside it (published: 0 for transistor, 0 with all images)",
+        at_least=0,
+    )  # fmt: skip
+    variance: float = arg(
+        0.99, "share of the variance that the subspace keeps", at_least=0, at_most=1, needs={"components": None}
+    )
+    components: Optional[int] = arg(
+        None, "dimensions of the subspace; None = as many as keep the share", type=int, at_least=1
+    )
+    top_share: float = override(AnomalyDinoConfig, "top_share", help="share of pixels whose mean is the image score")
+    sigma: float = override(AnomalyDinoConfig, "sigma", help="Gaussian smoothing of the map, in a window of 3 x 3")
+    seed: int = override(RunArgs, "seed")
+
+
+@dataclass
+class VisionAdConfig(Options):
+    """VisionAD: nearest normal patch in three kinds of views."""
+
+    layers: list[str] = arg(
+        [f"layer.{n}" for n in range(4, 19)], "outputs of the frozen network whose mean is compared"
+    )
+    augment_support: Switch = arg(True, "learn each normal image in six views; off = as it is alone")
+    augment_query: Switch = arg(True, "sum the maps of three views of a scored image; off = as it is alone")
+    top_share: float = override(SubspaceAdConfig, "top_share")
+    sigma: float = override(AnomalyDinoConfig, "sigma", 0.0)
+
+
 FAMILY: dict[str, dict[str, Any]] = {
     "anomalydino": {
         "config": AnomalyDinoConfig,
         "module": "anomalydino:AnomalyDino",
         "training": {"backbone": "timm:vit_small_patch14_dinov2", "image_size": [448, 448], "batch_size": 8},
         "demo": {"layers": ["layer.3"]},
+    },
+    "subspacead": {
+        "config": SubspaceAdConfig,
+        "module": "subspacead:SubspaceAd",
+        "training": {"backbone": "timm:vit_giant_patch14_reg4_dinov2", "image_size": [672, 672], "batch_size": 1},
+        "demo": {"layers": ["layer.2", "layer.3"]},
+    },
+    "visionad": {
+        "config": VisionAdConfig,
+        "module": "visionad:VisionAd",
+        "training": {"backbone": "timm:vit_large_patch14_reg4_dinov2", "image_size": [448, 448], "batch_size": 4},
+        "demo": {"layers": ["layer.1", "layer.2", "layer.3"]},
     },
 }
 """Detector -> its options, where its module lies, published values of what is no option of the module, and what
