@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from anomaly_lib.detect.decision import Decision
+from anomaly_lib.detect.decision import CALIBRATE, Decision
 from anomaly_lib.errors import UserError
 from anomaly_lib.types import Prediction
 
 WANTED, FEWEST = 10, 3  # samples kept from training: at least, and the least that is worth it where there are few
-CALIBRATE = "python -m anomaly_lib calibrate --checkpoint FILE --normal FOLDER"
 KEPT = "kept_from_training"  # under this name in run.json and in a checkpoint
 
 

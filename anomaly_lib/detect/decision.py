@@ -14,6 +14,8 @@ from anomaly_lib.metrics.regions import without_specks
 from anomaly_lib.types import Prediction
 
 Values = Union[Sequence[float], Tensor, NDArray[Any]]
+CALIBRATE = "python -m anomaly_lib calibrate --checkpoint FILE --normal FOLDER"
+"""What gives any detector a decision."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,26 @@ class Decision:
             raise UserError(f"false_alarms={rate:g}: cannot be promised by a decision {self.source}")
         return Decision.promising(self.normal, rate, of=self.origin, maxima=self.maxima)
 
+    def short_of(self, rate: float) -> list[str]:
+        """A line where there are too few scores of normal data to promise `rate`, so that a larger one is promised."""
+        if self.false_alarms is None or self.false_alarms <= rate + 1e-12:
+            return []
+        need = ceil(1 / rate) - 1 if rate else "infinitely many"
+        return [
+            f"false_alarms={rate:g}: {len(self.normal)} scores of normal data can promise {self.false_alarms:.2%} at "
+            f"least, which is used ({need} are needed)"
+        ]
+
+    @property
+    def has_p_values(self) -> bool:
+        return bool(self.normal) and not self.stand_ins
+
     def describe(self) -> str:
         return f"anomalous from score {self.threshold:.4g} on ({self.source}{'; oracle' if self.oracle else ''})"
 
     def p_values(self, scores: Tensor) -> Tensor | None:
         """[B] share of normal scores at or above each score, the new one counted in: (1 + count) / (n + 1)."""
-        if not self.normal or self.stand_ins:
+        if not self.has_p_values:
             return None
         normal = torch.tensor(self.normal, dtype=torch.float64)
         below = torch.searchsorted(normal, scores.detach().cpu().double().contiguous())  # normal scores < score
@@ -129,6 +145,18 @@ class Decision:
 def in_words(decision: Decision | None, reason: str) -> str:
     """How a detector decides, or why it does not, for the end of a run and the beginning of a program."""
     return f"none: {reason}" if decision is None else decision.describe()
+
+
+def at_asked_rate(stored: Decision | None, rate: float | None) -> Decision | None:
+    """The stored decision, with another promise where one is asked for."""
+    if rate is None:
+        return stored
+    if stored is None or not stored.normal:
+        raise UserError(
+            f"false_alarms={rate:g}: this detector has no scores of normal data to promise a rate from; "
+            f"{CALIBRATE} adds them"
+        )
+    return stored.at_rate(rate)
 
 
 def promised_rate(count: int, rate: float) -> tuple[float, bool]:

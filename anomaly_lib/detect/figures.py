@@ -1,13 +1,18 @@
 """The figures that a training run of an image detector leaves in its folder, drawn from its scores alone."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
 from anomaly_lib import viz
 from anomaly_lib.detect.decision import Decision
 from anomaly_lib.detect.scores import Scores
 from anomaly_lib.metrics.inputs import to_numpy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ANOMALOUS, NORMAL = 8, 4  # images shown of each kind
 
@@ -16,8 +21,8 @@ def draw_maps(folder: Path, scores: Scores, decision: Decision | None) -> list[P
     """Write ``scores.png`` and ``maps.png`` (and the same as SVG) into `folder`; returns the paths.
 
     ``scores``: histogram of normal and anomalous images, with the decision's threshold. ``maps``: anomalous images from
-    the most to the least suspicious and the most suspicious normal ones, the truth outlined, under each its heat map;
-    left out for a detector without maps.
+    the most to the least suspicious and the most suspicious normal ones, the truth outlined, under each its heat map
+    with the region outlined; left out for a detector without maps.
     """
     found, labels = to_numpy(scores.scores), to_numpy(scores.labels)
     threshold = None if decision is None else decision.threshold
@@ -26,14 +31,24 @@ def draw_maps(folder: Path, scores: Scores, decision: Decision | None) -> list[P
     written = viz.save_figure(histogram, folder / "scores.png")
     if scores.maps is None or scores.image is None:
         return written
-    shown = images_to_show(found, labels)
-    grid = viz.overlay_grid(
+    return written + viz.save_figure(overlays(scores, scores.decided(decision).region), folder / "maps.png")
+
+
+def overlays(scores: Scores, regions: Tensor | None) -> "Figure":
+    """Anomalous images from the most to the least suspicious and the most suspicious normal ones, with their truth.
+
+    `regions` [N, H, W] bool: what the detector calls anomalous, outlined on the heat maps.
+    """
+    assert scores.image is not None
+    shown = images_to_show(to_numpy(scores.scores), to_numpy(scores.labels))
+    return viz.overlay_grid(
         [scores.image(i) for i in shown],
         [to_numpy(scores.maps[i]) for i in shown],
         masks=None if scores.masks is None else [to_numpy(scores.masks[i]) for i in shown],
+        regions=None if regions is None else [regions[i].numpy() for i in shown],
         titles=[_title(scores, i) for i in shown],
+        value_range=viz.map_range(to_numpy(scores.maps)),
     )
-    return written + viz.save_figure(grid, folder / "maps.png")
 
 
 def images_to_show(scores: np.ndarray, labels: np.ndarray) -> list[int]:

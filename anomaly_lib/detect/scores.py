@@ -2,15 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from anomaly_lib.detect.decision import Decision
 from anomaly_lib.metrics import auroc, image_metrics, pixel_auroc, pixel_metrics
 from anomaly_lib.metrics.inputs import to_numpy
 from anomaly_lib.metrics.prediction import classification_metrics, regression_metrics
+from anomaly_lib.types import Prediction
 
 RANKING = ("auroc", "ap", "f1_max")
 AT_DECISION = ("accuracy", "f1")
@@ -44,6 +47,12 @@ class Scores:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def decided(self, decision: Decision | None) -> Prediction:
+        """Scores and maps with what a decision says of them."""
+        maps = None if self.maps is None else torch.as_tensor(to_numpy(self.maps))
+        found = Prediction(torch.as_tensor(to_numpy(self.scores)), maps, cell=self.cell)
+        return found if decision is None else decision.decide(found)
+
     def chosen(self, rows: np.ndarray, *, note: str) -> "Scores":
         """The samples where `rows` [N] is true, with a remark that says why."""
         places = np.flatnonzero(rows)
@@ -76,6 +85,11 @@ class Evaluated:
     decision: Decision | None
     metrics: dict[str, float]
     remarks: list[str]  # what must stand beside the figures
+
+    @cached_property
+    def decided(self) -> Prediction:
+        """Scores and maps with what the decision says of them."""
+        return self.scores.decided(self.decision)
 
 
 FEW = 10

@@ -19,6 +19,7 @@ from anomaly_lib.metrics import (
 )
 from anomaly_lib.metrics.inputs import to_numpy
 from anomaly_lib.metrics.prediction import regression_metrics
+from anomaly_lib.types import Prediction
 
 AT_THRESHOLD = ("accuracy", "precision", "recall", "specificity", "f1")
 
@@ -119,9 +120,9 @@ def _notes(done: Sequence[Evaluated]) -> list[str]:
 
 def prediction_rows(one: Evaluated) -> list[dict[str, Any]]:
     """One row a sample, for predictions.csv."""
-    evaluation, decision = one.scores, one.decision
+    evaluation = one.scores
     scores, labels = to_numpy(evaluation.scores), to_numpy(evaluation.labels)
-    rows = []
+    cells, rows = decided_cells(one.decided), []
     for index, path in enumerate(evaluation.paths):
         row: dict[str, Any] = {"path": path, "class": evaluation.groups[index]}
         if evaluation.defects is not None:
@@ -129,7 +130,20 @@ def prediction_rows(one: Evaluated) -> list[dict[str, Any]]:
         if evaluation.kind == "regression":
             row |= {"prediction": float(scores[index]), "target": float(labels[index])}
         else:
-            anomalous = None if decision is None else int(float(scores[index]) >= decision.threshold)
-            row |= {"score": float(scores[index]), "label": int(labels[index]), "decision": anomalous}
+            row |= {"label": int(labels[index]), **cells[index]}
         rows.append(row)
     return rows
+
+
+def decided_cells(found: Prediction) -> list[dict[str, Any]]:
+    """What predictions.csv says of each input: score, and where they exist threshold, p_value, anomalous and area."""
+    columns: dict[str, list[Any]] = {"score": found.score.detach().cpu().tolist()}
+    if found.threshold is not None:
+        columns["threshold"] = [found.threshold] * len(found)
+    if found.p_value is not None:
+        columns["p_value"] = [f"{value:.6g}" for value in found.p_value.tolist()]
+    if found.anomalous is not None:
+        columns["anomalous"] = found.anomalous.int().tolist()
+    if found.area is not None:
+        columns["area"] = [f"{value:.6g}" for value in found.area.tolist()]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

@@ -6,21 +6,26 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from anomaly_lib.detect.decision import Decision
+from anomaly_lib.detect.decision import Decision, at_asked_rate
 from anomaly_lib.detect.scores import Scores
 from anomaly_lib.errors import UserError
 from anomaly_lib.metrics import f1_max_threshold, youden
 from anomaly_lib.metrics.inputs import to_numpy
 
+USUAL_RATE = 0.05
 BEST = {"f1": f1_max_threshold, "youden": lambda scores, labels: youden(scores, labels)[1]}
 
 
 def choose_decision(
-    scores: Scores, stored: Decision | None, policy: str, *, false_alarms: float, support_quantile: float
+    scores: Scores, stored: Decision | None, policy: str, *, false_alarms: float | None, support_quantile: float
 ) -> Decision | None:
-    """The decision of `policy`; None when the detector stored none."""
+    """The decision of `policy`; None when the detector stored none.
+
+    `false_alarms`: the rate to promise, None: as stored (policy "stored") or 5% (policy "false-alarms", which takes
+    scores of normal data wherever there are some).
+    """
     if policy == "stored":
-        return stored
+        return at_asked_rate(stored, false_alarms)
     normal, oracle = _normal_scores(scores, stored)
     if policy == "support-quantile":
         if normal is None or oracle:
@@ -29,21 +34,30 @@ def choose_decision(
                 "use policy=f1, youden or false-alarms"
             )
         quantile = float(np.quantile(normal, support_quantile))
-        return Decision(
-            quantile, f"{support_quantile:g} quantile of {normal.size} normal scores", tuple(np.sort(normal))
-        )
+        source = f"{support_quantile:g} quantile of {normal.size} normal scores"
+        return _moved(stored, quantile, source)
     if policy == "false-alarms":
+        rate = USUAL_RATE if false_alarms is None else false_alarms
+        if stored is not None and stored.has_p_values:
+            return stored.at_rate(rate)
         if not oracle:
-            return Decision.promising(normal, false_alarms, of="scores of normal data")
-        source = f"at most {false_alarms:.1%} false alarms on {normal.size} normal scores"
-        return Decision(false_alarm_threshold(normal, false_alarms), source, oracle=True)
+            return Decision.promising(normal, rate, of="scores of normal validation samples")
+        source = f"at most {rate:.1%} false alarms on {normal.size} normal scores"
+        return Decision(false_alarm_threshold(normal, rate), source, oracle=True)
     values, labels = scores.validation or (scores.scores, scores.labels)
     where = "the scored split" if scores.validation is None else "validation"
     value = BEST[policy](values, labels)
     if math.isnan(value):
         raise UserError(f"policy={policy}: {where} has images of one label only; use policy=stored")
-    chosen = Decision(value, f"best {policy} on {where}", oracle=scores.validation is None)
-    return chosen if stored is None else replace(chosen, normal=stored.normal)
+    oracle = scores.validation is None
+    return _moved(stored, value, f"best {policy} on {where}", oracle=oracle)
+
+
+def _moved(stored: Decision | None, threshold: float, source: str, *, oracle: bool = False) -> Decision:
+    """Another threshold for the score, which promises nothing; p-values and region stay as stored."""
+    if stored is None:
+        return Decision(threshold, source, oracle=oracle)
+    return replace(stored, threshold=threshold, source=source, oracle=oracle, false_alarms=None)
 
 
 def false_alarm_threshold(normal: "np.ndarray | torch.Tensor", rate: float) -> float:

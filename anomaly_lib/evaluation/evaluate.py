@@ -11,6 +11,7 @@ from typing import Any
 
 from anomaly_lib.detect.alarms import alarm_line, alarm_table
 from anomaly_lib.detect.choice import Choice
+from anomaly_lib.detect.decision import CALIBRATE
 from anomaly_lib.detect.scores import Evaluated, sample_remarks, summary
 from anomaly_lib.detect.scoring import class_table, prediction_rows
 from anomaly_lib.detect.tables import Table, plain
@@ -71,7 +72,8 @@ def evaluate_checkpoint(path: Path, args: EvaluateArgs, systems: Registry) -> Ev
             scores, decision, args.policy, false_alarms=args.false_alarms, support_quantile=args.support_quantile
         )
     scores.facts = {**detector.facts.shown, **scores.facts}
-    remarks = list(dict.fromkeys([*scores.notes, *detector.facts.remarks(), *sample_remarks(scores)]))
+    short = [] if decision is None or args.false_alarms is None else decision.short_of(args.false_alarms)
+    remarks = list(dict.fromkeys([*scores.notes, *detector.facts.remarks(), *sample_remarks(scores), *short]))
     return Evaluated(path, scores, decision, summary(scores, decision), remarks)
 
 
@@ -116,10 +118,11 @@ def _say_metrics(one: Evaluated, args: EvaluateArgs, say: Callable[[str], object
     decided = one.decision is not None and scores.kind == "detection"
     if one.decision is not None and decided:
         say(f"  {alarm_line(scores, one.decision)}")
+        table = alarm_table(scores, one.decision)
+        if len(table.rows) > 2:  # classes or kinds of defect
+            say("\n".join(f"    {line}" for line in table.text().splitlines()))
     elif scores.kind == "detection":
-        say(
-            "  no decision: this detector has no scores of normal data (--policy f1 and others choose one on test data)"
-        )
+        say(f"  no decision: this detector has no scores of normal data; {CALIBRATE} gives it one")
     for note in [*one.remarks, *compare_with_training(one, args)]:
         say(f"  {note}")
     if args.verbose:
@@ -131,7 +134,7 @@ def compare_with_training(one: Evaluated, args: EvaluateArgs) -> list[str]:
     """Does this process reach the numbers that training recorded? Asked only on the training run's own test data."""
     record = one.checkpoint.parent / "run.json"
     asked = (args.data_path, args.dataset, args.obj, args.shot)
-    other_parameters = args.policy != "stored" or args.parameters != "auto"
+    other_parameters = args.policy != "stored" or args.parameters != "auto" or args.false_alarms is not None
     if args.split != "test" or any(asked) or other_parameters or not record.is_file():
         return []
     trained = read_json(record).get("metrics", {})
@@ -177,7 +180,7 @@ def _record(one: Evaluated) -> dict[str, Any]:
 def rows_to_csv(rows: list[dict[str, Any]]) -> str:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()
-    writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
+    writer = csv.DictWriter(out, columns, restval="n/a", lineterminator="\n")  # of a run without a decision
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()

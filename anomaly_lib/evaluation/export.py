@@ -1,5 +1,6 @@
 """scripts/export.py's body: a trained image detector as one file that needs none of this library to run."""
 
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from anomaly_lib.detect.decision import CALIBRATE, Decision, at_asked_rate
 from anomaly_lib.detect.images import ImageDetector
 from anomaly_lib.detect.tables import Table
 from anomaly_lib.errors import UserError
@@ -19,6 +21,13 @@ from anomaly_lib.files import atomic_file, write_json
 from anomaly_lib.models.detectors.memory_bank import MemoryBank
 from anomaly_lib.models.sowa.model import AnomalyCLIP
 from anomaly_lib.systems.registry import Registry
+
+DESCRIPTION = "anomaly_lib"  # under this name inside the file
+HOW_TO_DECIDE = {
+    "anomalous": "score >= threshold",
+    "p_value": "(1 + number of `normal` at or above the score) / (1 + number of `normal`)",
+    "region": "map >= map_threshold, without pieces of fewer than `cell` pixels",
+}
 
 
 class ExportedDetector(nn.Module):
@@ -74,6 +83,7 @@ def export(args: ExportArgs, systems: Registry, say: Callable[[str], object]) ->
     detector = systems.load(checkpoint, device=args.device, weights=args.weights)
     if not isinstance(detector, ImageDetector):
         raise UserError(f"{checkpoint}: not an image detector; only these can be exported")
+    decision = at_asked_rate(detector.decision, args.false_alarms)
     module = ExportedDetector(detector)
     height, width = detector.transform.output_size(1000, 1000)
     images = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
@@ -81,13 +91,15 @@ def export(args: ExportArgs, systems: Registry, say: Callable[[str], object]) ->
     folder = Path(args.output_dir) if args.output_dir else checkpoint.parent / "export"
     folder.mkdir(parents=True, exist_ok=True)
     write = export_onnx if args.format == "onnx" else export_torch
-    path = write(module, images, folder / f"{checkpoint.stem}.{'onnx' if args.format == 'onnx' else 'pt2'}")
-    description = {
-        "input": {"name": "images", "shape": list(images.shape), "preprocessing": detector.transform.describe()},
-        "outputs": ["score", "map"][: len(module(images))],
-        "decision": None if detector.decision is None else detector.decision.plain(),
-    }
+    description = describe(detector, decision, images)
+    path = folder / f"{checkpoint.stem}.{'onnx' if args.format == 'onnx' else 'pt2'}"
+    write(module, images, path, json.dumps(description))
     write_json(path.with_suffix(".json"), description)
+    if decision is None:
+        say(f"{checkpoint}: no decision, only scores: {detector.undecided}; {CALIBRATE} adds one")
+    else:
+        short = [] if args.false_alarms is None else decision.short_of(args.false_alarms)
+        say("\n".join([*short, f"decision: {decision.describe()}"]))
     run = load_exported(path)
     difference = largest_difference(module, run, images.shape)
     say(f"{path}: {path.stat().st_size / 2**20:.1f} MiB, largest relative difference to the detector {difference:.2e}")
@@ -105,8 +117,20 @@ def export(args: ExportArgs, systems: Registry, say: Callable[[str], object]) ->
     return 0
 
 
-def export_onnx(module: nn.Module, images: Tensor, path: Path) -> Path:
-    """An ONNX file with fixed input shape; weights inside."""
+@torch.no_grad()
+def describe(detector: ImageDetector, decision: Decision | None, images: Tensor) -> dict[str, Any]:
+    """What a reader of the file needs to know: preprocessing, outputs, and how to decide by them."""
+    found = detector.predict_batch(images)
+    return {
+        "input": {"name": "images", "shape": list(images.shape), "preprocessing": detector.transform.describe()},
+        "outputs": ["score"] if found.map is None else ["score", "map"],
+        "cell": found.cell,
+        "decision": None if decision is None else decision.plain() | {"how": HOW_TO_DECIDE},
+    }
+
+
+def export_onnx(module: nn.Module, images: Tensor, path: Path, description: str) -> None:
+    """An ONNX file with fixed input shape; weights and description (`metadata_props`) inside."""
     try:
         import onnxscript  # noqa: F401
     except ImportError:
@@ -117,17 +141,16 @@ def export_onnx(module: nn.Module, images: Tensor, path: Path) -> Path:
             module, (images,), input_names=["images"], dynamo=True, verbose=False, external_data=False
         )
     assert program is not None
+    program.model.metadata_props[DESCRIPTION] = description
     program.save(str(path))
-    return path
 
 
-def export_torch(module: nn.Module, images: Tensor, path: Path) -> Path:
-    """A torch.export program."""
+def export_torch(module: nn.Module, images: Tensor, path: Path, description: str) -> None:
+    """A torch.export program; the description is an extra file in it."""
     with torch.no_grad():
         program = torch.export.export(module, (images,), strict=False)
     with atomic_file(path) as stream:
-        torch.export.save(program, stream)
-    return path
+        torch.export.save(program, stream, extra_files={f"{DESCRIPTION}.json": description})
 
 
 def load_exported(path: Path) -> Callable[[Tensor], list[np.ndarray]]:

@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 
 from anomaly_lib import viz
-from anomaly_lib.detect.decision import Decision
+from anomaly_lib.detect.figures import overlays
 from anomaly_lib.detect.scores import Evaluated, Scores
 from anomaly_lib.evaluation.options import EvaluateArgs
 from anomaly_lib.metrics import auroc, pixel_curve
 from anomaly_lib.metrics.inputs import to_numpy
-
-SHOWN = 6  # images in the overlay figure
 
 
 def draw_figures(folder: Path, done: list[Evaluated], args: EvaluateArgs) -> list[Path]:
@@ -21,7 +19,7 @@ def draw_figures(folder: Path, done: list[Evaluated], args: EvaluateArgs) -> lis
     written: list[Path] = []
     for index, one in enumerate(done):
         stem = "" if len(done) == 1 else f"{index:02d}_{file_name(one.scores.name)}_"
-        for name, figure in _figures(one.scores, one.decision, args).items():
+        for name, figure in _figures(one, args).items():
             written += viz.save_figure(figure, folder / f"{stem}{name}")
     bars = {one.scores.name: _class_aurocs(one.scores) for one in done if one.scores.kind == "detection"}
     if sum(map(len, bars.values())) > 1:
@@ -39,7 +37,8 @@ def _class_aurocs(evaluation: Scores) -> dict[str, float]:
     return {name: auroc(scores[groups == name], labels[groups == name]) for name in sorted(set(evaluation.groups))}
 
 
-def _figures(evaluation: Scores, decision: Decision | None, args: EvaluateArgs) -> dict[str, Any]:
+def _figures(one: Evaluated, args: EvaluateArgs) -> dict[str, Any]:
+    evaluation, decision = one.scores, one.decision
     scores, labels = to_numpy(evaluation.scores), to_numpy(evaluation.labels)
     if evaluation.kind == "regression":
         return {"parity": viz.parity_plot(scores, labels, title=evaluation.name)}
@@ -57,28 +56,28 @@ def _figures(evaluation: Scores, decision: Decision | None, args: EvaluateArgs) 
             curves[group] = pixel_curve(to_numpy(evaluation.maps)[rows], to_numpy(evaluation.masks)[rows])
         figures["aupro"] = viz.aupro_curves(curves, fpr_limit=args.fpr_limits[0], title=evaluation.name)
     if evaluation.image is not None:
-        figures |= _picture_figures(evaluation, value)
+        figures |= _picture_figures(one)
     return figures
 
 
-def _picture_figures(evaluation: Scores, threshold: float | None) -> dict[str, Any]:
+def _picture_figures(one: Evaluated) -> dict[str, Any]:
+    evaluation = one.scores
     assert evaluation.image is not None
-    maps, masks = evaluation.maps, evaluation.masks
+    maps = evaluation.maps
     names = [f"{Path(path).parent.name}/{Path(path).stem}" for path in evaluation.paths]
     labels, scores = to_numpy(evaluation.labels), to_numpy(evaluation.scores)
     figures = {
         "failures": viz.failure_gallery(
-            evaluation.image, scores, labels, maps=maps, masks=masks, names=names, threshold=threshold
+            evaluation.image,
+            scores,
+            labels,
+            maps=maps,
+            masks=evaluation.masks,
+            regions=one.decided.region,
+            names=names,
+            threshold=one.decided.threshold,
         )
     }
-    if maps is not None and (labels > 0).any():
-        shown = np.flatnonzero(labels > 0)
-        shown = shown[np.linspace(0, len(shown) - 1, min(SHOWN, len(shown))).round().astype(int)]
-        figures["overlays"] = viz.overlay_grid(
-            [evaluation.image(i) for i in shown],
-            [to_numpy(maps[i]) for i in shown],
-            masks=None if masks is None else [to_numpy(masks[i]) for i in shown],
-            titles=[f"{names[i]}  {scores[i]:.3f}" for i in shown],
-            value_range=viz.map_range([to_numpy(one) for one in maps]),
-        )
+    if maps is not None:
+        figures["overlays"] = overlays(evaluation, one.decided.region)
     return figures

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Optional
 
-from anomaly_lib.config import Options, Switch, arg
+from anomaly_lib.config import Options, Switch, arg, override
 from anomaly_lib.detect.choice import Choice
+from anomaly_lib.errors import OptionError
 
 POLICIES = ("stored", "support-quantile", "f1", "youden", "false-alarms")
 FORMATS = ("onnx", "torch")
@@ -24,7 +25,20 @@ class DetectorFile(Options):
 
 
 @dataclass
-class EvaluateArgs(DetectorFile, Choice):
+class AskedRate(Options):
+    """The decision."""
+
+    false_alarms: Optional[float] = arg(
+        None,
+        "promise this share of false alarms, from the stored scores of normal data; None = as stored",
+        type=float,
+        at_least=0,
+        at_most=0.5,
+    )
+
+
+@dataclass
+class EvaluateArgs(DetectorFile, Choice, AskedRate):
     """Evaluation of trained checkpoints."""
 
     parameters: str = arg(
@@ -38,7 +52,7 @@ class EvaluateArgs(DetectorFile, Choice):
     compare: list[str] = arg([], "more checkpoints to set beside --checkpoint, in the table and in the report")
     report: Optional[str] = arg(None, "also write an HTML report into this folder", type=str)
     policy: str = arg("stored", "how the decision threshold is set", choices=list(POLICIES))
-    false_alarms: float = arg(0.05, "target false-alarm rate of --policy false-alarms", at_least=0, at_most=1)
+    false_alarms: Optional[float] = override(AskedRate, "false_alarms", needs={"policy": ("stored", "false-alarms")})
     support_quantile: float = arg(0.99, "quantile of --policy support-quantile", at_least=0, at_most=1)
     bootstrap: int = arg(1000, "resamples behind the 95% confidence intervals; 0 = none", at_least=0)
     fpr_limits: list[float] = arg([0.3], "false-positive limits of AUPRO", at_least=0, at_most=1)
@@ -47,7 +61,7 @@ class EvaluateArgs(DetectorFile, Choice):
 
 
 @dataclass
-class PredictArgs(DetectorFile):
+class PredictArgs(DetectorFile, AskedRate):
     """Score images that have no labels."""
 
     input: list[str] = arg([], "images, folders (searched below) or glob patterns; may stand without the flag")
@@ -60,9 +74,13 @@ class PredictArgs(DetectorFile):
     poll_seconds: float = arg(1.0, "pause between two looks of --watch", at_least=0)
     idle_seconds: float = arg(0.0, "end --watch when nothing new came for this long; 0 = never", at_least=0)
 
+    def check(self) -> None:
+        if self.threshold is not None and self.false_alarms is not None:
+            raise OptionError(f"threshold={self.threshold:g}: false_alarms={self.false_alarms:g} sets it; give one")
+
 
 @dataclass
-class ExportArgs(DetectorFile):
+class ExportArgs(DetectorFile, AskedRate):
     """Export of a trained image detector."""
 
     format: str = arg("onnx", "onnx = for onnxruntime; torch = a torch.export program", choices=list(FORMATS))

@@ -8,22 +8,21 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from anomaly_lib.data.images import IMAGE_SUFFIXES, read_image
-from anomaly_lib.detect.decision import Decision
+from anomaly_lib.detect.decision import CALIBRATE, Decision, at_asked_rate
 from anomaly_lib.detect.images import ImageDetector
+from anomaly_lib.detect.scoring import decided_cells
 from anomaly_lib.errors import UserError
 from anomaly_lib.evaluation.options import PredictArgs
 from anomaly_lib.files import read_json, write_json
 from anomaly_lib.systems.registry import Registry
 from anomaly_lib.viz.overlays import map_range, overlay, save_image
-
-COLUMNS = ("path", "score", "threshold", "p_value", "anomalous", "error")
 
 
 @dataclass
@@ -31,7 +30,7 @@ class Stream:
     """Where results go, and what has been done: an interrupted run goes on where it stopped."""
 
     folder: Path
-    threshold: float | None
+    decision: Decision | None
     done: set[str] = field(default_factory=set)
     value_range: tuple[float, float] | None = None
     scored: int = 0
@@ -48,7 +47,7 @@ class Stream:
         note = self.folder / "predictions.json"
         if self.table.is_file() and note.is_file():
             earlier = read_json(note)
-            if earlier["checkpoint"] != _identity(checkpoint) or earlier["threshold"] != self.threshold:
+            if any(earlier.get(name) != value for name, value in self._head(checkpoint).items()):
                 raise UserError(
                     f"{self.folder}: holds results of another checkpoint or threshold; choose another --out"
                 )
@@ -59,8 +58,17 @@ class Stream:
             return self.table.open("a", newline="", encoding="utf-8")
         self.note(checkpoint)
         table = self.table.open("w", newline="", encoding="utf-8")
-        csv.writer(table, lineterminator="\n").writerow(COLUMNS)
+        self.rows(table).writeheader()
         return table
+
+    def rows(self, table: IO[str]) -> "csv.DictWriter[str]":
+        """A writer of rows; a detector without a decision has no columns of one."""
+        decided = [] if self.decision is None else ["threshold", "p_value", "anomalous", "area"]
+        if self.decision is not None and not self.decision.has_p_values:
+            decided.remove("p_value")
+        if self.decision is not None and self.decision.map_threshold is None:
+            decided.remove("area")
+        return csv.DictWriter(table, ["path", "score", *decided, "error"], restval="", lineterminator="\n")
 
     def _forget_torn_line(self) -> None:
         """A run killed while writing may leave half a row at the end: that image is scored again."""
@@ -70,8 +78,16 @@ class Stream:
                 stream.truncate(content.rfind(b"\n") + 1)
 
     def note(self, checkpoint: Path) -> None:
-        record = {"checkpoint": _identity(checkpoint), "threshold": self.threshold, "value_range": self.value_range}
-        write_json(self.folder / "predictions.json", record)
+        write_json(self.folder / "predictions.json", {**self._head(checkpoint), "value_range": self.value_range})
+
+    def _head(self, checkpoint: Path) -> dict[str, Any]:
+        """What must be equal for two runs to share a table."""
+        decision = self.decision
+        return {
+            "checkpoint": _identity(checkpoint),
+            "threshold": None if decision is None else decision.threshold,
+            "map_threshold": None if decision is None else decision.map_threshold,
+        }
 
 
 def _identity(checkpoint: Path) -> dict[str, Any]:
@@ -88,18 +104,14 @@ def predict_stream(args: PredictArgs, systems: Registry, say: Callable[[str], ob
     detector = systems.load(checkpoint, device=args.device, weights=args.weights)
     if not isinstance(detector, ImageDetector):
         raise UserError(f"{checkpoint}: {detector.system} is no image system; predict scores images only")
-    decision = detector.decision
-    if args.threshold is not None:
-        normal = decision.normal if decision else ()
-        decision = Decision(args.threshold, "given with --threshold", normal)
-    detector.decision = decision
-    for remark in detector.facts.remarks():
-        say(remark)
+    decision = detector.decision = decision_asked(detector.decision, args)
     if decision is None:
-        say(f"{checkpoint}: this detector has no decision threshold: scores only (--threshold X decides)")
-    stream = Stream(Path(args.output_dir), None if decision is None else decision.threshold)
+        say(f"{checkpoint}: no decision, only scores: {detector.undecided}; {CALIBRATE} adds one")
+    for remark in [*detector.facts.remarks(), *short_of(decision, args)]:
+        say(remark)
+    stream = Stream(Path(args.output_dir), decision)
     with stream.open(checkpoint) as table, ThreadPoolExecutor(2) as pool:
-        writer = csv.writer(table, lineterminator="\n")
+        writer = stream.rows(table)
         for batch in _batches(args, stream):
             range_was_open = stream.value_range is None
             _score(batch, detector, stream, writer, args, pool)
@@ -112,7 +124,12 @@ def predict_stream(args: PredictArgs, systems: Registry, say: Callable[[str], ob
 
 
 def _score(
-    batch: list[tuple[Path, Path]], detector: ImageDetector, stream: Stream, writer: Any, args: PredictArgs, pool: Any
+    batch: list[tuple[Path, Path]],
+    detector: ImageDetector,
+    stream: Stream,
+    writer: "csv.DictWriter[str]",
+    args: PredictArgs,
+    pool: ThreadPoolExecutor,
 ) -> None:
     """Decode, score, write one batch."""
     decoded: list[tuple[Path, Path, np.ndarray]] = []
@@ -120,30 +137,39 @@ def _score(
         if isinstance(outcome, UserError):
             if args.on_error == "fail":
                 raise outcome
-            writer.writerow([str(path), "", "", "", "", str(outcome)])
+            writer.writerow({"path": str(path), "error": str(outcome)})
             stream.skipped += 1
         else:
             decoded.append((path, name, outcome))
     if not decoded:
         return
     prediction = detector.predict([pixels for *_, pixels in decoded])
-    scores = prediction.score.detach().cpu().tolist()
     maps = None if prediction.map is None else prediction.map.detach().float().cpu().numpy()
     if maps is not None and stream.value_range is None:
         stream.value_range = map_range(maps)  # fixed by the first batch: one colour scale for the whole stream
-    for index, ((path, name, pixels), score) in enumerate(zip(decoded, scores, strict=True)):
-        if not math.isfinite(score):
+    for index, ((path, name, pixels), cells) in enumerate(zip(decoded, decided_cells(prediction), strict=True)):
+        if not math.isfinite(cells["score"]):
             raise UserError(f"{path}: its score is not finite; is it a damaged image, or are the weights?")
-        flagged = None if prediction.anomalous is None else bool(prediction.anomalous[index])
-        p_value = "" if prediction.p_value is None else f"{float(prediction.p_value[index]):.6g}"
-        decided = "" if flagged is None else int(flagged)
-        writer.writerow([str(path), repr(score), stream.threshold, p_value, decided, ""])
+        writer.writerow({"path": str(path), **cells})
         stream.scored += 1
-        stream.anomalous += bool(flagged)
+        stream.anomalous += cells.get("anomalous", 0)
         if args.overlays and maps is not None and stream.value_range is not None:
             seen = detector.transform.denormalise(detector.transform(pixels))
-            picture = overlay(seen, maps[index], stream.value_range)
+            region = None if prediction.region is None else prediction.region[index]
+            picture = overlay(seen, maps[index], stream.value_range, region=region)
             save_image(stream.folder / "overlays" / name, picture)
+
+
+def decision_asked(stored: Decision | None, args: PredictArgs) -> Decision | None:
+    """The stored decision with another threshold or promise, where one is asked for."""
+    if args.threshold is None:
+        return at_asked_rate(stored, args.false_alarms)
+    given: dict[str, Any] = {"threshold": args.threshold, "source": "given with --threshold", "false_alarms": None}
+    return Decision(**given) if stored is None else replace(stored, **given)
+
+
+def short_of(decision: Decision | None, args: PredictArgs) -> list[str]:
+    return [] if decision is None or args.false_alarms is None else decision.short_of(args.false_alarms)
 
 
 def _decode(path: Path) -> np.ndarray | UserError:

@@ -29,6 +29,7 @@ def failure_gallery(
     *,
     maps: Any = None,
     masks: Any = None,
+    regions: Any = None,
     names: Sequence[str] | None = None,
     threshold: float | None = None,
     count: int = 5,
@@ -51,11 +52,12 @@ def failure_gallery(
         for column, index in enumerate(indices):
             picture = image(index)
             truth = None if masks is None else masks[index]
-            shown = picture if truth is None else outline(picture, truth, width=max(1, picture.shape[0] // 120))
+            shown = picture if truth is None else outline(picture, truth)
             axes[0, column].imshow(shown)
             wrong = threshold is not None and (scores[index] >= threshold) == (band == 0)
             name = "" if names is None else f"{names[index]}\n"
             axes[0, column].set_title(f"{name}{scores[index]:.3f}{' WRONG' if wrong else ''}", fontsize=8)
             if maps is not None:
-                axes[1, column].imshow(overlay(picture, maps[index], value_range))
+                region = None if regions is None else regions[index]
+                axes[1, column].imshow(overlay(picture, maps[index], value_range, region=region))
     return figure

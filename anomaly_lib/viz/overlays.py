@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from anomaly_lib.viz.style import HEAT, TRUTH_RGB, heat_table, new_figure, styled
+from anomaly_lib.viz.style import HEAT, REGION_RGB, TRUTH_RGB, heat_table, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,15 +34,21 @@ def heat_colours(score_map: Any, value_range: tuple[float, float]) -> np.ndarray
     return heat_table()[np.round(level.clip(0, 1) * 255).astype(np.uint8)]
 
 
-def overlay(image: Any, score_map: Any, value_range: tuple[float, float], *, opacity: float = 0.55) -> np.ndarray:
-    """The heat map laid over an image [H, W, 3] uint8, at the image's size: weak where the score is low."""
+def overlay(
+    image: Any, score_map: Any, value_range: tuple[float, float], *, opacity: float = 0.55, region: Any = None
+) -> np.ndarray:
+    """The heat map laid over an image [H, W, 3] uint8, at the image's size: weak where the score is low.
+
+    `region`: [H, W] bool, the part that the detector calls anomalous, outlined.
+    """
     image = as_array(image)
     low, high = value_range
     scores = resize_map(as_array(score_map), image.shape[:2])
     level = ((scores - low) / max(high - low, 1e-12)).clip(0, 1)[..., None]
     alpha = opacity * (0.35 + 0.65 * level)
     mixed = image * (1 - alpha) + heat_colours(scores, value_range) * alpha
-    return np.round(mixed).astype(np.uint8)
+    drawn = np.round(mixed).astype(np.uint8)
+    return drawn if region is None else outline(drawn, region, colour=REGION_RGB)
 
 
 def resize_map(score_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -53,9 +59,13 @@ def resize_map(score_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(picture)
 
 
-def outline(image: Any, mask: Any, *, width: int = 2, colour: tuple[int, int, int] = TRUTH_RGB) -> np.ndarray:
-    """A copy of the image with the border of the mask drawn just outside the defect, so that nothing is covered."""
+def outline(image: Any, mask: Any, *, width: int | None = None, colour: tuple[int, int, int] = TRUTH_RGB) -> np.ndarray:
+    """A copy of the image with the border of the mask drawn just outside it, so that nothing is covered.
+
+    `width` in pixels; None: thin beside the image's height.
+    """
     drawn = np.array(as_array(image))
+    width = max(1, len(drawn) // 120) if width is None else width
     mask = as_array(mask).astype(bool)
     if mask.shape != drawn.shape[:2]:
         mask = resize_mask(mask, drawn.shape[:2])
@@ -80,11 +90,15 @@ def overlay_grid(
     maps: Sequence[Any],
     *,
     masks: Sequence[Any] | None = None,
+    regions: Sequence[Any] | None = None,
     titles: Sequence[str] | None = None,
     value_range: tuple[float, float] | None = None,
     caption: str = "anomaly score",
 ) -> "Figure":
-    """A row per image: the image with its true defect outlined, and the heat map. One colour scale, drawn as a bar."""
+    """Each image with its true defect outlined, below it the heat map with the region that is called anomalous.
+
+    One colour scale, drawn as a bar.
+    """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
@@ -101,10 +115,11 @@ def overlay_grid(
     for index in range(count):
         row, column = 2 * (index // columns), index % columns
         image = pictures[index]
-        truth = masks[index] if masks is not None else None
-        shown = outline(image, truth, width=max(1, image.shape[0] // 120)) if truth is not None else image
-        axes[row, column].imshow(shown)
-        axes[row + 1, column].imshow(overlay(image, maps[index], value_range))
+        truth = None if masks is None else masks[index]
+        axes[row, column].imshow(image if truth is None else outline(image, truth))
+        axes[row + 1, column].imshow(
+            overlay(image, maps[index], value_range, region=None if regions is None else regions[index])
+        )
         if titles is not None:
             axes[row, column].set_title(titles[index], fontsize=9)
     bar = figure.colorbar(ScalarMappable(Normalize(*value_range), HEAT), ax=axes, shrink=0.6, aspect=30, extend="both")

@@ -23,6 +23,7 @@ NORMAL, ANOMALOUS = "#0072B2", "#D55E00"
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#8C6D1F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 TRUTH_RGB = (0, 230, 255)  # outline of the true defect: a hue that the heat map does not contain
+REGION_RGB = (120, 255, 60)  # outline of what the detector calls anomalous
 HEAT = "inferno"  # monotone in lightness: order is visible without colour
 
 RC: dict[str, Any] = {

@@ -38,6 +38,17 @@ def train(system: str, folder: Path) -> Path:
     return result.checkpoint
 
 
+def description_inside(path: Path) -> str:
+    """What a reader finds in the exported file itself."""
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        return str(onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map["anomaly_lib"])
+    files = {"anomaly_lib.json": ""}
+    torch.export.load(path, extra_files=files)
+    return files["anomaly_lib.json"]
+
+
 TRAINED = ("reverse_distillation", "draem", "draem_sevnet", "padim", "sowa")
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in TRAINED]
 
@@ -59,7 +70,12 @@ def test_parity_of_both_formats(system: str, tmp_path: Path, capsys: pytest.Capt
         np.testing.assert_allclose(score, wanted.score.numpy(), rtol=2e-3, atol=1e-5)
         np.testing.assert_allclose(score_map, wanted.map.numpy(), rtol=2e-3, atol=2e-4)
         description = json.loads(path.with_suffix(".json").read_text())
+        how = description["decision"].pop("how") if detector.decision is not None else {}
         assert description["decision"] == (None if detector.decision is None else detector.decision.plain())
+        assert how.get("anomalous") == (None if detector.decision is None else "score >= threshold")
+        assert description["cell"] == wanted.cell
+        inside = json.loads(description_inside(path))
+        assert inside["decision"] == json.loads(path.with_suffix(".json").read_text())["decision"]
         assert description["input"]["shape"] == list(batch.shape)
     other = detector.transform(render("woven", "good", 1, size=96)[0][0])[None]
     assert not torch.equal(detector.predict(other).map, wanted.map)  # the input matters

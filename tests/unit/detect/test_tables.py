@@ -5,6 +5,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,8 +40,8 @@ def table_of(scores: Scores, decision: Decision | None = None) -> Table:
     return class_table([evaluated(scores, decision)], bootstrap=200)
 
 
-def choose(scores: Scores, policy: str, stored: Decision | None = None, **numbers: float) -> Decision | None:
-    return choose_decision(scores, stored, policy, **({"false_alarms": 0.05, "support_quantile": 0.99} | numbers))
+def choose(scores: Scores, policy: str, stored: Decision | None = None, **numbers: Any) -> Decision | None:
+    return choose_decision(scores, stored, policy, **({"false_alarms": None, "support_quantile": 0.99} | numbers))
 
 
 def test_rows_are_the_metrics_of_each_class_and_their_mean() -> None:
@@ -126,7 +127,32 @@ def test_rows_of_predictions_name_the_defect_and_the_decision() -> None:
     one = evaluation(defects=["hole" if label else "good" for label in np.tile([0, 0, 1], 40)])
     rows = prediction_rows(evaluated(one, Decision(0.5, "by hand")))
     assert [row["defect"] for row in rows[:3]] == ["good", "good", "hole"]
-    assert all(row["decision"] == (row["score"] >= 0.5) for row in rows)
+    assert all(row["anomalous"] == (row["score"] >= 0.5) for row in rows)
+    assert {row["threshold"] for row in rows} == {0.5}
+    assert not any({"p_value", "area"} & set(row) for row in rows)  # no column that would stay empty
+    maps = np.zeros((120, 4, 4)) + np.asarray(one.scores)[:, None, None]
+    promised = Decision.promising(np.linspace(0, 1, 19), 0.05, of="scores", maxima=np.linspace(0, 1, 19))
+    rows = prediction_rows(evaluated(replace(one, maps=maps), promised))
+    assert all(float(row["area"]) == row["anomalous"] for row in rows)
+    assert all(0.05 <= float(row["p_value"]) <= 1 for row in rows)
+    assert "threshold" not in prediction_rows(evaluated(one, None))[0]
+
+
+def test_another_rate_moves_image_and_region() -> None:
+    normal = np.linspace(0, 1, 99)
+    stored = Decision.promising(normal, 0.05, of="left-out images", maxima=2 * normal)
+    asked = choose(evaluation(), "stored", stored, false_alarms=0.1)
+    assert (asked.threshold, asked.map_threshold) < (stored.threshold, stored.map_threshold)
+    assert asked.source == "at most 10.00% false alarms, from 99 left-out images"
+    assert choose(evaluation(), "false-alarms", stored, false_alarms=0.1) == asked
+    short = choose(evaluation(), "stored", stored, false_alarms=0.001)
+    assert short.short_of(0.001) == [
+        "false_alarms=0.001: 99 scores of normal data can promise 1.00% at least, which is used (999 are needed)"
+    ]
+    assert short.false_alarms == 0.01
+    assert asked.short_of(0.1) == []
+    with pytest.raises(UserError, match=r"false_alarms=0.1: this detector has no scores of normal data.*calibrate"):
+        choose(evaluation(), "stored", Decision(1.0, "by hand"), false_alarms=0.1)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.01, 0.05, 0.33, 1.0])
