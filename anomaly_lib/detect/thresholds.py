@@ -40,6 +40,7 @@ def choose_decision(
         rate = USUAL_RATE if false_alarms is None else false_alarms
         if stored is not None and stored.has_p_values:
             return stored.at_rate(rate)
+        normal, oracle = _normal_scores(scores, None)  # stored scores of stand-ins promise nothing
         if not oracle:
             return Decision.promising(normal, rate, of="scores of normal validation samples")
         source = f"at most {rate:.1%} false alarms on {normal.size} normal scores"
