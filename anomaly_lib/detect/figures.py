@@ -1,7 +1,7 @@
 """The figures that a training run of an image detector leaves in its folder, drawn from its scores alone."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -10,9 +10,6 @@ from anomaly_lib import viz
 from anomaly_lib.detect.decision import Decision
 from anomaly_lib.detect.scores import Scores
 from anomaly_lib.metrics.inputs import to_numpy
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ANOMALOUS, NORMAL = 8, 4  # images shown of each kind
 
@@ -34,7 +31,7 @@ def draw_maps(folder: Path, scores: Scores, decision: Decision | None) -> list[P
     return written + viz.save_figure(overlays(scores, scores.decided(decision).region), folder / "maps.png")
 
 
-def overlays(scores: Scores, regions: Tensor | None) -> "Figure":
+def overlays(scores: Scores, regions: Tensor | None) -> Any:
     """Anomalous images from the most to the least suspicious and the most suspicious normal ones, with their truth.
 
     `regions` [N, H, W] bool: what the detector calls anomalous, outlined on the heat maps.

@@ -35,7 +35,8 @@ def choose_decision(
             )
         quantile = float(np.quantile(normal, support_quantile))
         source = f"{support_quantile:g} quantile of {normal.size} normal scores"
-        return _moved(stored, quantile, source)
+        scored = stored if stored is not None and stored.normal else Decision(quantile, source, tuple(np.sort(normal)))
+        return _moved(scored, quantile, source)
     if policy == "false-alarms":
         rate = USUAL_RATE if false_alarms is None else false_alarms
         if stored is not None and stored.has_p_values:

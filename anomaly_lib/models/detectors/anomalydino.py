@@ -12,7 +12,7 @@ from anomaly_lib.models.detectors.configs import summary_of
 from anomaly_lib.models.detectors.contract import Features, Size
 from anomaly_lib.models.detectors.family_configs import AnomalyDinoConfig
 from anomaly_lib.models.detectors.memory_bank import MemoryBank
-from anomaly_lib.ops import foreground, top_mean, turned, unit_rows, upsample_and_smooth
+from anomaly_lib.ops import cell_of, foreground, top_mean, turned, unit_rows, upsample_and_smooth
 from anomaly_lib.types import Prediction
 
 
@@ -54,7 +54,8 @@ class AnomalyDino(BankDetector):
             grid = torch.where(self._object(maps), grid, 0)
         score = top_mean(grid.flatten(1), self.config.top_share)
         # SciPy's border rule, which the original smooths with.
-        return Prediction(score, upsample_and_smooth(grid, size, sigma=self.config.sigma, border="symmetric"))
+        drawn = upsample_and_smooth(grid, size, sigma=self.config.sigma, border="symmetric")
+        return Prediction(score, drawn, cell=cell_of(grid, size))
 
     def _object(self, maps: Tensor) -> Tensor:
         """Which patches of maps [B, C, h, w] show the object, bool [B, h, w]."""

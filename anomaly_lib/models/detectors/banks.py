@@ -97,6 +97,5 @@ def one_of(features: Mapping[str, Tensor], place: int) -> Features:
 
 def joined(ones: Sequence[Prediction]) -> Prediction:
     """The predictions of several images as one."""
-    return Prediction(
-        torch.cat([one.score for one in ones]), torch.cat([one.map for one in ones if one.map is not None])
-    )
+    maps = torch.cat([one.map for one in ones if one.map is not None])
+    return Prediction(torch.cat([one.score for one in ones]), maps, cell=ones[0].cell)

@@ -11,7 +11,7 @@ from anomaly_lib.models.detectors.banks import joined, mean_maps, one_of
 from anomaly_lib.models.detectors.configs import summary_of
 from anomaly_lib.models.detectors.contract import FeatureDetector, Features, Size
 from anomaly_lib.models.detectors.family_configs import SubspaceAdConfig
-from anomaly_lib.ops import gaussian_blur, generator_of, top_mean, turned, upsample_maps
+from anomaly_lib.ops import cell_of, gaussian_blur, generator_of, top_mean, turned, upsample_maps
 from anomaly_lib.types import Prediction
 
 LARGEST_TURN = 345.0  # degrees
@@ -126,7 +126,7 @@ class SubspaceAd(FeatureDetector):
         residual = rows - (rows @ axes) @ axes.mT
         grid = residual.square().sum(2).reshape(len(maps), *maps.shape[-2:])
         drawn = gaussian_blur(upsample_maps(grid, size), self.config.sigma, radius=BLUR_RADIUS)
-        return Prediction(top_mean(drawn.flatten(1), self.config.top_share), drawn)
+        return Prediction(top_mean(drawn.flatten(1), self.config.top_share), drawn, cell=cell_of(maps, size))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         for name in ("mean", "axes"):  # sizes depend on the data: take the saved ones'

@@ -12,7 +12,7 @@ from anomaly_lib.models.detectors.configs import summary_of
 from anomaly_lib.models.detectors.contract import Features, Size
 from anomaly_lib.models.detectors.family_configs import VisionAdConfig
 from anomaly_lib.models.detectors.memory_bank import MemoryBank
-from anomaly_lib.ops import six_views, top_mean, unit_rows, upsample_and_smooth
+from anomaly_lib.ops import cell_of, six_views, top_mean, unit_rows, upsample_and_smooth
 from anomaly_lib.types import Prediction
 
 
@@ -63,4 +63,4 @@ class VisionAd(BankDetector):
         if len(grids) > 1:
             grids[1] = grids[1].flip(-2)
         drawn = upsample_and_smooth(torch.stack(grids).sum(0), size, sigma=self.config.sigma)
-        return Prediction(top_mean(drawn.flatten(1), self.config.top_share), drawn)
+        return Prediction(top_mean(drawn.flatten(1), self.config.top_share), drawn, cell=cell_of(maps, size))
