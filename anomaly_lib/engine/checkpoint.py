@@ -54,6 +54,7 @@ class TrainState:
             except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
                 raise UserError(f"{source}: its {name} does not fit these options ({reason_of(error)})") from error
         self.best, self.history, self.extra = dict(saved["best"]), list(saved["history"]), dict(saved["extra"])
+        self.extra.pop("decision", None)  # it was made for the weights that training now goes on from
         if rng:
             set_rng_state(saved["rng"])
 
@@ -82,6 +83,14 @@ def save_checkpoint(path: Path | str, payload: Mapping[str, Any], *, system: str
     with atomic_file(path) as stream:
         torch.save(content, stream)
     return Path(path)
+
+
+def add_to_checkpoint(path: Path | str, *, system: str, **extra: Any) -> dict[str, Any]:
+    """Put what was found out after training into ``extra`` of a checkpoint, atomically; its new content."""
+    content = load_checkpoint(path, system=system)
+    content["extra"] = {**content["extra"], **extra}
+    save_checkpoint(path, content, system=system)
+    return content
 
 
 @dataclass(frozen=True)

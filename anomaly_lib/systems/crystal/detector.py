@@ -37,6 +37,7 @@ from anomaly_lib.types import Prediction
 
 SYSTEM = "crystal"
 ORACLE = "oracle: epoch chosen on the test split"
+REGRESSION = "it predicts a property, and no value of one is normal or anomalous by itself"
 
 
 def network(args: Args, *, text_features: int, modality: str | None = None) -> nn.Module:
@@ -84,6 +85,7 @@ class CrystalDetector(Detector):
         self.args, self.model, self.scale, self.device = args, model.to(device), scale, device
         self._encoder, self._check_weights = encoder, check_weights
         self.facts = Facts(weights, notes=[ORACLE] if args.select == "best-on-test" else [], shown=shown or {})
+        self.undecided = REGRESSION
         if args.classification:
             self.decision = Decision(args.classification_threshold, "classification_threshold of the training run")
 

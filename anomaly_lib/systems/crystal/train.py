@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from anomaly_lib.backbones.identity import weights_of
 from anomaly_lib.config import to_plain
+from anomaly_lib.detect.decision import in_words
 from anomaly_lib.detect.scores import summary
 from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
 from anomaly_lib.engine.checkpoint import Checkpoint, TrainState, load_checkpoint
@@ -240,7 +241,7 @@ def _finish(run: Run, state: TrainState, detector: CrystalDetector, data: Crysta
     metrics |= _baselines(data, detector) | scales_of(model)
     for line in published_lines(metrics):
         run.log.line(line)
-    decision = None if detector.decision is None else detector.decision.describe()
+    decision = in_words(detector.decision, detector.undecided)
     return run.finish(None, metrics, final=chosen, remarks=detector.facts.notes, decision=decision)
 
 

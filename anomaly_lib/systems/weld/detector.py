@@ -3,19 +3,22 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from anomaly_lib.detect.calibration import decision_from
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.contract import Detector, Selection
+from anomaly_lib.detect.decision import Decision
 from anomaly_lib.detect.scores import Scores
 from anomaly_lib.metrics import auroc, threshold_metrics, youden
 from anomaly_lib.systems.weld.data.demo import MISMATCH
 from anomaly_lib.systems.weld.data.manifest import WeldRun, read_manifest, select_runs
 from anomaly_lib.systems.weld.inputs import data_name, open_runs
+from anomaly_lib.types import Prediction
 
 FPR_LIMITS = (0.3, 0.1, 0.05, 0.01)
 
@@ -26,6 +29,23 @@ class Beside:
 
     validation: list[WeldRun] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+class ScoresRuns(Protocol):
+    """What `validation_decision` asks of a detector."""
+
+    def score_runs(self, runs: Sequence[WeldRun]) -> Tensor: ...
+
+
+def validation_decision(detector: ScoresRuns, runs: Sequence[WeldRun], args: Any) -> Decision | None:
+    """What the normal ones among the validation `runs` promise; None where there are none."""
+    normal = [run for run in runs if run.split == "val" and not run.label]
+    if not normal:
+        return None
+    chose = ", which the epoch was chosen on" if getattr(args, "select", "last") == "val" else ""
+    return decision_from(
+        Prediction(detector.score_runs(normal)), args.false_alarms, of=f"normal validation runs{chose}"
+    )
 
 
 class WeldDetector(Detector):

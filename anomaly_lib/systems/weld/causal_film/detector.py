@@ -8,6 +8,7 @@ from torch import Tensor
 
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.contract import Facts, Selection
+from anomaly_lib.detect.decision import Decision
 from anomaly_lib.detect.scores import Scores
 from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.checkpoint import Checkpoint
@@ -118,7 +119,12 @@ def load(
         ],
         shown={"epoch": int(checkpoint["epoch"]), "ema": use_average, "seed": args.seed},
     )
-    return CausalFiLMDetector(task, features, args, facts, raw=raw if use_average else None)
+    detector = CausalFiLMDetector(task, features, args, facts, raw=raw if use_average else None)
+    if use_average or averaged is None:
+        detector.decision = Decision.from_plain(checkpoint.extra.get("decision"))
+    else:
+        detector.undecided = "its decision is that of the averaged parameters (which=ema)"
+    return detector
 
 
 def _task(args: Args, features: WeldFeatures, state: Mapping[str, Any]) -> CausalFiLMTask:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Optional
 from anomaly_lib.config import ANY, Options, Preset, Switch, arg, override
 from anomaly_lib.errors import OptionError
 from anomaly_lib.models.weld.config import CausalFiLMConfig, CausalScoreArgs, LossConfig
-from anomaly_lib.options import DataArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
+from anomaly_lib.options import DataArgs, DecisionArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
 from anomaly_lib.systems.weld.options import WeldInputArgs
 
 
@@ -40,6 +40,7 @@ class CausalTrainArgs(Options):
 @dataclass
 class Args(
     TrackArgs, WeldInputArgs, CausalFiLMConfig, LossConfig, CausalScoreArgs, OptimArgs, CausalTrainArgs, EvalArgs,
+    DecisionArgs,
 ):  # fmt: skip
     """Causal-FiLM, process to result."""
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from anomaly_lib.detect.choice import Choice
+from anomaly_lib.detect.decision import in_words
 from anomaly_lib.detect.scores import summary
 from anomaly_lib.engine import distributed
 from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
-from anomaly_lib.engine.checkpoint import Checkpoint, TrainState, load_checkpoint
+from anomaly_lib.engine.checkpoint import Checkpoint, TrainState, add_to_checkpoint, load_checkpoint
 from anomaly_lib.engine.early_stop import EarlyStopping
 from anomaly_lib.engine.ema import Ema
 from anomaly_lib.engine.optim import NonFiniteGuard, param_groups, step
@@ -25,11 +26,12 @@ from anomaly_lib.engine.schedule import make_schedule
 from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.metrics import auroc
 from anomaly_lib.models.weld.causal_film import Encodings, parameter_report
-from anomaly_lib.systems.weld.causal_film.detector import SYSTEM, load, run_name
+from anomaly_lib.systems.weld.causal_film.detector import SYSTEM, CausalFiLMDetector, load, run_name
 from anomaly_lib.systems.weld.causal_film.options import Args
 from anomaly_lib.systems.weld.causal_film.report import diagnose, draw_run, single_modality_lines
 from anomaly_lib.systems.weld.causal_film.task import TERMS, CausalFiLMTask, build, load_text_vector, measure_runs
 from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
+from anomaly_lib.systems.weld.detector import validation_decision
 from anomaly_lib.systems.weld.features import WeldFeatures
 from anomaly_lib.systems.weld.inputs import build_features, data_words, open_runs, usable
 from anomaly_lib.types import RunResult
@@ -259,23 +261,36 @@ def finish(args: Args, run: Run, state: WeldState, features: WeldFeatures, runs:
     final = best if args.select == "val" and best.is_file() else run.checkpoint
     features.prepare(select_runs(runs, "test"))
     metrics: dict[str, float] = {}
+    decision = ""
     if distributed.is_main():
         for line in diagnose(state.history):
             run.log.line(line)
-        metrics = report(run, final, features, runs)
-    return run.finish(None, metrics, final=final)
+        detector = decided(args, final, features, runs)
+        decision = in_words(detector.decision, detector.undecided)
+        run.log.line(f"{final.name}: {detector.facts.notes[0]}")
+        metrics = report(run, detector, state.history, runs)
+    return run.finish(None, metrics, final=final, decision=decision)
 
 
-def report(run: Run, final: Path, features: WeldFeatures, runs: list[WeldRun]) -> dict[str, float]:
+def decided(args: Args, final: Path, features: WeldFeatures, runs: list[WeldRun]) -> CausalFiLMDetector:
+    """The detector of the final checkpoint, which gets the decision that normal validation runs set."""
+    detector = load(Checkpoint(final, load_checkpoint(final, system=SYSTEM)), features=features)
+    normal = [run for run in runs if run.split == "val" and not run.label]
+    decision = validation_decision(detector, detector.usable(normal) if normal else [], args)
+    content = add_to_checkpoint(final, system=SYSTEM, decision=None if decision is None else decision.plain())
+    return load(Checkpoint(final, content), features=features)
+
+
+def report(
+    run: Run, detector: CausalFiLMDetector, history: list[dict[str, Any]], runs: list[WeldRun]
+) -> dict[str, float]:
     """Figures of the test split; tables into the log, drawings into the run folder."""
-    content = load_checkpoint(final, system=SYSTEM)
-    detector = load(Checkpoint(final, content), features=features)
     selection = detector.select(runs, Choice())
     scores = detector.score(selection)
     normal = [one for one in runs if one.split == "train" and not one.label]
-    alone = single_modality_lines(features, normal, selection.items, scores)
-    for line in [f"{final.name}: {detector.facts.notes[0]}", *scores.notes, *alone]:
+    alone = single_modality_lines(detector.features, normal, selection.items, scores)
+    for line in [*scores.notes, *alone]:
         run.log.line(line)
     if run.args.figures:
-        run.note(figures=draw_run(run.dir, scores, selection.items, content["history"]))
+        run.note(figures=draw_run(run.dir, scores, selection.items, history))
     return summary(scores, detector.decision)

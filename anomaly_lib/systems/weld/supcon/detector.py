@@ -9,6 +9,7 @@ from torch import Tensor
 
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.contract import Detector, Facts, Selection
+from anomaly_lib.detect.decision import Decision
 from anomaly_lib.detect.scores import Scores
 from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.checkpoint import Checkpoint
@@ -51,6 +52,10 @@ class QuadDetector(Detector):
 
     def __repr__(self) -> str:
         return f"QuadDetector({self.task.model!r}, bank of {len(self.bank.classes)} runs)"
+
+    def score_runs(self, runs: Sequence[WeldRun]) -> Tensor:
+        """Margins [N] of runs."""
+        return defect_margin(self.bank, self.encode(runs)["features"])
 
     def encode(self, runs: Sequence[WeldRun], *, batch_size: int | None = None) -> dict[str, Tensor]:
         """`features` [N, D], `logits` [N, 12], `anomaly_score` [N] of the score head, `present` [N, 4] of N runs."""
@@ -120,4 +125,6 @@ def load(
     checkpoint.check_weights(features.encoders.weights)
     task = build(args, features)
     task.load_state_dict(checkpoint["model"])
-    return QuadDetector(args, task, features, Bank(**checkpoint.extra["bank"]), epoch=int(checkpoint["epoch"]))
+    detector = QuadDetector(args, task, features, Bank(**checkpoint.extra["bank"]), epoch=int(checkpoint["epoch"]))
+    detector.decision = Decision.from_plain(checkpoint.extra.get("decision"))
+    return detector

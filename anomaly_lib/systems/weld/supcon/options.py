@@ -9,7 +9,7 @@ from anomaly_lib.errors import OptionError
 from anomaly_lib.metrics.names import KNN_METRICS
 from anomaly_lib.models.weld.config import BranchArgs
 from anomaly_lib.models.weld.quad_config import ADAPTERS, FREEZE_POLICIES, QuadConfig
-from anomaly_lib.options import DataArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
+from anomaly_lib.options import DataArgs, DecisionArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
 from anomaly_lib.systems.weld.options import WeldDemoArgs, WeldEncoderArgs, WeldInputArgs, WeldSettings
 
 
@@ -72,6 +72,7 @@ class SupConTrainArgs(Options):
 @dataclass
 class Args(
     TrackArgs, WeldInputArgs, QuadConfig, LearningArgs, SupConArgs, OptimArgs, SupConTrainArgs, EvalArgs,
+    DecisionArgs,
 ):  # fmt: skip
     """V4: supervised-contrastive quad-modal weld classification."""
 

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from anomaly_lib.data.samplers import BalancedBatchSampler, StratifiedBatchSampler
 from anomaly_lib.detect.choice import Choice
+from anomaly_lib.detect.decision import in_words
 from anomaly_lib.detect.figures import draw_maps
 from anomaly_lib.detect.scores import sample_remarks, summary
 from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
-from anomaly_lib.engine.checkpoint import Checkpoint, TrainState, load_checkpoint
+from anomaly_lib.engine.checkpoint import Checkpoint, TrainState, add_to_checkpoint, load_checkpoint
 from anomaly_lib.engine.distributed import single_process_only
 from anomaly_lib.engine.early_stop import EarlyStopping
 from anomaly_lib.engine.optim import NonFiniteGuard, param_groups, step
@@ -24,6 +25,7 @@ from anomaly_lib.losses.contrastive import supcon_loss
 from anomaly_lib.losses.supcon_extra import FeatureQueue
 from anomaly_lib.models.weld.tasks import MaskedSensors, two_views
 from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
+from anomaly_lib.systems.weld.detector import validation_decision
 from anomaly_lib.systems.weld.features import WeldFeatures
 from anomaly_lib.systems.weld.inputs import build_features, data_name, data_words
 from anomaly_lib.systems.weld.supcon.debug import describe_batch
@@ -245,14 +247,22 @@ def finish(
     run.save(state, len(state.history))
     final = run.dir / BEST if args.select == "val" and (run.dir / BEST).is_file() else run.checkpoint
     detector = load(Checkpoint(final, load_checkpoint(final, system=SYSTEM)), features=features)
+    decision = detector.decision = validation_decision(detector, splits.val, args)
+    add_to_checkpoint(final, system=SYSTEM, decision=None if decision is None else decision.plain())
     scores = detector.score(detector.items(Choice(on_error=args.on_error)))
     for line in scores.notes:
         run.log.line(line)
     if args.figures:
-        draw_maps(run.dir, scores, detector.decision)
+        draw_maps(run.dir, scores, decision)
         if state.history:
             curves = {
                 name: [row[name] for row in state.history] for name in ("loss", "val_loss", "val_centroid_accuracy")
             }
             save_figure(training_lines(curves), run.dir / "training")
-    return run.finish(state, summary(scores, detector.decision), final=final, remarks=sample_remarks(scores))
+    return run.finish(
+        None,
+        summary(scores, decision),
+        final=final,
+        remarks=sample_remarks(scores),
+        decision=in_words(decision, detector.undecided),
+    )

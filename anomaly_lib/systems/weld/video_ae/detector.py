@@ -9,6 +9,7 @@ from torch import Tensor
 from anomaly_lib.backbones.identity import weights_of
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.contract import Facts
+from anomaly_lib.detect.decision import Decision
 from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.checkpoint import Checkpoint
 from anomaly_lib.errors import UserError
@@ -63,4 +64,6 @@ def load(
     model = VideoAE(dim=encoder.backbone.width).to(encoder.device)
     model.load_state_dict(checkpoint["model"])
     facts = Facts(weights=frozen, shown={"epoch": int(checkpoint["epoch"]), "seed": args.seed})
-    return VideoAEDetector(model.eval(), encoder, args, facts)
+    detector = VideoAEDetector(model.eval(), encoder, args, facts)
+    detector.decision = Decision.from_plain(checkpoint.extra.get("decision"))
+    return detector

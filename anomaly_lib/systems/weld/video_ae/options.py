@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Optional
 
 from anomaly_lib.config import Options, Preset, arg, override
 from anomaly_lib.models.weld.config import SCORE_KINDS
-from anomaly_lib.options import BackboneArgs, CacheArgs, DataArgs, OptimArgs, RunArgs, TrackArgs
+from anomaly_lib.options import BackboneArgs, CacheArgs, DataArgs, HoldOutArgs, OptimArgs, RunArgs, TrackArgs
 from anomaly_lib.systems.weld.options import WeldDemoArgs, check_weld_data
 
 TINY_BACKBONE = "tiny-dinov2"
@@ -23,7 +23,7 @@ class ClipArgs(BackboneArgs):
 
 
 @dataclass
-class Args(RunArgs, TrackArgs, DataArgs, WeldDemoArgs, ClipArgs, OptimArgs, CacheArgs):
+class Args(RunArgs, TrackArgs, DataArgs, WeldDemoArgs, ClipArgs, OptimArgs, CacheArgs, HoldOutArgs):
     """Video auto-encoder on normal welds."""
 
     dataset: str = override(DataArgs, "dataset", "demo", choices=["demo", "weld"])

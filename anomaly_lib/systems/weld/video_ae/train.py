@@ -3,20 +3,23 @@
 import torch
 
 from anomaly_lib.backbones.identity import weights_of
+from anomaly_lib.detect.calibration import KEPT, check_same_kept, decision_from, hold_out
 from anomaly_lib.detect.choice import Choice
+from anomaly_lib.detect.decision import Decision, in_words
 from anomaly_lib.detect.scores import summary
 from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
-from anomaly_lib.engine.checkpoint import Checkpoint, TrainState, load_checkpoint
+from anomaly_lib.engine.checkpoint import Checkpoint, TrainState, add_to_checkpoint, load_checkpoint
 from anomaly_lib.engine.distributed import epoch_batches, single_process_only
 from anomaly_lib.engine.optim import step
 from anomaly_lib.engine.run import Run
 from anomaly_lib.models.weld.video_ae import VideoAE
 from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
+from anomaly_lib.systems.weld.detector import validation_decision
 from anomaly_lib.systems.weld.inputs import data_name, data_words, open_runs
 from anomaly_lib.systems.weld.video_ae.clips import ClipEncoder
-from anomaly_lib.systems.weld.video_ae.detector import SYSTEM, load
+from anomaly_lib.systems.weld.video_ae.detector import SYSTEM, VideoAEDetector, load
 from anomaly_lib.systems.weld.video_ae.options import Args
-from anomaly_lib.types import RunResult
+from anomaly_lib.types import Prediction, RunResult
 
 BEST = "best_model.pt"
 
@@ -40,12 +43,15 @@ def train(args: Args) -> RunResult:
             runs, skipped = encoder.readable(runs)
             run.note(skipped=skipped)
             run.log.line(f"{len(skipped)} runs without a readable video are skipped (listed in run.json)")
-        clips = encoder(select_runs(runs, "train", normal_only=True))  # [N, dim]
+        learn, kept = split_normal(args, run, runs)
+        clips = encoder(learn)  # [N, dim]
         model = VideoAE(dim=clips.shape[1]).to(device)
         optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
         scaler = make_scaler(device, args.precision)
-        state = TrainState(model=model, optimizer=optimizer, scaler=scaler)
-        for epoch in range(run.restore(state, best_name=BEST), args.epochs):
+        state = TrainState(model=model, optimizer=optimizer, scaler=scaler, extra={KEPT: run.record[KEPT]})
+        first = run.restore(state, best_name=BEST)
+        check_same_kept(state.extra.get(KEPT), run.record[KEPT])
+        for epoch in range(first, args.epochs):
             losses = []
             for indices, _ in epoch_batches(len(clips), args.batch_size, seed=args.seed, epoch=epoch):
                 with autocast_for(device, args.precision):
@@ -57,14 +63,36 @@ def train(args: Args) -> RunResult:
             if better:
                 state.best = {"loss": mean, "epoch": epoch + 1}
             run.end_epoch(state, epoch, {"loss": mean}, best=BEST if better else None)
-        return finish(run, state, encoder, runs)
+        return finish(run, state, encoder, runs, kept)
 
 
-def finish(run: Run, state: TrainState, encoder: ClipEncoder, runs: list[WeldRun]) -> RunResult:
-    """Score the test split with the best epoch, exactly as evaluate.py does."""
+def split_normal(args: Args, run: Run, runs: list[WeldRun]) -> tuple[list[WeldRun], list[WeldRun]]:
+    """Normal runs to learn from, and those kept from training; none where a validation split has normal runs."""
+    normal = select_runs(runs, "train", normal_only=True)
+    validation = sum(one.split == "val" and not one.label for one in runs)
+    held = hold_out(len(normal), 0.0 if validation else args.calibration_share, seed=args.seed, what="normal runs")
+    beside = f"(calibration_share={args.calibration_share:g} has no meaning beside them)"
+    run.log.line(f"{validation} normal validation runs set the decision {beside}" if validation else held.remark)
+    learn, kept = ([normal[i] for i in places.tolist()] for places in (held.learn, held.kept))
+    run.note(**{KEPT: [one.folder.as_posix() for one in kept]})
+    return learn, kept
+
+
+def decide(detector: VideoAEDetector, runs: list[WeldRun], kept: list[WeldRun], args: Args) -> Decision | None:
+    """What normal runs promise that were not trained on: those `kept` from training, else the validation split's."""
+    if not kept:
+        return validation_decision(detector, runs, args)
+    return decision_from(Prediction(detector.score_runs(kept)), args.false_alarms, of="normal runs kept from training")
+
+
+def finish(run: Run, state: TrainState, encoder: ClipEncoder, runs: list[WeldRun], kept: list[WeldRun]) -> RunResult:
+    """Decide, and score the test split with the best epoch, exactly as evaluate.py does."""
     best = run.dir / BEST
     if not state.history:
         run.save(state, 0, BEST)
     detector = load(Checkpoint(best, load_checkpoint(best, system=SYSTEM)), encoder=encoder)
+    decision = detector.decision = decide(detector, runs, kept, run.args)
+    add_to_checkpoint(best, system=SYSTEM, decision=None if decision is None else decision.plain())
     scores = detector.score(detector.select(runs, Choice()))
-    return run.finish(state, summary(scores, detector.decision), final=best)
+    told = in_words(decision, detector.undecided)
+    return run.finish(state, summary(scores, decision), final=best, decision=told)
