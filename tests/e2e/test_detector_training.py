@@ -117,7 +117,7 @@ def test_anomalib_checkpoints_come_and_go(model, tiny_data, tmp_path, capsys):
     here = anomaly_lib.load(tmp_path / "here.pt")
     assert here.decision.threshold == 0.25
     assert "anomalib" in here.decision.describe()
-    assert (trained.decision is None) == (model == "draem")
+    assert trained.decision is not None
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(here.predict(images).score, trained.predict(images).score)
     assert main(["--source", str(tmp_path / "here.pt"), "--to", "anomalib"]) == 0

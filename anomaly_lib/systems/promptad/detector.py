@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from anomaly_lib.data import Item
+from anomaly_lib.detect.calibration import decision_from, decision_of_views
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.contract import Facts, Selection
 from anomaly_lib.detect.decision import Decision
@@ -117,13 +117,13 @@ class PromptADDetector(ImageDetector):
 
 
 def decision_of(model: PromptAD, args: Args) -> Decision | None:
-    """A quantile of the scores of normal images that the memory lacks, under the fusion of `args`."""
+    """What support images promise that the memory lacks, under the fusion of `args`; None where none are known."""
     if model.normal is None:
         return None
-    scores = Scoring(args, model.normal).image_scores(model.normal)
-    kind = "scores of mild views of the support images" if args.shot == 1 else "leave-one-out support scores"
-    source = f"{args.threshold_quantile:g} quantile of {len(scores)} {kind}"
-    return Decision.of(float(torch.quantile(scores, args.threshold_quantile)), source, scores)
+    found = Scoring(args, model.normal).predict(model.normal)
+    if args.shot == 1:
+        return decision_of_views(found, of="mild views of the support images, one a class")
+    return decision_from(found, args.false_alarms, of="support images, each left out of the memory")
 
 
 def prompt_name(class_name: str) -> str:

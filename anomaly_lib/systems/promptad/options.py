@@ -7,7 +7,7 @@ from anomaly_lib.config import ANY, Options, Preset, Switch, arg, override, show
 from anomaly_lib.data.names import DATASET_NAMES
 from anomaly_lib.errors import OptionError
 from anomaly_lib.models.promptad.config import LossConfig, MemoryConfig, PromptADConfig, ScoreConfig
-from anomaly_lib.options import BackboneArgs, CacheArgs, DataArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
+from anomaly_lib.options import BackboneArgs, CacheArgs, DataArgs, DecisionArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
 
 ALL = "all"  # --obj all: one model for every class of the data
 PUBLISHED = "ViT-B-16-plus-240"
@@ -47,7 +47,17 @@ class ReaderArgs(Options):
 
 @dataclass
 class Args(
-    PromptADConfig, MemoryArgs, ReaderArgs, CacheArgs, EvalArgs, OptimArgs, BackboneArgs, DataArgs, TrackArgs, RunArgs
+    PromptADConfig,
+    MemoryArgs,
+    ReaderArgs,
+    CacheArgs,
+    DecisionArgs,
+    EvalArgs,
+    OptimArgs,
+    BackboneArgs,
+    DataArgs,
+    TrackArgs,
+    RunArgs,
 ):
     """PromptAD: few-shot anomaly detection with learned prompts and a patch memory."""
 
@@ -55,6 +65,9 @@ class Args(
         None, "class to train on, or 'all'; None = the only class of the data", type=str, aliases=["class-name"]
     )
     shot: int = arg(1, "normal images to learn from (k)", at_least=1, aliases=["k-shot"])
+    false_alarms: float = override(
+        DecisionArgs, "false_alarms", help="promised share of normal images called anomalous; one image promises none"
+    )
     shots: str = arg(
         "auto", "which ones: auto (published list where it fits, else by seed), seed, promptad, or a list file"
     )
@@ -66,9 +79,6 @@ class Args(
     backbone: str = override(BackboneArgs, "backbone", PUBLISHED)
     pretrained_dataset: Optional[str] = arg(
         None, "tag of the published weights, e.g. laion400m_e32; None = the one usual for the backbone", type=str
-    )
-    threshold_quantile: float = arg(
-        0.5, "quantile of leave-one-out support scores from which on an image is anomalous", at_least=0, at_most=1
     )
     epochs: int = override(OptimArgs, "epochs", aliases=["Epoch"])
     batch_size: int = override(OptimArgs, "batch_size", 400)
@@ -103,8 +113,6 @@ class Args(
             },
         ),
         Preset(when={"protocol": "paper", "task": "seg"}, then={"triplet_axis": "patch"}),
-        # A memory of k - 1 lies farther from the k-th than k images do from a new one; views of one image lie nearer.
-        Preset(when={"shot": 1}, then={"threshold_quantile": 1.0}),
     )  # fmt: skip
 
     def check(self) -> None:

@@ -109,7 +109,6 @@ def test_protocol_fills_only_what_was_left_open() -> None:
     clean = SegArgs()
     assert (clean.memory_tap, clean.select, clean.task, clean.n_pro) == ("block_out", "last", "seg", 1)
     assert (Args(task="seg").n_pro, Args().n_pro, SegArgs(n_pro=3).n_pro) == (1, 3, 3)
-    assert [Args(shot=k).threshold_quantile for k in (1, 2)] == [1.0, 0.5]
     with pytest.raises(UserError, match="memory_layers"):
         Args(memory_layers=[2, 2])
 
@@ -193,17 +192,31 @@ def test_leave_one_out_never_sees_the_image_itself() -> None:
     assert len(ImageFeatures.concatenate([support, support[[0]]])) == 4
 
 
-@pytest.mark.parametrize(("shot", "kind"), [(1, "scores of mild views"), (4, "leave-one-out support scores")])
-def test_the_decision_is_a_quantile_of_normal_scores(shot: int, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("shot", "rate", "source"),
+    [
+        (1, None, "above the largest of 4 scores of mild views of the support images, one a class, which stand in"),
+        (
+            4,
+            0.2,
+            "at most 20.00% false alarms, from 4 support images, each left out of the memory; 5.00% would",
+        ),
+    ],
+)
+def test_the_decision_is_what_left_out_support_images_promise(shot: int, rate: float | None, source: str) -> None:
     model, support = _supported(k=4, fusion_mode="max")
     assert decision_of(model, Args(shot=shot)) is None  # as for checkpoints of PromptAD's authors
     model.normal = model.left_out_branches(support)
-    found = decision_of(model, Args(fusion_mode="max", shot=shot, threshold_quantile=0.25))
+    found = decision_of(model, Args(fusion_mode="max", shot=shot))
     scores = torch.maximum(model.normal.textual, model.normal.visual)
-    assert found.threshold == float(torch.quantile(scores, 0.25))
+    assert found.threshold == np.nextafter(float(scores.max()), np.inf)
     assert list(found.normal) == scores.sort().values.tolist()
-    assert found.source.startswith(f"0.25 quantile of 4 {kind}")
-    assert not found.oracle
+    assert found.source.startswith(source)
+    assert (found.false_alarms, found.stand_ins, found.oracle) == (rate, shot == 1, False)
+    assert len(found.maxima) == 4
+    if shot > 1:
+        half = decision_of(model, Args(fusion_mode="max", shot=shot, false_alarms=0.4))
+        assert half.threshold == np.nextafter(float(scores.sort().values[2]), np.inf)
 
 
 def test_comparison_joins_on_all_four_keys() -> None:
