@@ -359,7 +359,9 @@ def test_label_check_and_new_splits(tmp_path: Path, capsys: pytest.CaptureFixtur
     manifest = ["CATEGORY,DIRECTORY,SUBDIRS,SPLIT"]
     for i in range(24):
         name = "good" if i < 16 else "overlap"
-        (tmp_path / f"{name}{i // 2}" / str(i)).mkdir(parents=True)
+        folder = tmp_path / f"{name}{i // 2}" / str(i)
+        folder.mkdir(parents=True)
+        (folder / "sensors.csv").write_text("a\n1\n")
         manifest.append(f"{name},{name}{i // 2},{name}{i // 2}/{i},{'TRAIN' if i < 16 else 'TEST'}")
     (tmp_path / "manifest.csv").write_text("\n".join(manifest))
     assert check_labels.main([str(tmp_path)]) == 0

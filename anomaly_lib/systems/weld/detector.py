@@ -16,7 +16,7 @@ from anomaly_lib.detect.decision import Decision
 from anomaly_lib.detect.scores import Scores
 from anomaly_lib.metrics import auroc, threshold_metrics, youden
 from anomaly_lib.systems.weld.data.demo import MISMATCH
-from anomaly_lib.systems.weld.data.manifest import WeldRun, read_manifest, select_runs
+from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
 from anomaly_lib.systems.weld.inputs import data_name, open_runs
 from anomaly_lib.types import Prediction
 
@@ -67,8 +67,7 @@ class WeldDetector(Detector):
         return list(runs)
 
     def _items(self, choice: Choice) -> Selection:
-        runs = read_manifest(choice.data_path) if choice.data_path else open_runs(self.args)
-        return self.select(runs, choice)
+        return self.select(open_runs(self.args, choice), choice)
 
     def select(self, runs: Sequence[WeldRun], choice: Choice) -> Selection:
         """The chosen runs among `runs`; those of the validation split go beside them."""

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from anomaly_lib.backbones import FrozenBackbone, create_backbone
+from anomaly_lib.detect.choice import Choice
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.weld.data.augment import augment_weld
 from anomaly_lib.systems.weld.data.demo import weld_demo_runs
@@ -20,6 +21,7 @@ class WeldSource(Protocol):
     """Where runs come from, in the options of every weld system."""
 
     data_path: str | None
+    on_error: str
     demo_seed: int
     demo_train: int
     demo_good: int
@@ -36,10 +38,11 @@ def data_words(args: WeldSource) -> str:
     return f"{args.data_path} (weld runs)" if args.data_path else "no --data-path: running on BUILT-IN synthetic welds"
 
 
-def open_runs(args: WeldSource) -> list[WeldRun]:
-    """The built-in runs, or those of ``data_path``."""
-    if args.data_path:
-        return read_manifest(args.data_path)
+def open_runs(args: WeldSource, choice: Choice | None = None) -> list[WeldRun]:
+    """The built-in runs, or those of ``data_path``; `choice` may name other data and what is done about lost runs."""
+    data_path = (choice and choice.data_path) or args.data_path
+    if data_path:
+        return read_manifest(data_path, on_error=(choice or args).on_error)
     return weld_demo_runs(seed=args.demo_seed, train=args.demo_train, good=args.demo_good, per_defect=args.demo_defects)
 
 
@@ -80,7 +83,8 @@ def usable(runs: Sequence[WeldRun], features: WeldFeatures, say: Callable[[str],
         return list(runs)
     kept = [run for run in runs if bool(features.batch([run])["views"].any())]
     if len(kept) < len(runs):
-        say(f"{len(runs) - len(kept)} runs have no photo of the finished weld and are left out")
+        blind = sorted({run.run_id for run in runs} - {run.run_id for run in kept})
+        say(f"{len(blind)} runs have no photo of the finished weld and are left out ({', '.join(blind[:20])})")
     if not kept:
         raise UserError("no run has a photo of the finished weld: check the images/ folders")
     return kept

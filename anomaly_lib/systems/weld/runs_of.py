@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_lib.errors import UserError
+from anomaly_lib.files import check_name
 from anomaly_lib.systems.weld.data.manifest import WeldRun
 
 EXPECTED = "give a run folder (video, sound, sensor table, images/), a WeldRun or a list of these"
@@ -24,8 +25,9 @@ def runs_of(inputs: Any) -> list[WeldRun]:
 def _run_of(one: Any) -> WeldRun:
     if isinstance(one, WeldRun):
         return one
-    if not isinstance(one, (str, Path)):
+    if not isinstance(one, (str, Path)) or not str(one):
         raise UserError(f"cannot score {type(one).__name__}: {EXPECTED}")
+    check_name(one)
     folder = Path(one)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; {EXPECTED}")

@@ -3,7 +3,6 @@
 <root>/manifest.csv   CATEGORY, SUBDIRS, SPLIT, ...      <root>/<SUBDIRS>/{*.avi, *.flac, *.csv, images/*.jpg}
 """
 
-import csv
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -13,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from anomaly_lib.errors import UserError
+from anomaly_lib.files import check_name, csv_records
+from anomaly_lib.systems.weld.data.folder import find_recordings
 
 CLASSES = (
     "good", "excessive_convexity", "undercut", "lack_of_fusion", "porosity_w_excessive_penetration", "porosity",
@@ -61,12 +62,13 @@ def class_of(text: str) -> str:
     return SYNONYMS.get(name, name)
 
 
-def read_manifest(root: Path | str, *, seed: int = 42) -> list[WeldRun]:
-    """The runs of `root` whose folders exist, sorted by id.
+def read_manifest(root: Path | str, *, seed: int = 42, on_error: str = "fail") -> list[WeldRun]:
+    """The runs of `root`, sorted by id.
 
     Needs manifest.csv (CATEGORY, SUBDIRS, SPLIT) or runs.csv (run_id, label, optional split and configuration); without
     either nothing is guessed from folder names. Runs without a split get one by `assign_splits`, whole configurations
-    at a time.
+    at a time. Runs whose folder is gone or empty stop here; with `on_error` "skip" they stay among the runs, for the
+    reader of the runs to leave them out and list them.
     """
     root = Path(root)
     table = next((root / name for name in ("manifest.csv", "runs.csv") if (root / name).is_file()), None)
@@ -74,17 +76,48 @@ def read_manifest(root: Path | str, *, seed: int = 42) -> list[WeldRun]:
         raise UserError(
             f"{root}: no manifest.csv here; write one (python -m anomaly_lib demo --system weld DIR shows how)"
         )
-    with table.open(newline="", encoding="utf-8-sig") as stream:
-        rows = [
-            {(k or "").strip().lower(): (v or "").strip() for k, v in row.items()} for row in csv.DictReader(stream)
-        ]
-    runs = [_run_of(row, root, table, line) for line, row in enumerate(rows, start=2)]
-    present = [run for run in runs if run.folder.is_dir()]
-    if not present:
-        raise UserError(f"{table}: none of its {len(runs)} run folders exists under {root}")
-    if any(not run.split for run in present):
-        present = assign_splits(present, seed=seed)
-    return sorted(present, key=lambda run: run.run_id)
+    rows = csv_records(table, called=lambda title: title.strip().lower())
+    runs = [_run_of({k: v.strip() for k, v in row.items()}, root, table, line) for line, row in rows]
+    _check_names(runs, table)
+    lost = [reason for run in runs if (reason := _lost(run))]
+    if len(lost) == len(runs):
+        raise UserError(f"{table}: none of its {len(runs)} run folders exists under {root} and holds a recording")
+    if lost and on_error != "skip":
+        raise UserError(f"{table}: {len(lost)} of {len(runs)} runs are not there ({_first(lost)}), {BRING_BACK}")
+    blank = [run.run_id for run in runs if not run.split]
+    if blank and len(blank) < len(runs):
+        raise UserError(f"{table}: {len(blank)} of {len(runs)} runs have no SPLIT ({_first(blank)}); give all or none")
+    return sorted(assign_splits(runs, seed=seed) if blank else runs, key=lambda run: run.run_id)
+
+
+BRING_BACK = "bring them back, or give on_error=skip"
+
+
+def _lost(run: WeldRun) -> str:
+    """Why a run has no recordings; empty where it has some."""
+    try:
+        find_recordings(run.folder)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _first(texts: Sequence[str], count: int = 5) -> str:
+    return f"{', '.join(texts[:count])}{', ...' if len(texts) > count else ''}"
+
+
+def _check_names(runs: Sequence[WeldRun], table: Path) -> None:
+    """Refuse a run that is listed twice, and two runs of one name: one would be taken for the other."""
+    seen: dict[str, WeldRun] = {}
+    for run in runs:
+        other = seen.setdefault(run.run_id, run)
+        if other is run:
+            continue
+        if other.split != run.split and other.folder == run.folder:
+            splits = " and ".join(one.split.upper() or "no split" for one in (other, run))
+            raise UserError(f"{table}: run {run.run_id} is listed in {splits}; keep one of the two")
+        also = "twice" if other.folder == run.folder else f"for {other.folder} and {run.folder}"
+        raise UserError(f"{table}: run {run.run_id} is listed {also}; every run needs a name of its own")
 
 
 def _run_of(row: dict[str, str], root: Path, table: Path, line: int) -> WeldRun:
@@ -92,8 +125,9 @@ def _run_of(row: dict[str, str], root: Path, table: Path, line: int) -> WeldRun:
     where = row.get("subdirs") or row.get("run_id") or ""
     if category not in CLASSES:
         raise UserError(f"{table}:{line}: unknown category {category!r}; known are {', '.join(CLASSES)}")
-    if not where:
-        raise UserError(f"{table}:{line}: neither SUBDIRS nor run_id is given")
+    if not Path(where).name:
+        raise UserError(f"{table}:{line}: neither SUBDIRS nor run_id names a folder")
+    check_name(where)
     folder = root / where
     if not folder.is_dir() and (root / "runs" / where).is_dir():
         folder = root / "runs" / where

@@ -10,8 +10,11 @@ from torch import Tensor
 from anomaly_lib.data.images import list_images, read_image
 from anomaly_lib.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from anomaly_lib.errors import UserError
+from anomaly_lib.files import check_file
 
-VIDEO_SUFFIXES = (".avi", ".mp4", ".mov", ".mkv")
+WHOLE = 0.9  # share of the frames a container counts that must be there: some count by duration, none by a tenth wrong
+
+REMEDY = "replace it, or give on_error=skip"
 
 
 def frame_indices(total: int, wanted: int) -> list[int]:
@@ -28,18 +31,24 @@ def read_video(path: Path, frames: int) -> np.ndarray:
         if not files:
             raise UserError(f"{path}: no frame images in this folder")
         cache = {i: _grey(read_image(files[i])) for i in set(frame_indices(len(files), frames))}
+        odd = next((files[i] for i, frame in cache.items() if frame.shape != cache[0].shape), None)
+        if odd is not None:
+            raise UserError(f"{odd}: its size differs from that of {files[0].name}; frames of a video have one size")
         return np.stack([cache[i] for i in frame_indices(len(files), frames)])
+    check_file(path, "video file")
     import cv2
 
     capture = cv2.VideoCapture(str(path))
     try:
         total = _count_frames(capture, cv2)
         if total < 1:
-            raise UserError(f"{path}: no frame of this video can be decoded; replace it, or give on_error=skip")
+            raise UserError(f"{path}: no frame of this video can be decoded; {REMEDY}")
         wanted = frame_indices(total, frames)
         found: dict[int, np.ndarray] = {}
         for i in range(wanted[-1] + 1):  # in order: seeking lands on key frames in several containers
             if not capture.grab():
+                if i < WHOLE * total:
+                    raise UserError(f"{path}: cut short, {i} of {total} frames can be decoded; {REMEDY}")
                 break
             if i in wanted:
                 ok, frame = capture.retrieve()
@@ -48,7 +57,7 @@ def read_video(path: Path, frames: int) -> np.ndarray:
     finally:
         capture.release()
     if not found:
-        raise UserError(f"{path}: no frame of this video can be decoded; replace it, or give on_error=skip")
+        raise UserError(f"{path}: no frame of this video can be decoded; {REMEDY}")
     readable = sorted(found)
     return np.stack([found[i] if i in found else found[_nearest(readable, i)] for i in wanted])
 

@@ -1,17 +1,17 @@
 """A weld run as model inputs: all preprocessing by `WeldSettings`, missing modalities marked, not invented."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from anomaly_lib.data.images import list_images, read_image
+from anomaly_lib.data.images import read_image
 from anomaly_lib.models.weld.config import SENSOR_CHANNELS
+from anomaly_lib.systems.weld.data.folder import find_recordings
 from anomaly_lib.systems.weld.data.manifest import MODALITIES, RawRun, WeldRun
-from anomaly_lib.systems.weld.data.media import VIDEO_SUFFIXES, frame_indices, photo_tensor, read_video, video_tensor
+from anomaly_lib.systems.weld.data.media import frame_indices, photo_tensor, read_video, video_tensor
 from anomaly_lib.systems.weld.data.signal import (
     AST_MEAN,
     AST_STD,
@@ -34,26 +34,14 @@ def load_raw(run: WeldRun, settings: WeldSettings, parts: Sequence[str] = MODALI
     """Read the wanted parts of a run; a modality that is not there is None, one that is damaged raises."""
     if run.render is not None:
         return run.render(parts)
-    video = _first(run.folder, VIDEO_SUFFIXES) or _frame_folder(run.folder)
-    audio, sensors = _first(run.folder, (".flac", ".wav", ".mp3")), _first(run.folder, (".csv",))
-    folder = run.folder / "images"
-    photos = list_images(folder)[: settings.views] if "images" in parts and folder.is_dir() else []
+    found = find_recordings(run.folder)
+    photos = found.photos[: settings.views] if "images" in parts else ()
     return RawRun(
-        video=read_video(video, settings.video_frames) if video and "video" in parts else None,
-        audio=read_audio(audio) if audio and "audio" in parts else None,
-        sensors=read_sensor_csv(sensors) if sensors and "sensors" in parts else None,
+        video=read_video(found.video, settings.video_frames) if found.video and "video" in parts else None,
+        audio=read_audio(found.audio) if found.audio and "audio" in parts else None,
+        sensors=read_sensor_csv(found.sensors) if found.sensors and "sensors" in parts else None,
         photos=tuple(_as_bytes(read_image(path)) for path in photos),
     )
-
-
-def _first(folder: Path, suffixes: tuple[str, ...]) -> Path | None:
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != ".")
-    return files[0] if files else None
-
-
-def _frame_folder(folder: Path) -> Path | None:
-    """Frames as images lie in `frames/` or `video/`; never in `images/`, which shows the finished weld."""
-    return next((folder / name for name in ("frames", "video") if (folder / name).is_dir()), None)
 
 
 def _as_bytes(photo: np.ndarray) -> np.ndarray:

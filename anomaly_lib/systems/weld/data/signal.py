@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomaly_lib.errors import UserError
+from anomaly_lib.errors import UserError, reason_of
+from anomaly_lib.files import check_file, encoding_of
 
 SAMPLE_RATE = 16_000
+RATES = (1_000, 768_000)  # samples a second of a recording
 AST_MEAN, AST_STD = -4.2677393, 4.5689974
 DB_FLOOR = -80.0
 
@@ -29,13 +31,16 @@ def read_sensor_csv(path: Path) -> np.ndarray:
     """
     import pandas as pd
 
+    encoding = encoding_of(path, "sensor file")
     try:
         cells = pd.read_csv(
             path, dtype=str, index_col=False, keep_default_na=False, na_values=[""], skipinitialspace=True,
-            encoding_errors="replace",
+            encoding=encoding, encoding_errors="replace",
         )  # fmt: skip
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: unreadable sensor file ({str(error).strip()})") from None
+        raise UserError(
+            f"{path}: unreadable sensor file ({reason_of(error)}); replace it or give on_error=skip"
+        ) from None
     values = cells.apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
     numeric = values.notna().sum() >= (cells.notna().sum() / 2).clip(lower=1)
     if not numeric.any():
@@ -69,10 +74,13 @@ def read_audio(path: Path, rate: int = SAMPLE_RATE) -> np.ndarray:
     """Mono float32 in [-1, 1] at `rate`."""
     import soundfile
 
+    check_file(path, "sound file")
     try:
         wave, found = soundfile.read(str(path), dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: unreadable audio ({error})") from None
+        raise UserError(f"{path}: unreadable audio ({reason_of(error)}); replace it or give on_error=skip") from None
+    if not RATES[0] <= found <= RATES[1]:
+        raise UserError(f"{path}: a rate of {found} samples a second, which no microphone has")
     if not len(wave) or not np.isfinite(wave).all():
         raise UserError(f"{path}: the recording is empty or has non-finite samples")
     mono = wave.mean(1)

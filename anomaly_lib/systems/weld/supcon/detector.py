@@ -64,7 +64,7 @@ class QuadDetector(Detector):
         return encode_runs(self.task, self.features, runs, batch_size=size, precision=self.args.precision)
 
     def _items(self, choice: Choice) -> Selection:
-        runs, skipped = open_runs(self.args, choice.data_path), []
+        runs, skipped = open_runs(self.args, choice), []
         if choice.on_error == "skip":
             runs, left_out = self.features.readable(runs)
             skipped = [f"skipped {one['path']}: {one['reason']}" for one in left_out]

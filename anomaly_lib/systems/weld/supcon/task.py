@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomaly_lib.detect.choice import Choice
 from anomaly_lib.engine.amp import autocast_for
 from anomaly_lib.losses.supcon_extra import FeatureQueue, mixed_loss, mixup, supcon_with_negatives
 from anomaly_lib.models.adapters import add_adapters
@@ -27,12 +28,12 @@ class QuadTask(nn.Module):
         self.reconstruction = Reconstruction(model) if reconstruct else None
 
 
-def open_runs(args: Args, data_path: str | None = None) -> list[WeldRun]:
-    """The runs of the options, or of other data at `data_path`, with every class in TRAIN.
+def open_runs(args: Args, choice: Choice | None = None) -> list[WeldRun]:
+    """The runs of the options, or of other data that `choice` names, with every class in TRAIN.
 
     A split made for one-class training is redrawn, configurations kept together.
     """
-    where = data_path or args.data_path
+    where = (choice and choice.data_path) or args.data_path
     if not where:
         return weld_demo_runs(
             train=args.demo_train,
@@ -41,7 +42,7 @@ def open_runs(args: Args, data_path: str | None = None) -> list[WeldRun]:
             supervised=True,
             seed=args.demo_seed,
         )
-    runs = read_manifest(where)
+    runs = read_manifest(where, on_error=(choice or args).on_error)
     trained = {run.class_name for run in runs if run.split == "train"}
     return runs if len(trained) > 1 else assign_splits(runs, seed=args.demo_seed, train_ratio=0.8, supervised=True)
 
