@@ -16,6 +16,7 @@ from anomaly_lib.backbones.weights import file_sha256, read_state_dict
 from anomaly_lib.errors import UserError
 
 NAMED_OUTPUTS = ("pooled", "tokens", "patch_tokens", "prefix.*")
+FINAL_NORMS = {"dinov2": "layernorm", "dinov3": "norm"}  # families that also answer "normed.N", and their final norm
 _FINAL = ("pooled", "tokens", "patch_tokens")
 # Parts of published files that no forward pass of ours touches.
 _UNUSED = ("predictor.", "pooler.", "embeddings.mask_token", "embeddings.position_ids")
@@ -25,8 +26,9 @@ class HuggingFaceBackbone(FrozenBackbone):
     """An encoder of transformers.
 
     Outputs: ``layer.N`` patch rows after block N (before the final norm), ``prefix.N`` the class and register rows of
-    the same block, ``tokens`` the normed sequence with its prefix, ``patch_tokens`` without it, ``pooled`` the class
-    token (dinov2, dinov3, bert), the mean of both class tokens (ast) or of all tokens (vjepa2).
+    the same block, ``normed.N`` its patch rows behind the final norm (dinov2, dinov3), ``tokens`` the normed sequence
+    with its prefix, ``patch_tokens`` without it, ``pooled`` the class token (dinov2, dinov3, bert), the mean of both
+    class tokens (ast) or of all tokens (vjepa2).
     Inputs: images [B, 3, H, W]; video [B, T, 1 or 3, H, W]; spectrograms [B, time, mel]; texts by `encode_texts`.
     """
 
@@ -51,7 +53,8 @@ class HuggingFaceBackbone(FrozenBackbone):
         self.net: Any = net
         self.family = family
         self._folder = folder
-        self._taps = sorted({int(n.partition(".")[2]) for n in outputs if n.startswith(("layer.", "prefix."))})
+        tapped = ("layer.", "prefix.", "normed.")
+        self._taps = sorted({int(n.partition(".")[2]) for n in outputs if n.startswith(tapped)})
         self.prefix_tokens = _prefix_tokens(family, config)
         self.freeze()
 
@@ -88,6 +91,8 @@ class HuggingFaceBackbone(FrozenBackbone):
         out = {"tokens": tokens, "patch_tokens": tokens[:, first:], "pooled": _pool(self.family, tokens)}
         for index, state in taps.items():
             out[f"layer.{index}"], out[f"prefix.{index}"] = state[:, first:], state[:, :first]
+            if f"normed.{index}" in self.outputs:
+                out[f"normed.{index}"] = getattr(self.net, FINAL_NORMS[self.family])(state[:, first:])
         return out
 
     def _tokenize(self, texts: Sequence[str], max_length: int) -> dict[str, Tensor]:
@@ -208,7 +213,8 @@ def create_huggingface(
     else:
         config, folder = config_class(**known.config), None
     depth = config.num_hidden_layers
-    outputs = output_names(layers, depth=depth, named=NAMED_OUTPUTS, default=("pooled", "patch_tokens"), owner=name)
+    named = (*NAMED_OUTPUTS, "normed.*") if known.family in FINAL_NORMS else NAMED_OUTPUTS
+    outputs = output_names(layers, depth=depth, named=named, default=("pooled", "patch_tokens"), owner=name)
     config.num_hidden_layers = last_block(outputs, depth=depth, final=_FINAL) + 1
     net = _load(model_class, config, path) if path else _random(model_class, config)
     net.predictor = nn.Identity() if hasattr(net, "predictor") else None

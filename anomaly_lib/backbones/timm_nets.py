@@ -19,7 +19,7 @@ class TimmBackbone(FrozenBackbone):
     """A timm network. Transformers answer tokens ``[B, P, C]``, convolutional networks maps ``[B, C, H, W]``.
 
     ``layer.N`` is block N of a transformer or stage N of a convolutional network; ``pooled`` what the head would get;
-    ``patch_tokens`` the normed patch rows (transformers only).
+    ``patch_tokens`` the normed patch rows, ``normed.N`` those of block N behind the same norm (transformers only).
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class TimmBackbone(FrozenBackbone):
             interpolation=about.get("interpolation", "bicubic"),
         )
         self.net: Any = net
-        self._taps = sorted(int(name.removeprefix("layer.")) for name in outputs if name.startswith("layer."))
+        self._taps = sorted({int(name.partition(".")[2]) for name in outputs if name.startswith(("layer.", "normed."))})
         self._needs_end = not self._taps or "pooled" in outputs or "patch_tokens" in outputs
         self.freeze()
 
@@ -64,6 +64,9 @@ class TimmBackbone(FrozenBackbone):
         else:
             final, taps = self.net.forward_features(batch), []
         out = {f"layer.{index}": tap for index, tap in zip(self._taps, taps, strict=True)}
+        for name in self.outputs:
+            if name.startswith("normed."):
+                out[name] = self.net.norm(out[name.replace("normed", "layer")])
         if "pooled" in self.outputs:
             out["pooled"] = self.net.forward_head(final, pre_logits=True)
         if tokens:
@@ -104,8 +107,8 @@ def create_timm(
             tensors = convert({key: value.float() for key, value in tensors.items()}, net)
         load_into(net, tensors, source=str(path))
     depth = len(net.feature_info)
-    named = ("pooled", "patch_tokens") if is_transformer(net) else ("pooled",)
-    default = named if is_transformer(net) else (f"layer.{depth - 3}", f"layer.{depth - 2}")
+    named = ("pooled", "patch_tokens", "normed.*") if is_transformer(net) else ("pooled",)
+    default = named[:2] if is_transformer(net) else (f"layer.{depth - 3}", f"layer.{depth - 2}")
     outputs = output_names(layers, depth=depth, named=named, default=default, owner=name)
     weights_id = file_sha256(path) if path else "random"
     trained = tuple(net.pretrained_cfg["input_size"][-2:])

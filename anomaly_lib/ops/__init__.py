@@ -9,6 +9,7 @@ from anomaly_lib.ops.distance import (
     whitening_matrix,
 )
 from anomaly_lib.ops.foreground import first_component, foreground
+from anomaly_lib.ops.near import best_nearby, nearest_in_each
 from anomaly_lib.ops.patches import grid_to_rows, neighbourhood_mean, pad_to_multiple, stack_layers
 from anomaly_lib.ops.perlin import perlin_noise, random_perlin
 from anomaly_lib.ops.rows import top_mean, unit_rows
@@ -17,6 +18,7 @@ from anomaly_lib.ops.views import generator_of, six_views, turned
 from anomaly_lib.ops.windows import window_partition, window_reverse
 
 __all__ = [
+    "best_nearby",
     "cell_of",
     "coreset_of_chunks",
     "exact_distances",
@@ -29,6 +31,7 @@ __all__ = [
     "grid_to_rows",
     "half_squared_norms",
     "mahalanobis",
+    "nearest_in_each",
     "nearest_neighbours",
     "neighbourhood_mean",
     "pad_to_multiple",

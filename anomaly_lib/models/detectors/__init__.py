@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from anomaly_lib.models.detectors.draem import Draem
     from anomaly_lib.models.detectors.draem_sevnet import DraemSevNet
     from anomaly_lib.models.detectors.memory_bank import MemoryBank
+    from anomaly_lib.models.detectors.musc import MuSc
     from anomaly_lib.models.detectors.padim import Padim
     from anomaly_lib.models.detectors.patchcore import PatchCore
+    from anomaly_lib.models.detectors.rad import Rad
     from anomaly_lib.models.detectors.reverse_distillation import ReverseDistillation
     from anomaly_lib.models.detectors.subspacead import SubspaceAd
     from anomaly_lib.models.detectors.visionad import VisionAd
@@ -20,8 +22,10 @@ PLACES = {
     "Draem": "draem",
     "DraemSevNet": "draem_sevnet",
     "MemoryBank": "memory_bank",
+    "MuSc": "musc",
     "Padim": "padim",
     "PatchCore": "patchcore",
+    "Rad": "rad",
     "ReverseDistillation": "reverse_distillation",
     "SubspaceAd": "subspacead",
     "VisionAd": "visionad",
@@ -34,8 +38,10 @@ __all__ = [
     "Draem",
     "DraemSevNet",
     "MemoryBank",
+    "MuSc",
     "Padim",
     "PatchCore",
+    "Rad",
     "ReverseDistillation",
     "SubspaceAd",
     "VisionAd",

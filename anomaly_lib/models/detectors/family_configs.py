@@ -3,8 +3,12 @@
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from anomaly_lib.config import Options, Switch, arg, override
+from anomaly_lib.config import Options, Switch, arg, override, shown
+from anomaly_lib.errors import OptionError
 from anomaly_lib.options import RunArgs
+
+SUMMARY = "pooled"
+"""The output of a frozen network that is one vector an image."""
 
 
 @dataclass
@@ -59,6 +63,49 @@ class VisionAdConfig(Options):
     sigma: float = override(AnomalyDinoConfig, "sigma", 0.0)
 
 
+@dataclass
+class RadConfig(Options):
+    """RAD: nearest patch near the same place of the most similar normal images."""
+
+    layers: list[str] = arg(
+        ["pooled", "normed.3", "normed.6", "normed.9", "normed.11"],
+        "outputs of the frozen network: pooled says which images are similar, the others are compared one by one",
+    )
+    nearest_images: int = arg(150, "most similar normal images whose patches are searched", at_least=1)
+    radius: int = arg(1, "rows and columns by which a normal patch may lie elsewhere (published: 0 to 2)", at_least=0)
+    top_share: float = override(SubspaceAdConfig, "top_share")
+    sigma: float = override(AnomalyDinoConfig, "sigma", 1.0)
+
+    def check(self) -> None:
+        if SUMMARY not in self.layers or len(self.layers) < 2:
+            raise OptionError(f"layers={shown(self.layers)}: takes {SUMMARY}, which says what is similar, and others")
+
+
+@dataclass
+class MuScConfig(Options):
+    """MuSc: test images that score one another."""
+
+    layers: list[str] = override(RadConfig, "layers", [SUMMARY, "layer.5", "layer.11", "layer.17", "layer.23"])
+    windows: list[int] = arg([1, 3, 5], "sides of the neighbourhoods whose mean is compared", at_least=1)
+    nearest_share: float = arg(
+        0.3, "share of the other images, the most alike, whose distances are averaged", at_least=0, at_most=1
+    )
+    rescore: list[int] = arg(
+        [1, 2, 3], "over how many similar images an image score is averaged (published for VisA: 1 8 9); 0 = off",
+        at_least=0,
+    )  # fmt: skip
+    sigma: float = override(AnomalyDinoConfig, "sigma", 0.0)
+
+    def check(self) -> None:
+        if len(self.layers) - (SUMMARY in self.layers) < 1 or (SUMMARY not in self.layers and 0 not in self.rescore):
+            raise OptionError(
+                f"layers={shown(self.layers)}: takes {SUMMARY} (or rescore=0), which says what is similar, and others"
+            )
+        even = [size for size in self.windows if size % 2 == 0]
+        if even:
+            raise OptionError(f"windows={even[0]}: a neighbourhood has a centre; give odd numbers")
+
+
 FAMILY: dict[str, dict[str, Any]] = {
     "anomalydino": {
         "config": AnomalyDinoConfig,
@@ -77,6 +124,18 @@ FAMILY: dict[str, dict[str, Any]] = {
         "module": "visionad:VisionAd",
         "training": {"backbone": "timm:vit_large_patch14_reg4_dinov2", "image_size": [448, 448], "batch_size": 4},
         "demo": {"layers": ["layer.1", "layer.2", "layer.3"]},
+    },
+    "rad": {
+        "config": RadConfig,
+        "module": "rad:Rad",
+        "training": {"backbone": "dinov3-vitb16", "image_size": [448, 448], "batch_size": 8},
+        "demo": {"layers": [SUMMARY, "layer.1", "layer.3"]},
+    },
+    "musc": {
+        "config": MuScConfig,
+        "module": "musc:MuSc",
+        "training": {"backbone": "ViT-L-14-336:openai", "image_size": [518, 518], "batch_size": 4},
+        "demo": {"layers": [SUMMARY, "layer.1", "layer.3"]},
     },
 }
 """Detector -> its options, where its module lies, published values of what is no option of the module, and what

@@ -1,9 +1,10 @@
 """What the detectors expect of their inputs, said in one line where it is not so."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def check_images(images: Tensor, channels: Sequence[int] = (1, 3)) -> None:
@@ -26,6 +27,13 @@ def maps_of(found: Mapping[str, Tensor], layers: Sequence[str]) -> list[Tensor]:
     if absent:
         raise ValueError(f"layers={' '.join(absent)}: the extractor gives {', '.join(found) or 'nothing'}")
     return [found[name] for name in layers]
+
+
+def take_saved_sizes(module: nn.Module, names: Sequence[str], saved: Mapping[str, Any], prefix: str) -> None:
+    """Give the named buffers, whose sizes depend on what was learnt, the sizes of a saved state before it is loaded."""
+    for name in names:
+        if prefix + name in saved:
+            setattr(module, name, saved[prefix + name].to(getattr(module, name).device))
 
 
 def parameter_count(module: torch.nn.Module) -> str:

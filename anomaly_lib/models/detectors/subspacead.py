@@ -11,6 +11,7 @@ from anomaly_lib.models.detectors.banks import joined, mean_maps, one_of
 from anomaly_lib.models.detectors.configs import summary_of
 from anomaly_lib.models.detectors.contract import FeatureDetector, Features, Size
 from anomaly_lib.models.detectors.family_configs import SubspaceAdConfig
+from anomaly_lib.models.detectors.shapes import take_saved_sizes
 from anomaly_lib.ops import cell_of, gaussian_blur, generator_of, top_mean, turned, upsample_maps
 from anomaly_lib.types import Prediction
 
@@ -129,8 +130,5 @@ class SubspaceAd(FeatureDetector):
         return Prediction(top_mean(drawn.flatten(1), self.config.top_share), drawn, cell=cell_of(maps, size))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for name in ("mean", "axes"):  # sizes depend on the data: take the saved ones'
-            saved = state_dict.get(prefix + name)
-            if saved is not None:
-                setattr(self, name, saved.to(getattr(self, name).device))
+        take_saved_sizes(self, ("mean", "axes"), state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)

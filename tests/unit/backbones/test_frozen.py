@@ -78,3 +78,15 @@ def test_a_pass_frees_the_states_nobody_asked_for(name: str) -> None:
     backbone.encode(images(backbone))
     assert len(alive) == len(blocks) + 1
     assert max(alive) <= 1  # the input of what has just run
+
+
+@pytest.mark.parametrize("name", ["tiny-dinov2", "tiny-dinov3", "timm:test_vit"])
+def test_normed_outputs_are_the_blocks_behind_the_final_norm(name: str) -> None:
+    backbone = make(name, layers=("normed.0", 0, "normed.-1", "patch_tokens"))
+    found = list(backbone.encode(images(backbone)).values())
+    norms = [m for n, m in backbone.named_modules() if n in ("net.norm", "net.layernorm")]
+    assert found[0].equal(norms[0](found[1]))
+    assert not found[0].equal(found[1])
+    assert found[2].equal(found[3])
+    alone = make(name, layers=("normed.0",)).encode(images(backbone))
+    assert list(alone) == ["normed.0"]
