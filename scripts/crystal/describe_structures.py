@@ -8,7 +8,9 @@ are kept, so the script can be stopped and started at will.
 """
 
 import csv
+import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from pathlib import Path
 from anomaly_lib.command_line import command
 from anomaly_lib.config import Options, arg
 from anomaly_lib.errors import UserError
+from anomaly_lib.files import csv_rows
 
 HEADER = ["Id", "Composition", "prop", "Description", "File_Name"]
 
@@ -38,18 +41,26 @@ class DescribeArgs(Options):
 
 def read_targets(path: Path) -> list[tuple[str, float]]:
     """(file name, value) of every row."""
-    if not path.is_file():
-        raise UserError(f"targets={path}: no such file")
-    found = []
-    with open(path, newline="", encoding="utf-8-sig") as stream:
-        for number, row in enumerate(csv.reader(stream), start=1):
-            if not row:
-                continue
-            try:
-                found.append((row[0].strip(), float(row[1])))
-            except (IndexError, ValueError):
-                raise UserError(f"{path}, line {number}: expected a file name and a number, found {row}") from None
-    return found
+    found: dict[str, float] = {}
+    for line, row in csv_rows(path):
+        try:
+            name, value = row[0].strip(), float(row[1])
+        except (IndexError, ValueError):
+            raise UserError(f"{path}, line {line}: expected a file name and a number, found {row}") from None
+        if not name or not math.isfinite(value):
+            raise UserError(f"{path}, line {line}: expected a file name and a finite number, found {row}")
+        if name in found:
+            raise UserError(f"{path}, line {line}: {name} is listed twice; keep one value of it")
+        found[name] = value
+    return list(found.items())
+
+
+def find_source(folder: Path, name: str) -> Path:
+    """The structure file that a row of the targets means; the suffix may be left out, as in JARVIS's own tables."""
+    from anomaly_lib.systems.crystal.data.dataset import structure_file
+
+    path = folder / name
+    return path if path.is_file() else structure_file(folder, name) or path
 
 
 def one_row(source: Path, target: float, cif: Path, describer: str) -> list[str]:
@@ -67,7 +78,8 @@ def run(args: DescribeArgs) -> None:
     """Describe what is not described yet."""
     from anomaly_lib.systems.crystal.data.pool import worker_pool
 
-    sources = [(Path(args.structures) / name, value) for name, value in read_targets(Path(args.targets))]
+    targets = read_targets(Path(args.targets))
+    sources = [(find_source(Path(args.structures), name), value) for name, value in targets]
     folder = Path(args.root_dir) / "jarvis" / args.property
     (folder / "cif").mkdir(parents=True, exist_ok=True)
     table = folder / "description.csv"
@@ -76,6 +88,9 @@ def run(args: DescribeArgs) -> None:
         with open(table, newline="", encoding="utf-8") as stream:
             done = {row[0] for row in csv.reader(stream) if row}
     ids = {source: source.name if source.suffix == "" else source.stem for source, _ in sources}
+    if len(set(ids.values())) < len(sources):
+        twice = next(one for one, count in Counter(ids[source] for source, _ in sources).items() if count > 1)
+        raise UserError(f"{args.targets}: two rows mean the structure {twice}; keep one of them")
     todo = [(source, value) for source, value in sources if ids[source] not in done]
     work = [(source, value, folder / "cif" / f"{ids[source]}.cif", args.describer) for source, value in todo]
     with open(table, "a", newline="", encoding="utf-8") as stream:

@@ -421,7 +421,7 @@ def test_wrong_inputs_are_told_what_was_expected(on_disk, wrong, said):
 
 def test_a_run_without_any_recording_is_refused(on_disk, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty: neither video, images, audio nor sensors"):
+    with pytest.raises(UserError, match="empty: holds no video, sound, sensor table or photo"):
         on_disk[2].predict(tmp_path / "empty")
 
 

@@ -181,6 +181,8 @@ def described_crystals(inputs: Any) -> list[tuple[Crystal, str | None]]:
 
 def _described(one: Any) -> tuple[Crystal, str | None]:
     structure, text = one if isinstance(one, tuple) and len(one) == 2 else (one, None)
+    if isinstance(text, str) and text.lower().endswith(READ_SUFFIXES):
+        raise UserError(f"{text}: a description is text, not a file; for several structures give a list, not a tuple")
     if isinstance(structure, (str, Path)):
         structure = read_crystal(Path(structure))
     if not isinstance(structure, Crystal) or not isinstance(text, (str, type(None))):

@@ -151,9 +151,9 @@ def test_bad_structures_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a JARVIS structure"):
         crystal_from_record({"elements": ["Na"]}, "r")
     for name, content, said in (
-        ("cut.json", '{"atoms": {', "not a readable JSON"),
+        ("cut.json", '{"atoms": {', "not valid JSON|not text"),
         ("list.json", "[1, 2]", "expected one object"),
-        ("bytes.json", b"\xff\xfe\x00", "not a readable JSON"),
+        ("bytes.json", b"\xff\xfe\x00", "not valid JSON|not text"),
         ("element.json", '{"lattice": [[3,0,0],[0,3,0],[0,0,3]], "coords": [[0,0,0]], "elements": ["Xx"]}', "'Xx'"),
         ("number.json", '{"lattice": [[3,0,0],[0,3,0],[0,0,3]], "coords": [[0,0,0]], "elements": [11]}', "JARVIS"),
         ("flat.json", '{"lattice": [[3,0,0],[3,0,0],[0,0,3]], "coords": [[0,0,0]], "elements": ["Na"], '
@@ -275,7 +275,7 @@ def test_bad_rows_each_get_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"line 3: expected 5 fields, found 3"):
         read_table(tmp_path, "jarvis", "formation_energy")
     (folder / "description.csv").write_bytes(("\n".join(lines) + "\ndemo-9,X,1.0,\u00c5,f\n").encode("latin-1"))
-    with pytest.raises(UserError, match="not UTF-8 text"):
+    with pytest.raises(UserError, match="not text in UTF-8"):
         read_table(tmp_path, "jarvis", "formation_energy")
     rewrite(2, lines[2])
     os.remove(folder / "cif" / "demo-0004.cif")

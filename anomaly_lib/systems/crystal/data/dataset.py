@@ -1,16 +1,16 @@
 """The folder layouts of the published program: CIF files beside a description.csv, one folder a property."""
 
-import csv
-import json
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from anomaly_lib.config import configure
 from anomaly_lib.errors import UserError
+from anomaly_lib.files import csv_rows, read_json
 from anomaly_lib.systems.crystal.data.settings import DATASETS, SplitSettings, property_name
 from anomaly_lib.systems.crystal.data.store import Source
 
@@ -99,24 +99,8 @@ def _target(text: str, layout: _Layout, where: str) -> float:
     return value if math.isfinite(value) else math.nan
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Where a row stands and its fields; the header and empty lines are left out."""
-    with open(path, newline="", encoding="utf-8-sig") as stream:
-        reader = csv.reader(stream)
-        try:
-            next(reader, None)
-            for fields_ in reader:
-                if fields_:
-                    yield f"{path}, line {reader.line_num}", fields_
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path}: not UTF-8 text ({error.reason} after line {reader.line_num}); convert it"
-            ) from error
-        except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num}: not a readable CSV row ({error})") from error
-
-
-def _structure_file(folder: Path, name: str) -> Path | None:
+def structure_file(folder: Path, name: str) -> Path | None:
+    """The structure called `name` in `folder`, of any format; None if there is none."""
     for suffix in (".cif", ".vasp", ".extxyz", ".json"):
         if (folder / f"{name}{suffix}").is_file():
             return folder / f"{name}{suffix}"
@@ -126,15 +110,16 @@ def _structure_file(folder: Path, name: str) -> Path | None:
 def read_table(root: Path, dataset: str, prop: str, *, on_error: str = "fail") -> CrystalTable:
     """All usable rows below `root`. Missing structures stop here unless `on_error` is "skip"."""
     layout = _layout(root, dataset, prop)
-    if not layout.csv.is_file():
+    if not layout.csv.exists():
         raise UserError(f"{layout.csv}: no such file; it must list id, target and description of every crystal")
     table = CrystalTable([], folder=layout.csv.parent)
     seen: set[str] = set()
-    for where, fields_ in _csv_rows(layout.csv):
+    for line, fields_ in islice(csv_rows(layout.csv), 1, None):
+        where = f"{layout.csv}, line {line}"
         if len(fields_) != layout.columns:
             raise UserError(f"{where}: expected {layout.columns} fields, found {len(fields_)} (quote the text)")
         name, target = fields_[0].strip(), _target(fields_[layout.target], layout, where)
-        path = _structure_file(layout.structures, name)
+        path = structure_file(layout.structures, name)
         if math.isnan(target):
             table.without_target.append(name)
         elif name in seen:
@@ -186,12 +171,10 @@ def random_split(size: int, settings: SplitSettings | None = None, **options: An
 
 def split_from_file(path: Path, rows: Sequence[CrystalRow]) -> Split:
     """A split given as {"train": [ids], "val": [...], "test": [...]}; ids that were left out are ignored."""
+    parts = read_json(path)
     try:
-        parts = json.loads(path.read_text(encoding="utf-8"))
         wanted = [set(map(str, parts[name])) for name in ("train", "val", "test")]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such split file") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(f"{path}: not a split file with train, val and test lists ({error})") from None
     found = [[i for i, row in enumerate(rows) if row.id in ids] for ids in wanted]
     if not all(found):

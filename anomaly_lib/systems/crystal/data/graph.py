@@ -44,6 +44,8 @@ class GraphBuilder:
 
     def __call__(self, crystal: Crystal) -> CrystalGraph:
         first, second, image = self._nearest(crystal)
+        if np.abs(image).max() >= 500:  # `_bonds` numbers them by thousands
+            raise UserError(f"{crystal.name or 'crystal'}: a bond crosses 500 cells; reduce this very oblique cell")
         first, second, image = self._bonds(first, second, image)
         frac = crystal.frac_coords
         vectors = (frac[second] + image - frac[first]) @ crystal.lattice  # [bonds, 3]
@@ -64,8 +66,13 @@ class GraphBuilder:
 
             self._lists[radius] = vesin.NeighborList(cutoff=radius, full_list=True)
         found = self._lists[radius].compute(points=positions, box=crystal.lattice, periodic=True, quantities="ijSd")
-        far_enough = found[3] > self.MIN_DISTANCE
-        return tuple(np.asarray(part)[far_enough] for part in found)
+        if found[3].size and found[3].min() <= self.MIN_DISTANCE:
+            first, second = (int(part[found[3].argmin()]) for part in found[:2])
+            raise UserError(
+                f"{crystal.name or 'crystal'}: atoms {first} and {second} are {found[3].min():.2g} Angstrom apart: one "
+                "atom that is listed twice, or another unit?"
+            )
+        return tuple(map(np.asarray, found))
 
     def _nearest(self, crystal: Crystal) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """All (i, j, image) up to the whole shell of the k-th neighbour of i."""
@@ -94,7 +101,7 @@ class GraphBuilder:
         """Each bond once, smaller index first; the sign of a self-image is settled unless both signs are wanted."""
         if not self.settings.use_canonize:
             return i, j, image
-        lexical = image[:, 0] * 10**6 + image[:, 1] * 10**3 + image[:, 2]  # images never reach 500 cells
+        lexical = image[:, 0] * 10**6 + image[:, 1] * 10**3 + image[:, 2]
         swap = i > j
         if self.settings.periodic_images == "exact":
             swap |= (i == j) & (lexical < 0)

@@ -18,10 +18,15 @@ from anomaly_lib.systems.crystal.data.pool import worker_pool
 from anomaly_lib.systems.crystal.data.settings import GraphSettings
 from anomaly_lib.systems.crystal.data.structure import Crystal, read_crystal
 
-_MAGIC = b"anomaly_lib crystal graphs 1\n"
+_MAGIC = b"anomaly_lib crystal graphs 2\n"
 _ARRAYS = ("atom_offsets", "edge_offsets", "numbers", "source", "target", "vectors")
 _CHUNK = 64  # structures per task of a worker process
 Source = Path | Crystal
+
+
+def _body_start(header_size: int) -> int:
+    """Where the arrays begin: behind the head, on a 64-byte border."""
+    return -(-(len(_MAGIC) + 12 + header_size) // 64) * 64
 
 
 def fingerprint(sources: Sequence[Source], settings: GraphSettings) -> str:
@@ -32,7 +37,8 @@ def fingerprint(sources: Sequence[Source], settings: GraphSettings) -> str:
             digest.update(source.lattice.tobytes() + source.frac_coords.tobytes() + source.numbers.tobytes())
         else:
             stat = source.stat() if source.is_file() else None
-            digest.update(f"{source.name}:{stat and (stat.st_size, stat.st_mtime_ns)}\n".encode())
+            when = stat and (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)  # the last no tool can set back
+            digest.update(f"{source.absolute()}:{when}\n".encode())
     return digest.hexdigest()[:24]
 
 
@@ -81,20 +87,20 @@ class GraphStore(Sequence[CrystalGraph]):
         return cls(arrays, errors)
 
     def write(self, path: Path) -> None:
-        """One file: a JSON header line, then the raw arrays, each on a 64-byte border."""
-        layout, position, checksum = {}, 0, 0
+        """One file: sizes and a CRC-32 of all that follows, a JSON header, the arrays, each on a 64-byte border."""
+        layout, position = {}, 0
         for name in _ARRAYS:
             array = np.ascontiguousarray(self._arrays[name])
             layout[name] = {"dtype": array.dtype.str, "shape": list(array.shape), "offset": position}
             position += -(-array.nbytes // 64) * 64
+        header = json.dumps({"arrays": layout, "bytes": position, "errors": self.errors}).encode()
+        checksum = zlib.crc32(header)
         for block in self._blocks():
             checksum = zlib.crc32(block, checksum)
-        header = json.dumps({"arrays": layout, "bytes": position, "crc32": checksum, "errors": self.errors}).encode()
 
         def fill(stream: IO[bytes]) -> None:
-            start = -(-(len(_MAGIC) + 8 + len(header)) // 64) * 64
-            stream.write(_MAGIC + len(header).to_bytes(8, "little") + header)
-            stream.write(b"\0" * (start - stream.tell()))
+            stream.write(_MAGIC + len(header).to_bytes(8, "little") + checksum.to_bytes(4, "little") + header)
+            stream.write(b"\0" * (_body_start(len(header)) - stream.tell()))
             for block in self._blocks():
                 stream.write(block)
 
@@ -112,13 +118,15 @@ class GraphStore(Sequence[CrystalGraph]):
             with open(path, "rb") as stream:
                 if stream.read(len(_MAGIC)) != _MAGIC:
                     return None
-                header_size = int.from_bytes(stream.read(8), "little")
-                header = json.loads(stream.read(header_size))
-            start = -(-(len(_MAGIC) + 8 + header_size) // 64) * 64
-            body = np.memmap(path, dtype=np.uint8, mode="r", offset=start)
-            if len(body) != header["bytes"] or zlib.crc32(body.data) != header["crc32"]:
+                size, checksum = (int.from_bytes(stream.read(width), "little") for width in (8, 4))
+                said = stream.read(size) if size <= path.stat().st_size else b""
+            body = np.memmap(path, dtype=np.uint8, mode="r", offset=_body_start(size))
+            if zlib.crc32(body.data, zlib.crc32(said)) != checksum:
                 return None
-        except (OSError, ValueError, KeyError):
+            header = json.loads(said)
+        except (OSError, ValueError, OverflowError):
+            return None
+        if len(body) != header["bytes"]:
             return None
         arrays = {}
         for name, entry in header["arrays"].items():

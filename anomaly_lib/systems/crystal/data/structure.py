@@ -8,11 +8,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from anomaly_lib.errors import UserError
+from anomaly_lib.errors import UserError, reason_of
+from anomaly_lib.files import check_file, read_json
 from anomaly_lib.models.crystal.elements import SYMBOLS, atomic_number, clip_atomic_numbers
 
 _ASE_FORMATS = {".cif": "cif", ".vasp": "vasp", ".poscar": "vasp", ".extxyz": "extxyz", ".xyz": "extxyz"}
 READ_SUFFIXES = (*_ASE_FORMATS, ".json")
+LONGEST = 1e4  # Angstrom from one end of a cell to the other
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,17 @@ class Crystal:
         where = f"{self.name or 'crystal'}: "
         if self.lattice.shape != (3, 3) or not np.isfinite(self.lattice).all():
             raise UserError(f"{where}the lattice must be 3x3 finite numbers")
-        if self.frac_coords.shape != (len(self.numbers), 3) or not np.isfinite(self.frac_coords).all():
-            raise UserError(f"{where}needs three finite coordinates per atom")
         if len(self.numbers) == 0:
             raise UserError(f"{where}has no atoms")
+        if self.frac_coords.shape != (len(self.numbers), 3) or not np.isfinite(self.frac_coords).all():
+            shape = "x".join(map(str, self.frac_coords.shape))
+            raise UserError(f"{where}needs three finite coordinates for each of {len(self.numbers)} atoms, has {shape}")
+        if max(np.abs(self.lattice).max(), np.abs(self.frac_coords @ self.lattice).max()) > LONGEST:
+            raise UserError(f"{where}reaches farther than {LONGEST:g} Angstrom; is another unit meant?")
         if self.volume < 1e-3:
             raise UserError(f"{where}the cell vectors do not span a volume")
+        if self.numbers.min() < 1:
+            raise UserError(f"{where}an atom is of no element")
 
     @property
     def volume(self) -> float:
@@ -52,19 +59,17 @@ def make_crystal(lattice: Any, frac_coords: Any, elements: list[str], name: str 
         numbers = np.array([atomic_number(symbol) for symbol in elements], dtype=np.int64)
     except UserError as error:
         raise UserError(f"{name or 'crystal'}: {error}") from None
-    return Crystal(
-        lattice=np.asarray(lattice, dtype=np.float64),
-        frac_coords=np.asarray(frac_coords, dtype=np.float64).reshape(-1, 3),
-        numbers=numbers,
-        name=name,
-    )
+    try:
+        cell, places = (np.asarray(values, dtype=np.float64) for values in (lattice, frac_coords))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{name or 'crystal'}: lattice and coordinates must be numbers ({reason_of(error)})") from None
+    return Crystal(lattice=cell, frac_coords=places, numbers=numbers, name=name)
 
 
 def read_crystal(path: Path) -> Crystal:
     """One structure from one file; the format follows from the suffix (POSCAR files may have none)."""
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such structure file")
+    check_file(path, "structure file")
     if path.suffix.lower() == ".json":
         return _read_json(path)
     if path.suffix.lower() in _ASE_FORMATS:
@@ -75,10 +80,7 @@ def read_crystal(path: Path) -> Crystal:
 
 
 def _read_json(path: Path) -> Crystal:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also bytes that are no text
-        raise UserError(f"{path}: not a readable JSON file ({error})") from error
+    record = read_json(path)
     if not isinstance(record, dict):
         raise UserError(f"{path}: not a JARVIS structure (expected one object with lattice, coordinates and elements)")
     return crystal_from_record(record, name=str(path))
@@ -88,19 +90,21 @@ def _read_with_ase(path: Path, file_format: str) -> Crystal:
     import ase.io
 
     try:
-        atoms = cast(Any, ase.io.read(path, index=0, format=file_format))
-    except Exception as error:  # every parser failure of every format becomes one line that names the file
-        raise UserError(f"{path}: not a readable {file_format} file ({type(error).__name__}: {error})") from error
+        atoms = cast(Any, ase.io.read(path, index=0, format=file_format, do_not_split_by_at_sign=True))
+        places = atoms.get_scaled_positions(wrap=False) if all(atoms.pbc) else None
+    except Exception as error:  # noqa: BLE001  (parsers of damaged files raise many kinds)
+        reason = f"{type(error).__name__}: {reason_of(error)}"
+        raise UserError(f"{path}: not a readable {file_format} file ({reason})") from None
+    if places is None:
+        raise UserError(f"{path}: no periodic cell in all three directions")
     for site, species in (atoms.info.get("occupancy") or {}).items():
         if len(species) > 1 or any(abs(float(share) - 1.0) > 1e-3 for share in species.values()):
             raise UserError(
                 f"{path}: site {site} is partially occupied {species}; use an ordered cell of this structure"
             )
-    if not all(atoms.pbc):
-        raise UserError(f"{path}: no periodic cell in all three directions")
     return Crystal(
         lattice=np.asarray(atoms.cell, dtype=np.float64),
-        frac_coords=atoms.get_scaled_positions(wrap=False),
+        frac_coords=places,
         numbers=np.asarray(atoms.numbers, dtype=np.int64),
         name=str(path),
     )
@@ -115,8 +119,9 @@ def crystal_from_record(record: dict[str, Any], name: str = "") -> Crystal:
         elements = [element.strip() for element in record["elements"]]
         if record.get("cartesian", False):
             coords = coords @ np.linalg.inv(lattice)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:  # ValueError: a singular lattice is one, too
-        raise UserError(f"{name or 'JSON record'}: not a JARVIS structure ({type(error).__name__}: {error})") from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:  # also of a singular lattice
+        reason = f"{type(error).__name__}: {reason_of(error)}"
+        raise UserError(f"{name or 'JSON record'}: not a JARVIS structure ({reason})") from None
     return make_crystal(lattice, coords, elements, name=name or str(record.get("id", "")))
 
 

@@ -14,7 +14,6 @@ from anomaly_lib.detect.scores import Scores
 from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.checkpoint import Checkpoint
 from anomaly_lib.errors import UserError
-from anomaly_lib.models.weld.quad_config import MODALITIES
 from anomaly_lib.systems.weld.data.manifest import CLASSES, WeldRun, select_runs
 from anomaly_lib.systems.weld.features import WeldFeatures
 from anomaly_lib.systems.weld.inputs import build_features, moved_weights
@@ -96,9 +95,6 @@ class QuadDetector(Detector):
         """`inputs`: one or many run folders or runs. Parts: the score head and the probability of each class."""
         runs = runs_of(inputs)
         out = self.encode(runs)
-        for run, present in zip(runs, out["present"], strict=True):
-            if not present.any():
-                raise UserError(f"{run.folder}: neither {', '.join(MODALITIES[:-1])} nor {MODALITIES[-1]} in this run")
         probabilities = out["logits"].softmax(1)
         parts = {f"class {name}": probabilities[:, i] for i, name in enumerate(CLASSES)}
         return Prediction(defect_margin(self.bank, out["features"]), parts={"head": out["anomaly_score"], **parts})
