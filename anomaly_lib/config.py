@@ -43,6 +43,7 @@ def arg(
     length: int | None = None,
     needs: Mapping[str, Any] | None = None,
     result: bool = True,
+    resumable: bool = False,
 ) -> Any:
     """One option. `aliases` are the originals' other spellings; a ``None`` default needs its `type` said.
 
@@ -50,7 +51,8 @@ def arg(
     of values that all do, or `ANY` for anything but None, False and nothing); given without that, it is refused. What
     it needs may be an option that only a derived class has, e.g. which of several models is trained.
     `result`: False where it says how or where a run happens and has no part in what comes out of it, so that a run may
-    go on in the same folder with another value.
+    go on in the same folder with another value. `resumable`: a run that is resumed may be given another value of it,
+    although it has a part in the result.
     """
     if default is None and type is None:
         raise TypeError("an option whose default is None must say its type")
@@ -63,6 +65,7 @@ def arg(
         "length": length,
         "needs": dict(needs or {}),
         "result": result,
+        "resumable": resumable,
     }
     metadata["help"] = _help_text(help, default, metadata)
     if isinstance(default, bool):
@@ -84,6 +87,7 @@ def override(
     aliases: Sequence[str] = (),
     choices: Sequence[Any] | None = None,
     needs: Mapping[str, Any] | None = None,
+    resumable: bool | None = None,
 ) -> Any:
     """The option `name` of a shared group with another default, help, choices or more aliases for one system."""
     base: Field[Any] = next(f for f in fields(owner) if f.name == name)
@@ -100,6 +104,7 @@ def override(
         length=meta["length"],
         needs=meta["needs"] if needs is None else needs,
         result=meta["result"],
+        resumable=meta["resumable"] if resumable is None else resumable,
     )
 
 
@@ -140,7 +145,9 @@ class _FilledFromPresets(type):
                 remedy = f"; did you mean {close[0]}?" if close else ""
                 raise OptionError(f"{cls.__name__} has no option {name!r}{remedy}")
         args = cast(A, type.__call__(cls, **(cls.implied(given) | given)))  # type: ignore[attr-defined]
-        refuse_without_effect(args, given)
+        vars(args)["_given"] = frozenset(given)
+        if given.get("resume") is None:  # else the other options are in a file, and `engine.resume` checks all of them
+            refuse_without_effect(args, given)
         return args
 
 
@@ -309,6 +316,11 @@ def configure(cls: type[A], config: A | None, options: Mapping[str, Any]) -> A:
     if config is not None and options:
         raise OptionError(f"give a configuration or keyword options, not both (got {', '.join(options)} beside it)")
     return cls(**options) if config is None else config
+
+
+def given_options(args: Any) -> frozenset[str]:
+    """Names of the options that were given: on the command line, in a configuration file or by keyword."""
+    return vars(args).get("_given", frozenset())  # type: ignore[no-any-return]
 
 
 def to_plain(args: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import codecs
 import csv
 import json
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -77,6 +78,12 @@ def _umask() -> int:
 def write_atomic(path: Path | str, write: Callable[[IO[Any]], object], mode: str = "wb") -> None:
     with atomic_file(path, mode) as stream:
         write(stream)
+
+
+def copy_file(source: Path | str, target: Path | str) -> None:
+    """Copy a file under a name that stands for the whole of it or for nothing."""
+    with atomic_file(target) as stream, Path(source).open("rb") as content:
+        shutil.copyfileobj(content, stream)
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -25,7 +25,10 @@ class RunArgs(Options):
     )
     save_path: Optional[str] = arg(None, "also write the finished checkpoint to this file", type=str, result=False)
     resume: Optional[str] = arg(
-        None, "continue from PATH, 'best' or 'latest' instead of the run folder's own state", type=str, result=False
+        None,
+        "go on from PATH, 'best' or 'latest', with the options and on the data of that file",
+        type=str,
+        result=False,
     )
     fresh: Switch = arg(False, "start over even if the run folder holds an unfinished or finished run", result=False)
     save_every: int = arg(1, "epochs between checkpoints", at_least=1, result=False)
@@ -58,9 +61,14 @@ class DataArgs(Options):
     """The data."""
 
     dataset: str = arg("demo", "layout of the data at --data-path; 'demo' is built in")
-    data_path: Optional[str] = arg(None, "folder of the data set; None = the built-in demo data", type=str)
+    data_path: Optional[str] = arg(
+        None, "folder of the data set; None = the built-in demo data", type=str, resumable=True
+    )
     on_error: str = arg(
-        "fail", "a damaged file stops the run, or is skipped and listed in run.json", choices=["fail", "skip"]
+        "fail",
+        "a damaged file stops the run, or is skipped and listed in run.json",
+        choices=["fail", "skip"],
+        resumable=True,
     )
 
 
@@ -68,7 +76,7 @@ class DataArgs(Options):
 class OptimArgs(Options):
     """Optimisation."""
 
-    epochs: int = arg(100, "passes over the training data", at_least=0, aliases=["epoch", "num-epochs"])
+    epochs: int = arg(100, "passes over the training data", at_least=0, aliases=["epoch", "num-epochs"], resumable=True)
     batch_size: int = arg(8, "examples per step", at_least=1)
     learning_rate: float = arg(1e-3, "peak learning rate", at_least=0, aliases=["lr"])
     weight_decay: float = arg(0.0, "decoupled weight decay (none on biases and norms)", at_least=0, aliases=["wd"])
@@ -83,7 +91,7 @@ class BackboneArgs(Options):
 
     backbone: str = arg("demo-clip", "name of the frozen encoder; see python -m anomaly_lib list")
     weights: Optional[str] = arg(
-        None, "weight file, folder or name; 'random' = untrained, marked in every result", type=str
+        None, "weight file, folder or name; 'random' = untrained, marked in every result", type=str, resumable=True
     )
     download: Switch = arg(False, "allow the encoder's library to download its weights", result=False)
 
@@ -106,7 +114,9 @@ class CacheArgs(Options):
 class DecisionArgs(Options):
     """The decision."""
 
-    false_alarms: float = arg(0.05, "promised share of normal inputs that are called anomalous", at_least=0, at_most=1)
+    false_alarms: float = arg(
+        0.05, "promised share of normal inputs that are called anomalous", at_least=0, at_most=1, resumable=True
+    )
 
 
 @dataclass

@@ -1,14 +1,11 @@
 """Normal samples that a detector has not been fitted on: which are kept from training, and the decision they set."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from anomaly_lib.detect.decision import CALIBRATE, Decision
-from anomaly_lib.errors import UserError
 from anomaly_lib.types import Prediction
 
 WANTED, FEWEST = 10, 3  # samples kept from training: at least, and the least that is worth it where there are few
@@ -38,15 +35,6 @@ def hold_out(count: int, share: float, *, seed: int, what: str = "normal images"
         why = f"{count} {what} are too few to keep any from training" if share else f"all {what} are trained on"
         remark = f"{why}: no decision ({CALIBRATE} makes one from other normal data)"
     return HeldOut(learn, kept, remark)
-
-
-def check_same_kept(found: Any, kept: Sequence[str]) -> None:
-    """Refuse to go on from a checkpoint whose training kept other samples back (`found`) than the options mean now."""
-    if sorted(found or []) != sorted(kept):
-        raise UserError(
-            "resume: that run kept other samples from training, so the decision would rest on data it has learned; "
-            "give its seed= and calibration_share= (and its data), or fresh=True"
-        )
 
 
 def decision_from(found: Prediction, rate: float, *, of: str) -> Decision:

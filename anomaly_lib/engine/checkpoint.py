@@ -50,13 +50,27 @@ class TrainState:
             if state is None:
                 raise UserError(f"{source}: has no {name} to go on from; give another resume=, or fresh=True")
             try:
+                steps = getattr(part, "total_steps", None)
                 part.load_state_dict(state)
+                if getattr(part, "total_steps", None) != steps:
+                    raise ValueError("its one-cycle schedule has another length: leave epochs= out")
             except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
                 raise UserError(f"{source}: its {name} does not fit these options ({reason_of(error)})") from error
+        _set_rates(self.scheduler)
         self.best, self.history, self.extra = dict(saved["best"]), list(saved["history"]), dict(saved["extra"])
         self.extra.pop("decision", None)  # it was made for the weights that training now goes on from
         if rng:
             set_rng_state(saved["rng"])
+
+
+def _set_rates(scheduler: Any) -> None:
+    """The learning rates that the schedule gives for the next epoch, which is another one than saved when the run has
+    been given more epochs; else the same bits.
+    """
+    if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+        groups = scheduler.optimizer.param_groups
+        for group, base, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+            group["lr"] = base * factor(scheduler.last_epoch)
 
 
 def plain(value: Any, where: str = "checkpoint") -> Any:

@@ -18,7 +18,6 @@ Killing the process at any moment and running the same command again ends with t
 import hashlib
 import json
 import platform
-import shutil
 import subprocess
 import sys
 import time
@@ -34,18 +33,18 @@ from filelock import lock_descriptor
 
 from anomaly_lib.backbones.identity import weight_remarks, weights_in_words
 from anomaly_lib.config import result_options, to_plain
+from anomaly_lib.data.fingerprint import DataFingerprint
 from anomaly_lib.engine import distributed
 from anomaly_lib.engine.checkpoint import TrainState, check_weights, load_checkpoint, save_checkpoint
 from anomaly_lib.engine.log import Log, Trackers
+from anomaly_lib.engine.resume import CHECKPOINT, carry_best, changes, check_data, resume_file
 from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.engine.words import closing_lines, data_in_words, told_each_epoch
 from anomaly_lib.errors import UserError
 from anomaly_lib.features import MissingFeatures
-from anomaly_lib.files import atomic_file, read_json, remove_leftovers, write_json, write_text
+from anomaly_lib.files import copy_file, read_json, remove_leftovers, write_json, write_text
 from anomaly_lib.interrupt import stop_signals
 from anomaly_lib.types import RunResult
-
-CHECKPOINT = "checkpoint.pt"
 
 
 def options_hash(args: Any) -> str:
@@ -100,51 +99,101 @@ def read_record(path: Path) -> dict[str, Any]:
     return dict(record)
 
 
+def new_record(system: str, args: Any) -> dict[str, Any]:
+    """run.json of a run that begins."""
+    return {
+        "system": system, "status": "new", "args": to_plain(args), "seed": args.seed,
+        "seconds": 0.0, "metrics": {}, "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
+    }  # fmt: skip
+
+
 class Run:
     """Open with `Run.open`; use as a context manager so that locks are freed and the status tells the truth."""
 
-    def __init__(self, system: str, args: Any, folder: Path) -> None:
-        self.system, self.args, self.dir = system, args, folder
+    def __init__(
+        self, system: str, args: Any, folder: Path, data: DataFingerprint | None = None, kept: Sequence[str] = ()
+    ) -> None:
+        self.system, self.args, self.dir, self.data = system, args, folder, data
+        self.kept = tuple(kept)  # names of the files that hold the best epoch
         self.log = Log(folder)
         self.record: dict[str, Any] = {}
+        self.source: Path | None = None  # the checkpoint to go on from, and its content
+        self.saved: dict[str, Any] | None = None
         self.trackers: Trackers | None = None
         self._stack = ExitStack()
         self._started = self._epoch_began = time.monotonic()
         self._epoch_seconds: list[float] = []  # of this process
 
     @classmethod
-    def open(cls, system: str, args: Any, *, name: str) -> "Run":
-        return cls(system, args, default_folder(system, args, name))
+    def open(
+        cls, system: str, args: Any, *, name: str, data: DataFingerprint | None = None, kept: Sequence[str] = ()
+    ) -> "Run":
+        """The run that these options mean. `data`: what it trains and tests on; `kept`: its files of best epochs."""
+        return cls(system, args, default_folder(system, args, name), data, kept)
 
     # -- life cycle ---------------------------------------------------------------------------------------------
 
     def __enter__(self) -> "Run":
         self.dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self._begin()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def _begin(self) -> None:
         if distributed.is_main():
             self._lock()
             remove_leftovers(self.dir)
-        earlier = read_record(self.dir / "run.json") if (self.dir / "run.json").is_file() else None
-        nothing_done = earlier is not None and earlier.get("status") in ("new", "failed")
-        if self.args.fresh or (nothing_done and not self.checkpoint.is_file()):
-            earlier = None  # a run that failed before its first checkpoint stands in nobody's way
+        named = resume_file(self.args, self.dir)
+        inside = named is not None and named.resolve().parent == self.dir.resolve()
+        if inside and self.args.fresh:
+            raise UserError(
+                f"fresh=True: would delete what resume={self.args.resume} is to go on from; give one of them"
+            )
+        earlier = self._earlier()
         if earlier is not None:
-            self._refuse_other_options(earlier)
+            self._refuse_other_run(earlier, options=not inside)
         distributed.barrier()
         if self.args.fresh and distributed.is_main():
-            for leftover in [CHECKPOINT, "metrics.jsonl", "log.txt", "run.json"]:
+            for leftover in ["run.json", CHECKPOINT, "metrics.jsonl", "log.txt"]:
                 (self.dir / leftover).unlink(missing_ok=True)
         distributed.barrier()
-        self.record = earlier or {
-            "system": self.system, "status": "new", "args": to_plain(self.args), "seed": self.args.seed,
-            "seconds": 0.0, "metrics": {}, "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
-        }  # fmt: skip
+        self.record = earlier or {}
         self._stack.enter_context(stop_signals())
         if not self.finished:
+            own = self.checkpoint if self.checkpoint.is_file() else None
+            begun = named is not None and self.record.get("resumed") == str(named)  # goes on from its own state again
+            self._read(own if named is None or (begun and own) else named)
+            if not self.record or (inside and self._other_options(self.record)):
+                self.record = new_record(self.system, self.args)
             self.record |= {"status": "running", **machine_facts(), "argv": sys.argv[1:]}
+            self.record |= {} if named is None or inside else {"resumed": str(named)}
+            self.record |= {} if self.data is None else {"fingerprint": self.data.plain()}
             self._write_record()
             seed_everything(self.args.seed + 7919 * distributed.rank())
         self._started = time.monotonic()
-        return self
+
+    def _earlier(self) -> dict[str, Any] | None:
+        """The record of this folder's run; one that failed before its first checkpoint stands in nobody's way."""
+        path = self.dir / "run.json"
+        if self.args.fresh or not path.is_file():
+            return None
+        earlier = read_record(path)
+        nothing_done = earlier["status"] in ("new", "failed") and not self.checkpoint.is_file()
+        return None if nothing_done else earlier
+
+    def _read(self, source: Path | None) -> None:
+        """Open the checkpoint to go on from; it must have been trained on these data."""
+        if source is None:
+            return
+        self.source, self.saved = source, load_checkpoint(source, system=self.system)
+        if self.data is not None:
+            noted = self.saved["extra"].get("fingerprint")
+            remark = check_data(str(source), {"content": noted} if noted else None, self.data, self.args)
+            if remark:
+                self.log.line(remark)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -166,64 +215,69 @@ class Run:
             self._stack.close()
             raise UserError(f"{self.dir}: another process is writing this run; wait for it or give another output_dir=")
 
-    def _refuse_other_options(self, earlier: dict[str, Any]) -> None:
+    def _refuse_other_run(self, earlier: dict[str, Any], *, options: bool) -> None:
+        """The folder's run must be of this system, on these data and (unless it is resumed) with these options."""
         if earlier.get("system") != self.system:
             raise UserError(f"{self.dir}: holds a run of {earlier.get('system')!r}; give another output_dir=")
-        if self.args.resume:
-            return  # asked for in so many words: go on with the options given now
-        old, new = earlier["args"], result_options(self.args)
-        changed = [f"{k}={old.get(k)} -> {v}" for k, v in new.items() if old.get(k) != v]
+        changed = self._other_options(earlier) if options else []
         if changed:
             raise UserError(
                 f"{self.dir}: holds a run with other options ({'; '.join(changed[:3])}): "
                 "give fresh=True, another output_dir= or resume=latest"
             )
+        if self.data is not None:
+            remark = check_data(str(self.dir), earlier.get("fingerprint"), self.data, self.args)
+            if remark and earlier.get("status") == "finished":
+                self.log.line(remark)
+
+    def _other_options(self, earlier: dict[str, Any]) -> list[str]:
+        """What is not as in an earlier record, in words."""
+        old, new = earlier["args"], result_options(self.args)
+        return [f"{name}={old.get(name)} -> {value}" for name, value in new.items() if old.get(name) != value]
 
     # -- state --------------------------------------------------------------------------------------------------
 
     @property
     def finished(self) -> bool:
-        return self.record.get("status") == "finished" and not self.args.resume
+        named = self.args.resume
+        return self.record.get("status") == "finished" and (not named or self.record.get("resumed") == str(named))
 
     @property
     def checkpoint(self) -> Path:
         return self.dir / CHECKPOINT
 
-    def resume_path(self, best_name: str = "best_model.pt") -> Path | None:
-        """The checkpoint to go on from: what --resume names, else this folder's own unfinished one."""
-        if self.args.resume in (None, "latest", "last"):
-            if self.args.resume and not self.checkpoint.is_file():
-                raise UserError(f"resume={self.args.resume}: there is no {self.checkpoint}")
-            return self.checkpoint if self.checkpoint.is_file() else None
-        path = self.dir / best_name if self.args.resume == "best" else Path(self.args.resume)
-        if not path.is_file():
-            raise UserError(f"resume={self.args.resume}: there is no {path}")
-        return path
-
-    def restore(self, state: TrainState, *, best_name: str = "best_model.pt") -> int:
+    def restore(self, state: TrainState) -> int:
         """Load the state to continue from, if any; returns the first epoch still to do."""
-        path = self.resume_path(best_name)
-        saved = None if path is None else load_checkpoint(path, system=self.system)
+        source, saved = self.source, self.saved
         self.trackers = Trackers(self.dir, self.args, self.log, wandb_run_id=(saved or {}).get("wandb_run_id"))
         self._epoch_began = time.monotonic()
-        if saved is None:
+        if source is None or saved is None:
             if distributed.is_main():  # rows of epochs that no checkpoint holds would be repeated
-                (self.dir / "metrics.jsonl").unlink(missing_ok=True)
+                for leftover in ("metrics.jsonl", *self.kept):
+                    (self.dir / leftover).unlink(missing_ok=True)
             return 0
         if "weights" in self.record:
-            check_weights(str(path), saved["extra"], self.record["weights"])
-        state.load_dict(saved, source=str(path), rng=distributed.rank() == 0)
+            check_weights(str(source), saved["extra"], self.record["weights"])
+        state.load_dict(saved, source=str(source), rng=distributed.rank() == 0)
         if distributed.is_main():
+            for name in self.kept if source.resolve().parent != self.dir.resolve() else ():
+                carry_best(source, saved, self.dir, name)
             write_text(self.dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in state.history))
-        self.log.line(f"continuing {path} after epoch {saved['epoch']}")
+        if self.args.resume:
+            self.log.line(f"resume: {', '.join(changes(saved['args'], self.args)) or 'with the options of the file'}")
+        self.log.line(f"continuing {source} after epoch {saved['epoch']}")
+        self.saved = None
         return int(saved["epoch"])
 
     def payload(self, state: TrainState, epochs_done: int) -> dict[str, Any]:
-        """What a checkpoint of this run holds; the record's `weights` (of the frozen networks) are part of it."""
+        """What a checkpoint of this run holds; the weights of its frozen networks and its data are part of it."""
         run_id = self.trackers.wandb_run_id if self.trackers else None
         content = {"args": to_plain(self.args), "epoch": epochs_done, "wandb_run_id": run_id, **state.to_dict()}
+        content["extra"] = dict(state.extra)
         if "weights" in self.record:
-            content["extra"] = {**state.extra, "weights": self.record["weights"]}
+            content["extra"]["weights"] = self.record["weights"]
+        if self.data is not None:
+            content["extra"]["fingerprint"] = self.data.content
         return content
 
     def save(self, state: TrainState, epochs_done: int, name: str = CHECKPOINT) -> Path:
@@ -336,7 +390,7 @@ class Run:
             self.save(state, epochs_done)
         source = final or self.checkpoint
         if self.args.save_path and distributed.is_main() and source.is_file():
-            self._publish(source, Path(self.args.save_path))
+            copy_file(source, Path(self.args.save_path))
         plain_metrics = {name: float(value) for name, value in metrics.items()}
         self.note(metrics=plain_metrics, checkpoint=str(source), error=None)
         result = self.result()
@@ -352,11 +406,6 @@ class Run:
         if self.args.save_path and checkpoint.is_file():
             published = Path(self.args.save_path)
             if distributed.is_main() and not published.is_file():
-                self._publish(checkpoint, published)
+                copy_file(checkpoint, published)
             checkpoint = published
         return RunResult(self.dir, checkpoint if checkpoint.is_file() else None, dict(self.record["metrics"]))
-
-    @staticmethod
-    def _publish(source: Path, target: Path) -> None:
-        with atomic_file(target) as stream, source.open("rb") as content:
-            shutil.copyfileobj(content, stream)

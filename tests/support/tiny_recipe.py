@@ -12,12 +12,14 @@ from torch import nn
 
 from anomaly_lib.command_line import command
 from anomaly_lib.config import arg, override
+from anomaly_lib.data.fingerprint import DataFingerprint
 from anomaly_lib.engine import distributed
 from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
 from anomaly_lib.engine.checkpoint import TrainState
 from anomaly_lib.engine.early_stop import EarlyStopping
 from anomaly_lib.engine.ema import Ema
 from anomaly_lib.engine.optim import NonFiniteGuard, param_groups, step
+from anomaly_lib.engine.resume import resumed
 from anomaly_lib.engine.run import Run
 from anomaly_lib.engine.schedule import make_schedule
 from anomaly_lib.options import OptimArgs, RunArgs, TrackArgs
@@ -41,8 +43,9 @@ def build(args: Args, device: torch.device) -> nn.Module:
 
 
 def train(args: Args) -> RunResult:
-    device = pick_device(args.device)
-    with distributed.process_group(device), Run.open("tiny", args, name="tiny") as run:
+    args, device = resumed("tiny", args), pick_device(args.device)
+    data = DataFingerprint.of(["drawn with seed 1"])
+    with distributed.process_group(device), Run.open("tiny", args, name="tiny", data=data) as run:
         if run.finished:
             run.log.line(f"already done: {run.dir}")
             return run.result()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anomaly_lib.data.fingerprint import DataFingerprint
 from anomaly_lib.errors import UserError
 from anomaly_lib.features import FeatureSpec, FeatureStore, default_cache_dir, extract
 from anomaly_lib.models.crystal.graph_batch import GraphBatch, batch_graphs
@@ -26,6 +27,7 @@ from anomaly_lib.systems.crystal.data.store import GraphStore, cached_graphs
 from anomaly_lib.systems.crystal.data.text import keep_levels, normalize_text
 from anomaly_lib.systems.crystal.options import HASHED_TEXT, Args
 
+OFFICIAL_SPLIT = "official_split.json"
 LEVELS = {"global": ("global",), "global+semi": ("global", "semi-global")}
 
 
@@ -154,6 +156,17 @@ def data_table(args: Args) -> CrystalTable:
     return read_table(Path(args.data_path), args.dataset, args.property, on_error=args.on_error)
 
 
+def data_fingerprint(table: CrystalTable, args: Args) -> DataFingerprint:
+    """Which crystals these are: ids, targets and texts, structure files and the file of the split."""
+    facts = [(row.id, row.target, row.text) for row in table.rows]
+    files = [row.source for row in table.rows if isinstance(row.source, Path)]
+    if args.split_file == "official" and table.folder is not None:
+        files.append(table.folder / OFFICIAL_SPLIT)
+    elif args.split_file not in (None, "official"):
+        files.append(Path(args.split_file))
+    return DataFingerprint.of(facts, files, args.data_path)
+
+
 def load_data(
     args: Args,
     table: CrystalTable,
@@ -181,7 +194,6 @@ def load_data(
         "skipped": skipped[:100],
         "split": {"train": len(split.train), "val": len(split.val), "test": len(split.test)},
         "text_encoder": None if encoder is None else encoder.name,
-        "fingerprint": sha256("".join(f"{row.id}{row.target}{row.text}" for row in rows).encode()).hexdigest()[:16],
     }
     return CrystalData(rows, graphs, text, split, args, facts)
 
@@ -216,7 +228,7 @@ def _split(args: Args, rows: list[CrystalRow], folder: Path | None) -> Split:
         return split_from_file(Path(args.split_file), rows)
     if folder is None:
         raise UserError("split_file=official: the built-in data has no official split")
-    return split_from_file(folder / "official_split.json", rows)
+    return split_from_file(folder / OFFICIAL_SPLIT, rows)
 
 
 @dataclass(frozen=True)

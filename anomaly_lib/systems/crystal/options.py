@@ -121,7 +121,7 @@ class Args(
     compile: Switch = arg(False, "compile the network (needs a C++ compiler on a CPU)")
     ema_decay: float = arg(0.0, "average the weights with this decay; 0 = off", at_least=0, at_most=0.99999)
     early_stopping_patience: int = arg(
-        0, "epochs without a better validation figure before stopping; 0 = never", at_least=0
+        0, "epochs without a better validation figure before stopping; 0 = never", at_least=0, resumable=True
     )
     select: str = override(EvalArgs, "select", "val")
     seed: int = override(RunArgs, "seed", 123, aliases=["random-seed"])

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,18 +23,26 @@ from anomaly_lib.engine.early_stop import EarlyStopping
 from anomaly_lib.engine.ema import Ema
 from anomaly_lib.engine.log import progress
 from anomaly_lib.engine.optim import NonFiniteGuard, param_groups, step
-from anomaly_lib.engine.run import CHECKPOINT, Run, default_folder
+from anomaly_lib.engine.resume import CHECKPOINT, resumed
+from anomaly_lib.engine.run import Run, default_folder
 from anomaly_lib.engine.schedule import make_schedule
 from anomaly_lib.engine.seed import seed_everything
-from anomaly_lib.errors import UserError
 from anomaly_lib.files import write_json
 from anomaly_lib.losses import info_nce_loss
 from anomaly_lib.metrics import mae
 from anomaly_lib.models.crystal.config import CrystalFusionConfig
 from anomaly_lib.models.crystal.fusion import CrystalOutput
+from anomaly_lib.systems.crystal.data.dataset import CrystalTable
 from anomaly_lib.systems.crystal.data.settings import property_name
 from anomaly_lib.systems.crystal.detector import SYSTEM, CrystalDetector, forward, load_parameters, network
-from anomaly_lib.systems.crystal.inputs import CrystalData, TargetScale, data_table, load_data, text_encoder
+from anomaly_lib.systems.crystal.inputs import (
+    CrystalData,
+    TargetScale,
+    data_fingerprint,
+    data_table,
+    load_data,
+    text_encoder,
+)
 from anomaly_lib.systems.crystal.options import Args
 from anomaly_lib.systems.crystal.published import property_folder, with_resume, without_meaning
 from anomaly_lib.systems.crystal.report import draw, figures, published_lines, scored, write_histories, write_scores
@@ -45,20 +54,21 @@ BEST, BEST_ORACLE = "best_model.pt", "best_test_model.pt"
 
 def train(args: Args) -> RunResult:
     """Train, select on validation, test once. The same command continues an unfinished run."""
-    where = "demo" if args.data_path is None else args.dataset
-    folder = property_folder(args) or default_folder(SYSTEM, args, f"{where}-{property_name(args.property)}")
-    args, device = with_resume(args, folder / CHECKPOINT), pick_device(args.device)
-    with Run(SYSTEM, args, folder) as run:
+    args = with_resume(args, run_folder(args) / CHECKPOINT)
+    args = resumed(SYSTEM, args, run_folder(args))
+    table, device = data_table(args), pick_device(args.device)
+    kept = [BEST, BEST_ORACLE] if args.select == "best-on-test" else [BEST]
+    with Run(SYSTEM, args, run_folder(args), data_fingerprint(table, args), kept) as run:
         if run.finished:
             return run.repeat()
-        data, detector = _opening(run, args, device)
+        data, detector = _opening(run, args, table, device)
         model, scale = detector.model, detector.scale
         learner = make_learner(model, args, len(data.split.train) // batch_size_of(args, data), device)
         watched = "val_accuracy" if args.classification else "val_mae"
         stopper = EarlyStopping(args.early_stopping_patience, higher_is_better=args.classification)
         state = TrainState(model, learner.optimizer, learner.scheduler, learner.scaler, learner.ema, stopper)
         state.extra = {"text_features": data.text_features, "target_scale": asdict(scale), "data": data.facts}
-        for epoch in range(_restored(run, state, learner), args.epochs):
+        for epoch in range(run.restore(state), args.epochs):
             if stopper.should_stop:
                 run.log.line(f"stopping: no better {watched} for {stopper.waited} epochs")
                 break
@@ -80,9 +90,17 @@ def train(args: Args) -> RunResult:
         return _finish(run, state, detector, data)
 
 
-def _opening(run: Run, args: Args, device: torch.device) -> tuple[CrystalData, CrystalDetector]:
+def run_folder(args: Args) -> Path:
+    """Where the run lies."""
+    where = "demo" if args.data_path is None else args.dataset
+    return property_folder(args) or default_folder(SYSTEM, args, f"{where}-{property_name(args.property)}")
+
+
+def _opening(
+    run: Run, args: Args, table: CrystalTable, device: torch.device
+) -> tuple[CrystalData, CrystalDetector]:  # fmt: skip
     """Say what will be done and what it costs, then do what comes before training: graphs, texts, the network."""
-    table, encoder = data_table(args), text_encoder(args)
+    encoder = text_encoder(args)
     texts = "" if encoder is None else f", {len({row.text for row in table.rows})} texts to encode"
     run.opening(
         f"crystal {property_name(args.property)}: {args.modality}, {table.report()}",
@@ -194,18 +212,6 @@ def scales_of(model: nn.Module) -> dict[str, float]:
         for name, value in tensors
         if name.split(".")[-1] in SCALES
     }
-
-
-def _restored(run: Run, state: TrainState, learner: Learner) -> int:
-    """Continue where the run stopped; the first epoch still to do."""
-    steps = learner.scheduler.total_steps
-    first = run.restore(state)
-    if learner.scheduler.total_steps != steps:
-        raise UserError(
-            f"resume={run.args.resume}: the one-cycle schedule of that run has another length; give its epochs=, or "
-            "fresh=True"
-        )
-    return first
 
 
 # -- the end --------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from anomaly_lib.data.base import ImageDataset, Item, class_names
+from anomaly_lib.data.fingerprint import DataFingerprint, files_below
 from anomaly_lib.data.names import DEMO_CATEGORIES
 from anomaly_lib.data.registry import open_dataset
 from anomaly_lib.data.transforms import ImageTransform
@@ -23,6 +24,14 @@ def open_class(dataset: str, data_path: str | None, obj: str | None) -> tuple[st
     if len(names) > 1:
         raise UserError(f"give obj=, one of the classes {', '.join(names)}")
     return names[0], items
+
+
+def with_textures(data: DataFingerprint, args: Any) -> DataFingerprint:
+    """The data together with the pictures that damage is drawn from, where there are any."""
+    if args.textures is None:
+        return data
+    more = DataFingerprint.of(["textures"], files_below(args.textures), args.textures)
+    return DataFingerprint(data.facts + more.facts, tuple(sorted({**dict(data.files), **dict(more.files)}.items())))
 
 
 def image_transform(args: Any) -> ImageTransform:

@@ -9,7 +9,6 @@ from torch import Generator, Tensor, nn
 
 from anomaly_lib.data.images import IMAGE_SUFFIXES, read_image
 from anomaly_lib.data.synthesis import CutPaste, Damaged, perlin_damage, textures_of
-from anomaly_lib.detect.calibration import KEPT, check_same_kept
 from anomaly_lib.engine.amp import autocast_for, make_scaler
 from anomaly_lib.engine.checkpoint import TrainState, load_checkpoint
 from anomaly_lib.engine.distributed import epoch_batches, mean_over_ranks, rank, wrap
@@ -78,10 +77,7 @@ def train_epochs(
     stopping = EarlyStopping(patience=args.early_stopping_patience)
     state.optimizer, state.scheduler, state.scaler, state.early_stop = optimizer, scheduler, scaler, stopping
 
-    kept = state.extra[KEPT]
-    first = run.restore(state)
-    check_same_kept(state.extra.get(KEPT), kept)
-    for epoch in range(first, args.epochs):
+    for epoch in range(run.restore(state), args.epochs):
         if stopping.should_stop:
             break
         module.train()

@@ -99,7 +99,11 @@ class DetectorTraining(OptimArgs):
     milestones: list[int] = arg([], "epochs of the drops", type=int, at_least=1, needs={"schedule": "multistep"})
     gamma: float = arg(0.1, "factor of a drop", at_least=0, needs={"schedule": ("step", "multistep")})
     early_stopping_patience: int = arg(
-        0, "epochs without a better validation AUROC before stopping; 0 = never", at_least=0, needs={"model": TRAINED}
+        0,
+        "epochs without a better validation AUROC before stopping; 0 = never",
+        at_least=0,
+        needs={"model": TRAINED},
+        resumable=True,
     )
 
     def check(self) -> None:

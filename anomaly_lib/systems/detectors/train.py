@@ -5,6 +5,7 @@ from typing import Any
 
 from anomaly_lib.backbones.identity import weights_of
 from anomaly_lib.data.base import select
+from anomaly_lib.data.fingerprint import fingerprint_of_items
 from anomaly_lib.detect.calibration import KEPT
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.decision import in_words
@@ -12,9 +13,10 @@ from anomaly_lib.detect.figures import draw_maps
 from anomaly_lib.detect.scores import sample_remarks, summary
 from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.distributed import is_main, process_group
+from anomaly_lib.engine.resume import resumed
 from anomaly_lib.engine.run import Run
 from anomaly_lib.systems.detectors.build import build
-from anomaly_lib.systems.detectors.data import open_class
+from anomaly_lib.systems.detectors.data import open_class, with_textures
 from anomaly_lib.systems.detectors.detector import ClassicalDetector
 from anomaly_lib.systems.detectors.fitting import cost_lines, fit
 from anomaly_lib.systems.detectors.normal import NormalImages, decide
@@ -24,10 +26,12 @@ from anomaly_lib.types import RunResult
 
 def train(args: Args) -> RunResult:
     """Fit one detector, set its decision, score the test images once."""
-    device = pick_device(args.device)
+    args, device = resumed("detectors", args), pick_device(args.device)
     name, items = open_class(args.dataset, args.data_path, args.obj)
+    data = with_textures(fingerprint_of_items(items, args.data_path), args)
     normal = NormalImages.of(select(items, split="train", label=0), args)
-    with process_group(device), Run.open("detectors", args, name=f"{args.model}-{args.dataset}-{name}") as run:
+    place = f"{args.model}-{args.dataset}-{name}"
+    with process_group(device), Run.open("detectors", args, name=place, data=data) as run:
         if run.finished:
             return run.repeat()
         detector = ClassicalDetector(build(args, device), args, device)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from anomaly_lib.data import ImageTransform, Item, KShot, class_names, k_shot, open_dataset, select
 from anomaly_lib.data.base import load_pixels, readable_items
+from anomaly_lib.data.fingerprint import DataFingerprint, fingerprint_of_items
 from anomaly_lib.data.splits import PROMPTAD_SHOTS
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.promptad.options import ALL, Args
@@ -25,6 +26,7 @@ class TaskData:
     test: list[Item]
     chosen: dict[str, Any]
     skipped: list[dict[str, str]]
+    fingerprint: DataFingerprint
 
 
 def open_task(args: Args) -> TaskData:
@@ -35,7 +37,8 @@ def open_task(args: Args) -> TaskData:
     support = [item for kshot in chosen for item in kshot.items]
     described = chosen[0].describe() | {"paths": [item.path.as_posix() for item in support]}
     name = ALL if args.obj == ALL else names[0]
-    return TaskData(name, support, select(items, split="test"), described, skipped)
+    data = fingerprint_of_items(items, args.data_path)
+    return TaskData(name, support, select(items, split="test"), described, skipped, data)
 
 
 def test_items(args: Args) -> list[Item]:

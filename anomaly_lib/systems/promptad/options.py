@@ -25,7 +25,7 @@ class MemoryArgs(MemoryConfig):
         None, "another frozen encoder for the visual branch, e.g. timm:vit_small_patch14_dinov2", type=str
     )
     visual_weights: Optional[str] = arg(
-        None, "weights of --visual-backbone; as --weights", type=str, needs={"visual_backbone": ANY}
+        None, "weights of --visual-backbone; as --weights", type=str, needs={"visual_backbone": ANY}, resumable=True
     )
 
 
@@ -93,6 +93,7 @@ class Args(
         "folder of a loop over classes, in the original's tree: DATASET/k_SHOT/{CLASS, checkpoint, csv}/...; "
         "None = --output-dir",
         type=str,
+        result=False,
     )
     figures: Switch = override(EvalArgs, "figures", aliases=["vis"])
     eval_every: int = arg(

@@ -15,6 +15,7 @@ from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
 from anomaly_lib.engine.checkpoint import TrainState
 from anomaly_lib.engine.distributed import single_process_only
 from anomaly_lib.engine.optim import NonFiniteGuard, step
+from anomaly_lib.engine.resume import resumed
 from anomaly_lib.engine.run import Run
 from anomaly_lib.engine.schedule import make_schedule
 from anomaly_lib.models.promptad.model import PromptAD
@@ -42,9 +43,10 @@ class Experiment:
 def train(args: Args) -> RunResult:
     """Fit the contexts, score the test set once, leave checkpoint, metrics and figures in the run folder."""
     single_process_only("PromptAD", "scripts/promptad/train_harmonic.sh --gpus 0 1 gives every device its own runs")
+    args = resumed(SYSTEM, args)
     device, data = pick_device(args.device), open_task(args)
-    own = placed(args, data.class_name)
-    with Run.open(SYSTEM, own, name=f"{args.dataset}-{data.class_name}-k{args.shot}-{args.task}") as run:
+    own, name = placed(args, data.class_name), f"{args.dataset}-{data.class_name}-k{args.shot}-{args.task}"
+    with Run.open(SYSTEM, own, name=name, data=data.fingerprint) as run:
         result = run.repeat() if run.finished else fit(run, own, data, device)
         note_result(args, data.class_name, result)
         return result

@@ -10,6 +10,7 @@ import numpy as np
 from anomaly_lib.data import Item, class_names, k_shot, open_dataset
 from anomaly_lib.data.base import load_pixels, readable_items
 from anomaly_lib.data.demo.items import demo_items
+from anomaly_lib.data.fingerprint import DataFingerprint, fingerprint_of_items
 from anomaly_lib.data.names import DEMO_CATEGORIES
 from anomaly_lib.data.transforms import resize_image
 from anomaly_lib.errors import UserError
@@ -63,6 +64,21 @@ def load_items(dataset: str, root: str | None, classes: list[str], *, normal: in
     if fast:
         return demo_items(categories=classes, train=normal, test_good=4, per_defect=1)
     return demo_items(categories=classes, train=normal)
+
+
+def data_fingerprint(args: Args) -> DataFingerprint:
+    """Which images a run trains and tests on; the built-in ones, known by their names, are not drawn for it."""
+    facts: list[str] = []
+    files: dict[str, Path] = {}
+    trained = args.dataset, args.data_path
+    for (dataset, root), classes in ((trained, trained_classes(args)), (tested_place(args), tested_classes(args))):
+        if dataset == "demo" and not root:
+            facts.append(f"built-in {' '.join(classes)}")
+        else:
+            found = fingerprint_of_items(open_dataset(dataset, root, classes=classes), root)
+            facts += found.facts
+            files |= found.files
+    return DataFingerprint(tuple(facts), tuple(sorted(files.items())))
 
 
 # -- classes -----------------------------------------------------------------------------------------------------------

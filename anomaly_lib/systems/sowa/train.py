@@ -17,6 +17,7 @@ from anomaly_lib.engine.amp import autocast_for, pick_device
 from anomaly_lib.engine.checkpoint import TrainState
 from anomaly_lib.engine.distributed import epoch_batches, single_process_only
 from anomaly_lib.engine.optim import step
+from anomaly_lib.engine.resume import resumed
 from anomaly_lib.engine.run import Run
 from anomaly_lib.engine.schedule import make_schedule
 from anomaly_lib.engine.words import data_in_words
@@ -25,6 +26,7 @@ from anomaly_lib.models.sowa.model import AnomalyCLIP
 from anomaly_lib.models.sowa.scores import sowa_loss
 from anomaly_lib.systems.sowa.data import (
     TestData,
+    data_fingerprint,
     open_test,
     open_train,
     shortened,
@@ -72,7 +74,9 @@ def build(args: Args, device: torch.device, say: Callable[[str], None] = lambda 
 def train(args: Args) -> RunResult:
     """Fit adapters and prompts, score the test classes, leave checkpoint, metrics and figures in the run folder."""
     single_process_only("SOWA", "scripts/sweep.py --gpus 0,1 runs several trainings side by side")
-    with Run.open("sowa", args, name=f"{args.dataset}-{args.adapter}-k{args.shot}") as run:
+    args = resumed("sowa", args)
+    name = f"{args.dataset}-{args.adapter}-k{args.shot}"
+    with Run.open("sowa", args, name=name, data=data_fingerprint(args)) as run:
         if run.finished:
             return run.repeat()
         experiment = build(args, pick_device(args.device), run.log.line)

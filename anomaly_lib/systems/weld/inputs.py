@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from anomaly_lib.backbones import FrozenBackbone, create_backbone
+from anomaly_lib.data.fingerprint import DataFingerprint, files_below
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.weld.data.augment import augment_weld
@@ -44,6 +45,15 @@ def open_runs(args: WeldSource, choice: Choice | None = None) -> list[WeldRun]:
     if data_path:
         return read_manifest(data_path, on_error=(choice or args).on_error)
     return weld_demo_runs(seed=args.demo_seed, train=args.demo_train, good=args.demo_good, per_defect=args.demo_defects)
+
+
+def data_fingerprint(runs: Sequence[WeldRun], args: WeldSource, *more: str | None) -> DataFingerprint:
+    """Which runs these are: their splits and classes, and all files of their folders and of `more`; a drawn run is
+    known by its seed.
+    """
+    facts = [(one.run_id, one.class_name, one.split, one.facts.get("seed", "") if one.render else "") for one in runs]
+    files = [path for one in runs if one.render is None for path in files_below(one.folder)]
+    return DataFingerprint.of(facts, [*files, *filter(None, more)], args.data_path)
 
 
 def build_features(args: WeldInputArgs, device: torch.device) -> WeldFeatures:

@@ -96,13 +96,13 @@ class WeldEncoderArgs(Options):
     audio_backbone: str = arg("ast-14-14", "audio encoder")
     image_backbone: str = arg("dinov3-vith16plus", "image encoder")
     video_weights: Optional[str] = arg(
-        None, "its weight file or folder; None = the published ones, 'random' = untrained", type=str
+        None, "its weight file or folder; None = the published ones, 'random' = untrained", type=str, resumable=True
     )
     audio_weights: Optional[str] = arg(
-        None, "its weight file or folder; None = the published ones, 'random' = untrained", type=str
+        None, "its weight file or folder; None = the published ones, 'random' = untrained", type=str, resumable=True
     )
     image_weights: Optional[str] = arg(
-        None, "its weight file or folder; None = the published ones, 'random' = untrained", type=str
+        None, "its weight file or folder; None = the published ones, 'random' = untrained", type=str, resumable=True
     )
     download: Switch = arg(False, "allow the encoders' library to download its weights", result=False)
     dummy: Switch = arg(False, "tiny random encoders where none is named, whatever the data")

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from anomaly_lib.data.base import Item, readable_items
+from anomaly_lib.data.fingerprint import DataFingerprint, relative_name
 from anomaly_lib.data.images import list_images, read_image
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.detectors.hdmap.names import DOMAINS, RESIZE_METHODS, VALIDATION
@@ -37,6 +38,10 @@ class DomainSplit:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def named(self) -> Iterator[tuple[int, str]]:
+        """(label, path) of every map."""
+        return zip(self.labels.tolist(), self.paths, strict=True)
 
     def subset(self, index: Tensor) -> "DomainSplit":
         paths = tuple(self.paths[i] for i in index.tolist())
@@ -231,6 +236,13 @@ class MultiDomainHDMAPDataModule:
     def skipped(self) -> list[dict[str, str]]:
         """Files that could not be read."""
         return [one for data in (self.train_data, self.source_data, *self.test_data) for one in data.skipped]
+
+    def fingerprint(self) -> DataFingerprint:
+        """Which maps these are; drawn ones are known by their names."""
+        parts = (self.train_data, self.val_data, self.source_data, *self.test_data)
+        facts = [(one.domain, label, relative_name(path, self.root)) for one in parts for label, path in one.named()]
+        files = [] if self.root is None else [path for one in parts for path in one.paths]
+        return DataFingerprint.of(facts, files, self.root)
 
     def train_batches(self, epoch: int) -> Iterator[Tensor]:
         """Normal source maps in an order that follows from (seed, epoch) alone."""

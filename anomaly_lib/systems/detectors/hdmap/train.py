@@ -7,11 +7,12 @@ from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.scores import summary
 from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.distributed import is_main, process_group
+from anomaly_lib.engine.resume import resumed
 from anomaly_lib.engine.run import Run
 from anomaly_lib.files import write_json
 from anomaly_lib.metrics import auroc
 from anomaly_lib.systems.detectors.build import build
-from anomaly_lib.systems.detectors.data import input_channels, with_channels
+from anomaly_lib.systems.detectors.data import input_channels, with_channels, with_textures
 from anomaly_lib.systems.detectors.fitting import BEST, cost_lines, fit
 from anomaly_lib.systems.detectors.hdmap.detector import TransferDetector, open_domains
 from anomaly_lib.systems.detectors.hdmap.domain_files import write_domain
@@ -24,10 +25,11 @@ from anomaly_lib.types import RunResult
 
 def train(args: Args) -> RunResult:
     """Fit on the source, set the threshold there, score the source and every target once."""
-    device = pick_device(args.device)
+    args, device = resumed("hdmap", args), pick_device(args.device)
     data = open_domains(args)
     name = f"{args.condition}-{args.model}-{args.source_domain}"
-    with process_group(device), Run.open("hdmap", args, name=name) as run:
+    known, kept = with_textures(data.fingerprint(), args), [BEST]
+    with process_group(device), Run.open("hdmap", args, name=name, data=known, kept=kept) as run:
         if run.finished:
             return run.repeat()
         detector = TransferDetector(build(args, device), args, device)

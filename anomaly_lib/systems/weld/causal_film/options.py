@@ -21,7 +21,9 @@ class CausalTrainArgs(Options):
     warmup_epochs: int = arg(8, "epochs of linear warm-up, at most half of all", at_least=0)
     warmup_start_lr: float = arg(5e-7, "learning rate of the first epoch", at_least=0, needs={"warmup_epochs": ANY})
     min_lr: float = arg(1e-7, "learning rate at the end", at_least=0)
-    patience: int = arg(20, "epochs without a better validation AUROC before stopping; 0 = never", at_least=0)
+    patience: int = arg(
+        20, "epochs without a better validation AUROC before stopping; 0 = never", at_least=0, resumable=True
+    )
     ema_decay: float = arg(0.9999, "decay of the weight average; 0 = none", at_least=0, at_most=1)
     ema_warmup: Switch = arg(
         True, "let the decay grow, so that early averages are not stale", needs={"ema_decay": ANY}
@@ -47,8 +49,8 @@ class Args(
     dataset: str = override(DataArgs, "dataset", "demo", choices=["demo", "weld"])
     wandb_project: str = override(TrackArgs, "wandb_project", "weld-anomaly-detection")
     batch_size: int = override(OptimArgs, "batch_size", 32)
-    learning_rate: float = override(OptimArgs, "learning_rate", 2e-5)
-    weight_decay: float = override(OptimArgs, "weight_decay", 1e-2)
+    learning_rate: float = override(OptimArgs, "learning_rate", 2e-5, resumable=True)
+    weight_decay: float = override(OptimArgs, "weight_decay", 1e-2, resumable=True)
     grad_clip: float = override(OptimArgs, "grad_clip", 0.5)
     seed: int = override(RunArgs, "seed", 42)
     select: str = override(EvalArgs, "select", "val", choices=["val", "last"])

@@ -21,6 +21,7 @@ from anomaly_lib.engine.checkpoint import Checkpoint, TrainState, add_to_checkpo
 from anomaly_lib.engine.early_stop import EarlyStopping
 from anomaly_lib.engine.ema import Ema
 from anomaly_lib.engine.optim import NonFiniteGuard, param_groups, step
+from anomaly_lib.engine.resume import resumed
 from anomaly_lib.engine.run import Run
 from anomaly_lib.engine.schedule import make_schedule
 from anomaly_lib.engine.seed import seed_everything
@@ -33,7 +34,7 @@ from anomaly_lib.systems.weld.causal_film.task import TERMS, CausalFiLMTask, bui
 from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
 from anomaly_lib.systems.weld.detector import validation_decision
 from anomaly_lib.systems.weld.features import WeldFeatures
-from anomaly_lib.systems.weld.inputs import build_features, data_words, open_runs, usable
+from anomaly_lib.systems.weld.inputs import build_features, data_fingerprint, data_words, open_runs, usable
 from anomaly_lib.types import RunResult
 
 BEST = "best_model.pth"
@@ -69,11 +70,13 @@ def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
 
     `features` of equal preprocessing and encoders may be handed in, so that several runs share one encoding.
     """
-    device = pick_device(args.device)
-    with distributed.process_group(device), Run.open(SYSTEM, args, name=run_name(args)) as run:
+    args, device = resumed(SYSTEM, args), pick_device(args.device)
+    runs = open_runs(args)
+    data = data_fingerprint(runs, args, args.text_vector)
+    opened = Run.open(SYSTEM, args, name=run_name(args), data=data, kept=[BEST])
+    with distributed.process_group(device), opened as run:
         if run.finished:
             return run.repeat()
-        runs = open_runs(args)
         features = features or build_features(args, device)
         run.opening(
             f"Causal-FiLM ({args.preset}): how the process of a normal weld determines its result",
@@ -102,7 +105,7 @@ def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
             early_stop=learner.stopper,
             extra={"sensor_statistics": features.sensor_statistics},
         )
-        first = run.restore(state, best_name=BEST)
+        first = run.restore(state)
         apply_overrides(args, learner)
         if distributed.rank() or first == 0:  # ranks above 0 draw their own noise; rank 0 keeps what was restored
             seed_everything(args.seed + 1 + 7919 * distributed.rank())

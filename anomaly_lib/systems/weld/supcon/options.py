@@ -57,7 +57,7 @@ class SupConTrainArgs(Options):
     warmup_epochs: int = arg(5, "epochs of linear warm-up, at most half of all", at_least=0)
     warmup_start_lr: float = arg(1e-7, "learning rate of the first epoch", at_least=0, needs={"warmup_epochs": ANY})
     min_lr: float = arg(1e-6, "learning rate at the end", at_least=0)
-    patience: int = arg(10, "epochs without improvement before stopping; 0 = never", at_least=0)
+    patience: int = arg(10, "epochs without improvement before stopping; 0 = never", at_least=0, resumable=True)
     stop_on: str = arg(
         "accuracy", "what counts: nearest-centroid accuracy or loss, on val", choices=["accuracy", "loss"]
     )

@@ -17,6 +17,7 @@ from anomaly_lib.engine.checkpoint import Checkpoint, TrainState, add_to_checkpo
 from anomaly_lib.engine.distributed import single_process_only
 from anomaly_lib.engine.early_stop import EarlyStopping
 from anomaly_lib.engine.optim import NonFiniteGuard, param_groups, step
+from anomaly_lib.engine.resume import resumed
 from anomaly_lib.engine.run import Run
 from anomaly_lib.engine.schedule import make_schedule
 from anomaly_lib.engine.seed import seed_everything
@@ -27,7 +28,7 @@ from anomaly_lib.models.weld.tasks import MaskedSensors, two_views
 from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
 from anomaly_lib.systems.weld.detector import validation_decision
 from anomaly_lib.systems.weld.features import WeldFeatures
-from anomaly_lib.systems.weld.inputs import build_features, data_name, data_words
+from anomaly_lib.systems.weld.inputs import build_features, data_fingerprint, data_name, data_words
 from anomaly_lib.systems.weld.supcon.debug import describe_batch
 from anomaly_lib.systems.weld.supcon.detector import SYSTEM, load
 from anomaly_lib.systems.weld.supcon.knn import Bank, nearest_centroid
@@ -88,10 +89,11 @@ def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
     `features` of equal preprocessing and encoders may be handed in, so that several runs share one encoding.
     """
     single_process_only("the V4 weld model", "its trained part is small; start it without torchrun")
-    with Run.open(SYSTEM, args, name=data_name(args)) as run:
+    args = resumed(SYSTEM, args)
+    runs = open_runs(args)
+    with Run.open(SYSTEM, args, name=data_name(args), data=data_fingerprint(runs, args), kept=[BEST]) as run:
         if run.finished:
             return run.repeat()
-        runs = open_runs(args)
         features = features or build_features(args, pick_device(args.device))
         splits = opening(run, args, runs, features)
         features.fit_sensors(splits.train, args.sensor_norm)
@@ -101,7 +103,7 @@ def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
         if args.scale_tokens:
             fit_scale(learner.task, features, splits.train)
         state = learner.state(sensor_statistics=features.sensor_statistics)
-        first = run.restore(state, best_name=BEST)
+        first = run.restore(state)
         if first == 0 and args.pretrain != "none":
             pretrain(args, run, learner.task, features, splits.train)
         loop(args, run, state, learner, features, splits, first)

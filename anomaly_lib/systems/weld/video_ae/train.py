@@ -3,7 +3,7 @@
 import torch
 
 from anomaly_lib.backbones.identity import weights_of
-from anomaly_lib.detect.calibration import KEPT, check_same_kept, decision_from, hold_out
+from anomaly_lib.detect.calibration import KEPT, decision_from, hold_out
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.decision import Decision, in_words
 from anomaly_lib.detect.scores import summary
@@ -11,11 +11,12 @@ from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
 from anomaly_lib.engine.checkpoint import Checkpoint, TrainState, add_to_checkpoint, load_checkpoint
 from anomaly_lib.engine.distributed import epoch_batches, single_process_only
 from anomaly_lib.engine.optim import step
+from anomaly_lib.engine.resume import resumed
 from anomaly_lib.engine.run import Run
 from anomaly_lib.models.weld.video_ae import VideoAE
 from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
 from anomaly_lib.systems.weld.detector import validation_decision
-from anomaly_lib.systems.weld.inputs import data_name, data_words, open_runs
+from anomaly_lib.systems.weld.inputs import data_fingerprint, data_name, data_words, open_runs
 from anomaly_lib.systems.weld.video_ae.clips import ClipEncoder
 from anomaly_lib.systems.weld.video_ae.detector import SYSTEM, VideoAEDetector, load
 from anomaly_lib.systems.weld.video_ae.options import Args
@@ -27,11 +28,11 @@ BEST = "best_model.pt"
 def train(args: Args) -> RunResult:
     """Fit the auto-encoder on normal clips; the epoch with the lowest training loss is kept."""
     single_process_only("the video auto-encoder", "its trained part is small; start it without torchrun")
-    device = pick_device(args.device)
-    with Run.open(SYSTEM, args, name=data_name(args)) as run:
+    args, device = resumed(SYSTEM, args), pick_device(args.device)
+    runs = open_runs(args)
+    with Run.open(SYSTEM, args, name=data_name(args), data=data_fingerprint(runs, args), kept=[BEST]) as run:
         if run.finished:
             return run.repeat()
-        runs = open_runs(args)
         encoder = ClipEncoder.of(args, device)
         run.opening(
             "Video auto-encoder of normal welds",
@@ -49,9 +50,7 @@ def train(args: Args) -> RunResult:
         optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
         scaler = make_scaler(device, args.precision)
         state = TrainState(model=model, optimizer=optimizer, scaler=scaler, extra={KEPT: run.record[KEPT]})
-        first = run.restore(state, best_name=BEST)
-        check_same_kept(state.extra.get(KEPT), run.record[KEPT])
-        for epoch in range(first, args.epochs):
+        for epoch in range(run.restore(state), args.epochs):
             losses = []
             for indices, _ in epoch_batches(len(clips), args.batch_size, seed=args.seed, epoch=epoch):
                 with autocast_for(device, args.precision):
