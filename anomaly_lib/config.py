@@ -145,7 +145,7 @@ class _FilledFromPresets(type):
                 remedy = f"; did you mean {close[0]}?" if close else ""
                 raise OptionError(f"{cls.__name__} has no option {name!r}{remedy}")
         args = cast(A, type.__call__(cls, **(cls.implied(given) | given)))  # type: ignore[attr-defined]
-        vars(args)["_given"] = frozenset(given)
+        note_given(args, given)
         if given.get("resume") is None:  # else the other options are in a file, and `engine.resume` checks all of them
             refuse_without_effect(args, given)
         return args
@@ -155,6 +155,7 @@ class _FilledFromPresets(type):
 class Options(metaclass=_FilledFromPresets):
     """Base of every options class: presets fill what is not given, then each value and combination is checked."""
 
+    __slots__ = ("_given",)  # names of what was given; a slot is no part of vars(args)
     PRESETS: ClassVar[Sequence[Preset]] = ()
     """Presets of this class; those of its bases come before them, so that a derived class has the last word."""
 
@@ -320,7 +321,13 @@ def configure(cls: type[A], config: A | None, options: Mapping[str, Any]) -> A:
 
 def given_options(args: Any) -> frozenset[str]:
     """Names of the options that were given: on the command line, in a configuration file or by keyword."""
-    return vars(args).get("_given", frozenset())  # type: ignore[no-any-return]
+    found: frozenset[str] = getattr(args, "_given", frozenset())
+    return found
+
+
+def note_given(args: Any, names: Iterable[str]) -> None:
+    """Keep for `given_options` that these were given."""
+    args._given = frozenset(names)
 
 
 def to_plain(args: Any) -> dict[str, Any]:

@@ -4,14 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from anomaly_lib.config import to_plain
+from anomaly_lib.command_line import parse
+from anomaly_lib.config import given_options, to_plain
 from anomaly_lib.engine.checkpoint import load_checkpoint, save_checkpoint
 from anomaly_lib.engine.early_stop import EarlyStopping
 from anomaly_lib.errors import UserError
-from anomaly_lib.files import read_json
+from anomaly_lib.files import read_json, write_json
 from anomaly_lib.systems.registry import SYSTEMS
 
 EPOCHS: Mapping[str, dict[str, Any]] = {"detectors": {"model": "draem"}, "hdmap": {"model": "draem"}}
@@ -87,3 +90,56 @@ def test_a_run_goes_on_elsewhere_with_its_options_and_its_best_model(
         assert best[0] == best[1]
         assert (done.run_dir / KEEPS[system]).read_bytes() == (found.run_dir / KEEPS[system]).read_bytes()
     assert SYSTEMS[system].train(args).already_done
+
+
+def images(root: Path) -> Path:
+    """A class "nut" in the layout of MVTec AD: eight normal pictures to train on, two of each kind to test."""
+    rng = np.random.default_rng(0)
+    for place, count in {"train/good": 8, "test/good": 2, "test/crack": 2}.items():
+        (root / "nut" / place).mkdir(parents=True)
+        for number in range(count):
+            picture = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(root / "nut" / place / f"{number:03d}.png")
+    return root
+
+
+def test_a_finished_run_whose_data_have_changed_says_so(tmp_path: Path) -> None:
+    data, system = images(tmp_path / "data"), SYSTEMS["detectors"]
+    here: dict[str, Any] = {"dataset": "mvtec", "image_size": [32, 32], "coreset_size": 8}
+    run = {**here, "output_dir": str(tmp_path / "run"), "data_path": str(data)}
+    first = system.train(system.tiny(**run))
+    assert system.train(system.tiny(**run)).already_done
+    picture = data / "nut" / "test" / "good" / "000.png"
+    content = picture.read_bytes()
+    picture.write_bytes((data / "nut" / "test" / "good" / "001.png").read_bytes())
+    with pytest.raises(UserError, match=r"run: was trained on other data than data_path=.*: .* fresh=True") as refused:
+        system.train(system.tiny(**run))
+    assert "\n" not in str(refused.value)
+    picture.write_bytes(content)  # other times, the same bytes
+    assert system.train(system.tiny(**run)).already_done
+    moved = tmp_path / "moved"
+    data.rename(moved)
+    file = str(tmp_path / "run" / "checkpoint.pt")
+    elsewhere = system.Args(resume=file, data_path=str(moved), output_dir=str(tmp_path / "b"), figures=False)
+    assert system.train(elsewhere).metrics == first.metrics
+
+
+def test_a_record_of_an_earlier_edition_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    system = SYSTEMS["detectors"]
+    run = {"output_dir": str(tmp_path / "run"), "data_path": str(images(tmp_path / "data")), "dataset": "mvtec"}
+    run |= {"image_size": [32, 32], "coreset_size": 8}
+    system.train(system.tiny(**run))
+    record = read_json(tmp_path / "run" / "run.json")
+    del record["fingerprint"]
+    write_json(tmp_path / "run" / "run.json", record)
+    assert system.train(system.tiny(**run)).already_done
+    assert "does not say which data it was trained on" in capsys.readouterr().out
+
+
+def test_what_was_given_is_known_in_python_as_on_the_command_line(tmp_path: Path) -> None:
+    cls = SYSTEMS["video_ae"].Args
+    (tmp_path / "some.json").write_text('{"batch_size": 4}')
+    typed = parse(cls, ["--resume", "x.pt", "--epochs", "30", "--config", str(tmp_path / "some.json")])
+    given = cls(resume="x.pt", epochs=30, batch_size=4)  # 30 is the default, and given all the same
+    assert given_options(typed) == given_options(given) == {"resume", "epochs", "batch_size"}
+    assert typed == given

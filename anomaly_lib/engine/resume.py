@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from anomaly_lib.config import given_options, refuse_without_effect, result_options, shown
+from anomaly_lib.config import given_options, note_given, refuse_without_effect, result_options, shown
 from anomaly_lib.data.fingerprint import DataFingerprint
 from anomaly_lib.engine.checkpoint import load_checkpoint
 from anomaly_lib.errors import OptionError, UserError
@@ -65,7 +65,7 @@ def resumed(system: str, args: A, folder: Path | None = None) -> A:
         merged = type(args)(**values)
     except OptionError as error:
         raise UserError(f"{path}: {error}") from error
-    vars(merged)["_given"] = given
+    note_given(merged, given)
     return merged
 
 

@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 
 from anomaly_lib.data.images import IMAGE_SUFFIXES, read_image
 from anomaly_lib.data.synthesis import CutPaste, Damaged, perlin_damage, textures_of
+from anomaly_lib.detect.calibration import KEPT
 from anomaly_lib.engine.amp import autocast_for, make_scaler
 from anomaly_lib.engine.checkpoint import TrainState, load_checkpoint
 from anomaly_lib.engine.distributed import epoch_batches, mean_over_ranks, rank, wrap
