@@ -63,7 +63,8 @@ class FrozenBackbone(nn.Module):
 
     def dim_of(self, output: str) -> int:
         """Channels of one output."""
-        return self.embed_dim if output in ("pooled", "patch_tokens", "vv_tokens") else self.width
+        joint = output in ("pooled", "patch_tokens", "vv_tokens") or output.startswith("window.")
+        return self.embed_dim if joint else self.width
 
     def freeze(self) -> "FrozenBackbone":
         """Switch off gradients and training mode; constructors call it last."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from anomaly_lib.backbones.attention import attend, feed_forward, project_qkv
 from anomaly_lib.backbones.base import FrozenBackbone, Layer, check_image_size, last_block, output_names
 from anomaly_lib.backbones.clip_text import ClipText
+from anomaly_lib.backbones.clip_windows import window_features, window_sides
 from anomaly_lib.backbones.sources import WeightSource, resolve_weights
 from anomaly_lib.backbones.tokenizer import ClipTokenizer, Tokenizer, WordTokenizer
 from anomaly_lib.backbones.weights import file_sha256, load_into, read_state_dict, strip_prefix, uses_quick_gelu
@@ -36,7 +37,7 @@ DEFAULT_TAGS = {
 }
 DEMO = "demo-clip"
 DEMO_FILE = Path(__file__).with_name("demo_clip.json")
-NAMED_OUTPUTS = ("pooled", "patch_tokens", "vv_tokens", "next_attn.*")
+NAMED_OUTPUTS = ("pooled", "patch_tokens", "vv_tokens", "next_attn.*", "normed.*", "window.*")
 _FINAL = ("pooled", "patch_tokens", "vv_tokens")
 # A few thousand parameters with every part of the real thing; only ever with random weights.
 TINY: dict[str, Any] = {
@@ -51,8 +52,9 @@ class ClipBackbone(FrozenBackbone):
 
     Outputs: ``layer.N`` patch rows after block N; ``next_attn.N`` the same rows after the attention of block N + 1 but
     before its MLP (what the original PromptAD ends up keeping in its memory); ``pooled`` the image feature;
-    ``patch_tokens`` normed and projected patch rows; ``vv_tokens`` those of the value-value path. Nothing is
-    L2-normalised.
+    ``normed.N`` patch rows after block N behind the final norm; ``patch_tokens`` normed and projected patch rows;
+    ``vv_tokens`` those of the value-value path; ``window.S`` the image features [B, D, h - S + 1, w - S + 1] of all
+    windows of S x S patches, each encoded by itself. Nothing is L2-normalised.
     """
 
     image_size: tuple[int, int]  # a CLIP always has one, and patches
@@ -82,13 +84,19 @@ class ClipBackbone(FrozenBackbone):
         )
         self.clip: Any = clip
         self.text = ClipText(clip, tokenizer, pool=config["text_cfg"].get("pool_type", "argmax"))
-        self._last = last_block(outputs, depth=self.depth, final=_FINAL)
+        self._plan()
         self.freeze()
 
     def answer(self, layers: Sequence[Layer]) -> None:
         """Change what ``encode`` answers, for callers that must know the depth before they can name layers."""
         self.outputs = output_names(layers, depth=self.depth, named=NAMED_OUTPUTS, default=(), owner=self.name)
-        self._last = last_block(self.outputs, depth=self.depth, final=_FINAL)
+        self._plan()
+
+    def _plan(self) -> None:
+        """Which blocks and windows the outputs need."""
+        self._windows = window_sides(self.outputs, self.grid, self.name)
+        blocks = [name for name in self.outputs if not name.startswith("window.")]
+        self._last = last_block(blocks, depth=self.depth, final=_FINAL)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -123,8 +131,10 @@ class ClipBackbone(FrozenBackbone):
         wanted = set(self.outputs)
         wants_vv = "vv_tokens" in wanted
         x = visual._embeds(batch)  # [B, 1 + P, C]
-        summed = x  # the value-value stream only ever adds up attention results read off the ordinary stream
         out: dict[str, Tensor] = {}
+        for side in self._windows:
+            out[f"window.{side}"] = window_features(visual, x, self.grid, side)
+        summed = x  # the value-value stream only ever adds up attention results read off the ordinary stream
 
         def tap(name: str, state: Tensor) -> None:
             if name in wanted:
@@ -138,6 +148,8 @@ class ClipBackbone(FrozenBackbone):
             tap(f"next_attn.{index - 1}", x)
             x = feed_forward(block, x)
             tap(f"layer.{index}", x)
+            if f"normed.{index}" in wanted:
+                tap(f"normed.{index}", visual.ln_post(x))
         # After the last block there is no next attention: the tap keeps the block's own output, as the original does.
         tap(f"next_attn.{self.depth - 1}", x)
         if "pooled" in self.outputs:

@@ -31,6 +31,7 @@ PLACES = {
     "VisionAd": "detectors",
     "Rad": "detectors",
     "MuSc": "detectors",
+    "WinClip": "detectors",
     "Draem": "detectors",
     "DraemSevNet": "detectors",
     "Padim": "detectors",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         ReverseDistillation,
         SubspaceAd,
         VisionAd,
+        WinClip,
     )
     from anomaly_lib.models.mamba import Mamba
     from anomaly_lib.models.promptad import PromptAD
@@ -102,4 +104,5 @@ __all__ = [
     "TextMapEncoder",
     "VisionAd",
     "VisionMapEncoder",
+    "WinClip",
 ]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from anomaly_lib.models.detectors.reverse_distillation import ReverseDistillation
     from anomaly_lib.models.detectors.subspacead import SubspaceAd
     from anomaly_lib.models.detectors.visionad import VisionAd
+    from anomaly_lib.models.detectors.winclip import WinClip
 
 PLACES = {
     "AnomalyDino": "anomalydino",
@@ -29,6 +30,7 @@ PLACES = {
     "ReverseDistillation": "reverse_distillation",
     "SubspaceAd": "subspacead",
     "VisionAd": "visionad",
+    "WinClip": "winclip",
 }
 """Name -> file of this folder."""
 
@@ -45,4 +47,5 @@ __all__ = [
     "ReverseDistillation",
     "SubspaceAd",
     "VisionAd",
+    "WinClip",
 ]

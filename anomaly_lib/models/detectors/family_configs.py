@@ -106,6 +106,24 @@ class MuScConfig(Options):
             raise OptionError(f"windows={even[0]}: a neighbourhood has a centre; give odd numbers")
 
 
+@dataclass
+class WinClipConfig(Options):
+    """WinCLIP: windows of the image compared with words, and with normal images where there are any."""
+
+    layers: list[str] = arg(
+        [SUMMARY, "window.2", "window.3", "normed.11"],
+        "outputs of CLIP: pooled and windows are compared with words; windows and all others with normal images",
+    )
+    class_text: str = arg("object", "what the class is called in prompts")
+    few_shot: Switch = arg(True, "compare with normal images, too; off = zero-shot, with words alone")
+    temperature: float = arg(0.07, "by which cosines are divided before their softmax", at_least=1e-6)
+    sigma: float = override(AnomalyDinoConfig, "sigma", 0.0)
+
+    def check(self) -> None:
+        if SUMMARY not in self.layers or not any(name.startswith("window.") for name in self.layers):
+            raise OptionError(f"layers={shown(self.layers)}: takes {SUMMARY} and at least one window.N")
+
+
 FAMILY: dict[str, dict[str, Any]] = {
     "anomalydino": {
         "config": AnomalyDinoConfig,
@@ -136,6 +154,12 @@ FAMILY: dict[str, dict[str, Any]] = {
         "module": "musc:MuSc",
         "training": {"backbone": "ViT-L-14-336:openai", "image_size": [518, 518], "batch_size": 4},
         "demo": {"layers": [SUMMARY, "layer.1", "layer.3"]},
+    },
+    "winclip": {
+        "config": WinClipConfig,
+        "module": "winclip:WinClip",
+        "training": {"backbone": "ViT-B-16-plus-240", "image_size": [240, 240], "batch_size": 8},
+        "demo": {"layers": [SUMMARY, "window.2", "window.3", "normed.4"]},
     },
 }
 """Detector -> its options, where its module lies, published values of what is no option of the module, and what
