@@ -191,9 +191,12 @@ def csv_records(
 
 def read_json(path: Path | str) -> Any:
     """Parsed JSON; a missing or broken file is the user's to mend, so it is named in one line."""
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text: str, source: Path | str) -> Any:
+    """The value of a JSON text that comes from `source`."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except (RecursionError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: not valid JSON ({reason_of(error)})") from None
+        raise UserError(f"{source}: not valid JSON ({reason_of(error)})") from None

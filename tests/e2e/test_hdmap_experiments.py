@@ -128,14 +128,15 @@ def test_condition_files_of_both_shapes(tmp_path):
     path.write_text(
         """{
       // the template's shape
-      "condition_1": {"name": "a//b", "description": "x", /* inside */
+      "condition_1": {"name": "a b", "description": "a//b", /* inside */
         "config": {"source_domain": "domain_C", "image_size": [256, 128], "patch_width_range": [32, 64],}},
       "condition_2": {"config": {"target_domains": "domain_D"}},
     }""",
         encoding="utf-8",
     )
     first, second = load_experiment_conditions(path)
-    assert first["name"] == "a//b"
+    assert first["name"] == "a b"
+    assert first["description"] == "a//b"
     assert first["config"]["patch_width_range"] == (32, 64)
     assert second["name"] == "condition_2"
     assert extract_target_domains_from_config(first["config"]) == ["domain_B", "domain_C", "domain_D"]

@@ -1,6 +1,5 @@
 """Condition files of the experiments, turned into options. This file loads no torch."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_lib.errors import UserError
+from anomaly_lib.files import check_name, parse_json, read_text
 from anomaly_lib.models.detectors.configs import MEMORIES
 from anomaly_lib.systems.detectors.hdmap.names import DOMAINS
 from anomaly_lib.systems.detectors.hdmap.options import SIZES_OF_DEMO, Args
@@ -39,13 +39,8 @@ def load_experiment_conditions(json_filename: Path | str) -> list[dict[str, Any]
     Comments and commas before a closing bracket are forgiven. Every condition has name, description and config.
     """
     path = Path(json_filename)
-    if not path.is_file():
-        raise UserError(f"{path}: no such condition file")
-    text = re.sub(r",(\s*[}\]])", r"\1", without_comments(path.read_text(encoding="utf-8")))
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
+    text = re.sub(r",(\s*[}\]])", r"\1", without_comments(read_text(path, "condition file")))
+    content = parse_json(text, path)
     if isinstance(content, dict) and isinstance(content.get("experiment_conditions"), list):
         conditions = content["experiment_conditions"]
     elif isinstance(content, dict) and content and all(isinstance(c, dict) and "config" in c for c in content.values()):
@@ -53,16 +48,34 @@ def load_experiment_conditions(json_filename: Path | str) -> list[dict[str, Any]
     else:
         raise UserError(f"{path}: expected 'experiment_conditions': [...] or named objects that each have a 'config'")
     for number, condition in enumerate(conditions):
-        if not isinstance(condition.get("name"), str) or not isinstance(condition.get("config"), dict):
-            raise UserError(f"{path}: condition {number} needs a 'name' and a 'config'")
-        condition.setdefault("description", "")
-        for name in TUPLES:
-            if name in condition["config"]:
-                condition["config"][name] = tuple(condition["config"][name])
+        _check(condition, f"{path}: condition {number}")
     names = [condition["name"] for condition in conditions]
     if len(set(names)) < len(names):
         raise UserError(f"{path}: two conditions share a name")
     return conditions
+
+
+def _check(condition: Any, where: str) -> None:
+    """Refuse a condition without a name or a config, or with a name that cannot be a folder; complete the others."""
+    if not (
+        isinstance(condition, dict)
+        and isinstance(condition.get("name"), str)
+        and isinstance(condition.get("config"), dict)
+    ):
+        raise UserError(f"{where} needs a 'name' and a 'config'")
+    name, config = condition["name"], condition["config"]
+    check_name(name)
+    if name in ("", ".", "..") or set(name) & set("/\\"):
+        raise UserError(f"{where}: the name {name!r} is to be a folder; give one without slashes")
+    null = [key for key, value in config.items() if value is None]
+    if null:
+        raise UserError(f"{where}: {null[0]} is null; give it a value or leave it out")
+    condition.setdefault("description", "")
+    for key in TUPLES:
+        if key in config:
+            if not isinstance(config[key], list):
+                raise UserError(f"{where}: {key} takes [from, to], got {config[key]!r:.60}")
+            config[key] = tuple(config[key])
 
 
 def get_experiment_by_name(conditions: list[dict[str, Any]], name: str) -> dict[str, Any]:
@@ -75,10 +88,11 @@ def get_experiment_by_name(conditions: list[dict[str, Any]], name: str) -> dict[
 def image_size_of(value: Any) -> list[int]:
     """``"224x224"``, ``[256, 256]`` or ``224``."""
     parts = re.split(r"[x,\s]+", value.strip()) if isinstance(value, str) else value
-    parts = [parts, parts] if isinstance(parts, int) else list(parts)
+    if isinstance(parts, bool):
+        parts = ()
     try:
-        size = [int(part) for part in parts]
-    except (TypeError, ValueError):
+        size = [int(part) for part in ([parts, parts] if isinstance(parts, int) else parts)]
+    except (TypeError, ValueError, OverflowError):
         size = []
     if len(size) != 2 or min(size) < 1:
         raise UserError(f'image_size {value!r}: expected "224x224" or [224, 224]')
@@ -90,7 +104,10 @@ def extract_target_domains_from_config(config: dict[str, Any]) -> list[str]:
     targets = config.get("target_domains", ["domain_B", "domain_C", "domain_D"])
     if targets == "auto":
         return [domain for domain in DOMAINS if domain != config.get("source_domain", "domain_A")]
-    return [targets] if isinstance(targets, str) else list(targets)
+    targets = [targets] if isinstance(targets, str) else targets
+    if not isinstance(targets, (list, tuple)) or not all(isinstance(name, str) for name in targets):
+        raise UserError(f"target_domains={targets!r:.60}: expected 'auto', a domain or a list of domains")
+    return list(targets)
 
 
 def values_of(condition: dict[str, Any], model: str) -> dict[str, Any]:
@@ -118,6 +135,8 @@ def values_of(condition: dict[str, Any], model: str) -> dict[str, Any]:
 def _schedule(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         value = {"type": value}
+    if not isinstance(value, dict):
+        raise UserError(f"scheduler {value!r:.60}: expected a name or an object with a 'type'")
     kind = SCHEDULES.get(str(value.get("type", "constant")).lower())
     if kind is None:
         raise UserError(f"scheduler {value!r}: type must be one of {', '.join(SCHEDULES)}")
@@ -141,5 +160,6 @@ def args_of(values: Mapping[str, Any]) -> Args:
 
 def _too_large(name: str, value: Any, small: Mapping[str, Any]) -> bool:
     """At demo scale its own sizes count, but fewer epochs and smaller batches than its stay."""
-    fewer = name in ("epochs", "batch_size") and 0 < value < small[name]
-    return name in SIZES_OF_DEMO and not fewer
+    if name not in SIZES_OF_DEMO or type(value) is not type(small.get(name, value)):
+        return False  # a value of another kind is for `Args` to refuse
+    return not (name in ("epochs", "batch_size") and 0 < value < small[name])

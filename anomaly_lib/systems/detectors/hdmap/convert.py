@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from anomaly_lib.errors import UserError
+from anomaly_lib.errors import UserError, reason_of
+from anomaly_lib.files import check_file
 from anomaly_lib.systems.detectors.hdmap.names import DOMAINS
 from anomaly_lib.systems.detectors.hdmap.reader import check_domain, save_map
 
@@ -52,18 +53,20 @@ def read_mat(path: Path) -> np.ndarray:
     """[N, 31, 95] float32 of one MATLAB file."""
     from scipy.io import loadmat
 
-    if not path.is_file():
-        raise UserError(f"{path}: no such .mat file")
+    check_file(path, ".mat file")
     try:
         content = loadmat(path)
-    except (ValueError, NotImplementedError, OSError) as error:
-        raise UserError(f"{path}: not a readable .mat file ({error}); save it with MATLAB's -v7") from None
+    except Exception as error:  # noqa: BLE001  (scipy's reader of damaged files raises many kinds)
+        raise UserError(f"{path}: not a readable .mat file ({reason_of(error)}); save it with MATLAB's -v7") from None
     if "Xdata" not in content:
         names = sorted(name for name in content if not name.startswith("__"))
         raise UserError(f"{path}: no variable Xdata in it (it has {', '.join(names) or 'none'})")
-    data = np.asarray(content["Xdata"], dtype=np.float32)
-    if data.ndim != 4 or data.shape[2] != 1:
-        raise UserError(f"{path}: Xdata must be [height, width, 1, count], got {list(data.shape)}")
+    data = np.asarray(content["Xdata"])
+    if data.ndim != 4 or data.shape[2] != 1 or not data.size or data.dtype.kind not in "fiu":
+        raise UserError(f"{path}: Xdata must be numbers [height, width, 1, count], got {data.dtype} {list(data.shape)}")
+    data = data.astype(np.float32)
+    if not np.isfinite(data).all():
+        raise UserError(f"{path}: Xdata has non-finite values")
     return data[:, :, 0].transpose(2, 0, 1)
 
 
