@@ -17,10 +17,11 @@ from PIL import Image
 import anomaly_lib
 import evaluate
 from anomaly_lib.data import open_dataset
+from anomaly_lib.detect.choice import Choice
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.sowa.detector import SowaDetector
-from anomaly_lib.systems.sowa.options import Args
-from anomaly_lib.systems.sowa.train import best_epochs
+from anomaly_lib.systems.sowa.options import Args, tiny
+from anomaly_lib.systems.sowa.train import best_epochs, train
 from scripts.sowa import make_meta, train_sowa
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +76,8 @@ def test_training_leaves_everything(trained: Path) -> None:
     assert record["train_classes"] == ["bolt", "nut"]
     assert record["test_classes"] == ["ring"]
     ranking = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_aupro")
-    assert set(record["metrics"]) == {*ranking, "image_accuracy", "image_f1"}
+    assert set(record["metrics"]) == set(ranking)  # zero-shot: nothing decides
+    assert "decision: none: no normal data of this class; give normal_data=" in (trained / "log.txt").read_text()
     for name in ("classes.csv", "stages.csv", "epochs.csv", "maps.png", "stages.png", "metrics.jsonl", "checkpoint.pt"):
         assert (trained / name).is_file(), name
     assert len((trained / "stages.csv").read_text().splitlines()) == 1 + 4 + 1
@@ -148,14 +150,13 @@ def test_evaluate_zero_shot_and_few_shot(trained: Path, data: Path, tmp_path: Pa
     flags = ["--checkpoint", str(trained), "--bootstrap", "0", "--no-figures"]
     assert evaluate.main([*flags, "--output-dir", str(tmp_path / "own")]) == 0
     (entry,) = json.loads((tmp_path / "own" / "metrics.json").read_text())["runs"]
-    assert entry["decision"]["source"] == "best F1 on the 20 training images of bolt, nut"
+    assert entry["decision"] is None
     own = entry["metrics"]
     assert all(own[name] == pytest.approx(trained_metrics[name]) for name in own)
     few = [*flags, "--data-path", str(data), "--k-shot", "2", "--output-dir", str(tmp_path / "few")]
     assert evaluate.main(few) == 0
     found = json.loads((tmp_path / "few" / "metrics.json").read_text())["runs"][0]
-    assert found["decision"] is None  # the stored one is for zero-shot scores
-    assert "no decision: the stored one is for k=0, these scores are for k=2" in found["notes"]
+    assert found["decision"] is None
     assert found["samples"] == 30
     assert found["facts"]["k"] == 2
     assert found["metrics"]["pixel_auroc"] > own["pixel_auroc"]
@@ -181,13 +182,53 @@ def test_few_shot_detector_scores_single_images(data: Path, tmp_path: Path) -> N
     mask = torch.from_numpy(bad[3][1])
     assert float(heat[mask].mean()) > float(heat[~mask].mean())
     assert alone.anomalous.tolist() == [bool(alone.score[0] >= detector.decision.threshold)]
-    assert "largest zero-shot score of 4 support images" in detector.decision.source
+    assert detector.decision.source.startswith(
+        "at most 20.00% false alarms, from 4 support images, each left out of the memory (ring); "
+    )
     named = detector.predict(bad[3][0], class_name="ring")
     assert named.score.equal(alone.score)
     with pytest.raises(UserError, match="remembers ring"):
         detector.predict(bad[3][0], class_name="nut")
     again = detector.predict(data / "ring" / "test" / "good" / "000.png")
     torch.testing.assert_close(again.score[0], scores[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shot", [0, 2])
+def test_normal_images_of_a_folder_decide_for_their_class(shot: int, data: Path, tmp_path: Path) -> None:
+    """Zero-shot and few-shot alike, and never by an image that the memory holds."""
+    tested, folder = (["ring"], data / "ring" / "train" / "good") if shot == 0 else (["nut", "ring"], tmp_path / "good")
+    for name in tested[: 2 * shot]:
+        (tmp_path / "good").mkdir(exist_ok=True)
+        (tmp_path / "good" / name).symlink_to(data / name / "train" / "good")
+    few = {"dataset": "mvtec", "data_path": str(data), "train_classes": ["bolt"], "test_classes": tested, "shot": shot}
+    result = train(tiny(**few, normal_data=str(folder), output_dir=str(tmp_path / "run")))
+    detector = anomaly_lib.load(result.checkpoint)
+    support = json.loads((result.run_dir / "run.json").read_text())["support"]
+    for name in tested:
+        paths = sorted((data / name / "train" / "good").iterdir())
+        paths = [path for path in paths if str(path) not in support.get(name, [])]
+        assert len(paths) == 4 - shot
+        found = detector.predict(paths, class_name=name)
+        decision = detector.decisions.each[name]
+        np.testing.assert_allclose(decision.normal, np.sort(found.score.numpy()), rtol=2e-3)
+        assert decision.false_alarms == 1 / (5 - shot)
+        assert found.threshold == decision.threshold
+    assert len(detector.decision.normal) == len(tested) * (4 - shot)
+    assert f"normal images of {folder} ({', '.join(tested)})" in detector.decision.source
+    items = detector.items(Choice(data_path=str(data), obj="bolt"))
+    assert detector.decision_for(items) is None
+    assert "no decision: no normal data of bolt" in detector.score(items).notes
+    ring = detector.items(Choice(data_path=str(data), obj="ring"))
+    assert detector.decision_for(ring).normal == detector.decisions.each["ring"].normal
+
+
+def test_one_support_image_decides_by_its_views_and_a_wrong_folder_is_refused(data: Path, tmp_path: Path) -> None:
+    few = {"dataset": "mvtec", "data_path": str(data), "train_classes": ["bolt"], "test_classes": ["ring"], "shot": 1}
+    result = train(tiny(**few, output_dir=str(tmp_path / "run")))
+    decision = anomaly_lib.load(result.checkpoint).decision
+    assert (decision.stand_ins, decision.false_alarms, len(decision.normal)) == (True, None, 4)
+    with pytest.raises(UserError, match=r"^normal_data=.*nothing: no such folder$"):
+        train(tiny(**few, normal_data=str(tmp_path / "nothing"), output_dir=str(tmp_path / "no")))
 
 
 def test_fast_dev_run_and_bf16(data: Path, tmp_path: Path) -> None:

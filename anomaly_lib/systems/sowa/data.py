@@ -11,6 +11,7 @@ from anomaly_lib.data import Item, class_names, k_shot, open_dataset
 from anomaly_lib.data.base import load_pixels, readable_items
 from anomaly_lib.data.demo.items import demo_items
 from anomaly_lib.data.fingerprint import DataFingerprint, fingerprint_of_items
+from anomaly_lib.data.images import list_images
 from anomaly_lib.data.names import DEMO_CATEGORIES
 from anomaly_lib.data.transforms import resize_image
 from anomaly_lib.errors import UserError
@@ -23,6 +24,7 @@ class TestData(NamedTuple):
     items: list[Item]
     normal: list[Item]
     skipped: list[dict[str, str]]
+    judged: dict[str, list[Item]] | None = None  # normal images of each class that set the decision, where given
 
 
 def open_train(args: Args) -> tuple[list[Item], list[dict[str, str]]]:
@@ -46,6 +48,30 @@ def open_test(
     items, skipped = readable_items([item for item in target if item.split == "test"], on_error)
     normal = [item for item in target if item.split == "train" and item.label == 0]
     return TestData(shortened(items, 8) if fast else items, normal, skipped)
+
+
+def open_normal(args: Args, test: TestData) -> dict[str, list[Item]] | None:
+    """Images of --normal-data for each class that are no support images: FOLDER/CLASS/*, or FOLDER/* for one class."""
+    if args.normal_data is None:
+        return None
+    root, classes = Path(args.normal_data), class_names(test.items)
+    if not root.is_dir():
+        raise UserError(f"normal_data={root}: no such folder")
+    places = {name: root / name for name in classes if (root / name).is_dir()}
+    if not places and len(classes) == 1:
+        places = {classes[0]: root}
+    if not places:
+        raise UserError(f"normal_data={root}: holds no folder of a tested class ({', '.join(classes)})")
+    support = support_items(test.normal, args.shot, args.seed) if args.shot else {}
+    known = {item.path.resolve() for items in support.values() for item in items if item.image is None}
+    normal: dict[str, list[Item]] = {}
+    for name, place in places.items():
+        paths = [path for path in list_images(place) if path.resolve() not in known]
+        if not paths:
+            raise UserError(f"normal_data={root}: no image in {place} that is not a support image")
+        normal[name], skipped = readable_items([Item(path, 0, name, "normal") for path in paths], args.on_error)
+        test.skipped.extend(skipped)
+    return {name: items for name, items in normal.items() if items}
 
 
 def shortened(items: list[Item], count: int) -> list[Item]:

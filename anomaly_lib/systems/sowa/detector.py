@@ -1,6 +1,6 @@
 """A trained SOWA: which images it is scored on, the line where its score is made, single images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anomaly_lib.backbones.identity import weights_of
-from anomaly_lib.data import Item
+from anomaly_lib.data import Item, class_names
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.contract import Facts, Selection
 from anomaly_lib.detect.decision import Decision
@@ -30,6 +30,7 @@ from anomaly_lib.systems.sowa.data import (
     tested_classes,
     tested_place,
 )
+from anomaly_lib.systems.sowa.decide import NO_NORMAL, Decisions
 from anomaly_lib.systems.sowa.options import Args
 from anomaly_lib.systems.sowa.scoring import remember, score_items
 from anomaly_lib.systems.sowa.taps import Taps, frozen_clip, make_taps
@@ -55,16 +56,18 @@ class SowaDetector(ImageDetector):
         args: Args,
         *,
         memories: Mapping[str, Memory],
-        decision: Decision | None,
+        decisions: Decisions,
         epochs: int,
     ) -> None:
         self.model, self.taps, self.args = model.eval(), taps, args
-        self.memories, self.decision = dict(memories), decision
+        self.memories, self.decisions, self.decision = dict(memories), decisions, decisions.whole
+        self.undecided = NO_NORMAL
         self.transform, self.device = taps.transform, taps.device
         notes = [ORACLE] if args.select == "best-on-test" else []
         self.facts = Facts(weights_of(taps.clip), notes, {"epochs": epochs, "seed": args.seed})
         self.alone = replace(args, score_scaling="support")  # one image has no test set to be scaled over
-        self.class_name = next(iter(self.memories)) if len(self.memories) == 1 else ""
+        known = set(self.memories) or set(decisions.each)
+        self.class_name = next(iter(known)) if len(known) == 1 else ""
 
     # -- many images ------------------------------------------------------------------------------------------------
 
@@ -99,13 +102,33 @@ class SowaDetector(ImageDetector):
         masks = torch.stack([self.taps.mask(item) for item in items]) if known_truth else None
         notes = [TRANSDUCTIVE] if memories and args.score_scaling == "transductive" else []
         notes += [f"skipped {one['path']}: {one['reason']}" for one in data.skipped]
-        if self.decision is not None and shot != args.shot:
-            notes.append(f"no decision: the stored one is for k={args.shot}, these scores are for k={shot}")
+        notes += [] if self.decision is None else self._why_undecided(selection)
         return self.scores_of(selection.name, items, found, masks, averaged=True, notes=notes, facts={"k": shot})
 
     def decision_for(self, selection: Selection) -> Decision | None:
-        """The stored decision; it belongs to the training run's number of support images and to no other."""
-        return self.decision if selection.choice.shot == self.args.shot else None
+        """The stored decision of these classes; it belongs to single images and the run's number of support images."""
+        if self.decision is None or self._why_undecided(selection):
+            return None
+        return self._decision_of(class_names(selection.items))
+
+    def _decision_of(self, names: Sequence[str]) -> Decision | None:
+        """The decision for images of these classes; None where one of them has no normal data."""
+        each = self.decisions.each
+        if each and not set(names) <= set(each):
+            return None
+        return each[names[0]] if len(names) == 1 < len(each) else self.decision
+
+    def _why_undecided(self, selection: Selection) -> list[str]:
+        """Why the stored decision does not hold for these samples; [] where it does."""
+        shot, names = int(selection.choice.shot or 0), class_names(selection.items)
+        unknown = [name for name in names if self.decisions.each and name not in self.decisions.each]
+        if shot != self.args.shot:
+            return [f"no decision: the stored one is for k={self.args.shot}, these scores are for k={shot}"]
+        if unknown:
+            return [f"no decision: no normal data of {', '.join(unknown)}"]
+        if shot and self.args.score_scaling == "transductive":
+            return ["no decision: the stored one is for single images, these scores are scaled over the test set"]
+        return []
 
     # -- single images ----------------------------------------------------------------------------------------------
 
@@ -116,6 +139,7 @@ class SowaDetector(ImageDetector):
         if class_name is not None:
             detector = copy(self)
             detector.class_name = class_name
+            detector.decision = self._decision_of([class_name])
         return super(SowaDetector, detector).predict(inputs)
 
     @torch.no_grad()
@@ -147,6 +171,6 @@ def load(
         make_taps(args, clip),
         args,
         memories={name: Memory.restore(state) for name, state in extra.get("memories", {}).items()},
-        decision=Decision.from_plain(extra.get("decision")),
+        decisions=Decisions.from_plain(extra),
         epochs=int(checkpoint.get("epoch", 0)),
     )

@@ -1,35 +1,32 @@
 """The end of a SOWA run: its detector, tables, figures and checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from anomaly_lib.data import Item, class_names
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.contract import Selection
-from anomaly_lib.detect.decision import Decision
+from anomaly_lib.detect.decision import in_words
 from anomaly_lib.detect.scores import Evaluated, Scores, sample_remarks, summary
 from anomaly_lib.detect.scoring import class_table
 from anomaly_lib.detect.tables import Cell, Table
 from anomaly_lib.engine.checkpoint import TrainState
 from anomaly_lib.engine.run import Run
-from anomaly_lib.metrics import f1_max_threshold
 from anomaly_lib.models.sowa.model import AnomalyCLIP
 from anomaly_lib.systems.sowa.data import TestData, support_items, tested_place
+from anomaly_lib.systems.sowa.decide import decide
 from anomaly_lib.systems.sowa.detector import SowaDetector
 from anomaly_lib.systems.sowa.options import Args
-from anomaly_lib.systems.sowa.scoring import remember, score_items
+from anomaly_lib.systems.sowa.scoring import remember
 from anomaly_lib.systems.sowa.taps import Taps
 from anomaly_lib.types import RunResult
 
 
-def finish(
-    run: Run, state: TrainState, model: AnomalyCLIP, taps: Taps, learned: Sequence[Item], test: TestData
-) -> RunResult:
-    """Choose the weights, fill the memories, fix the threshold, score the test classes, write the checkpoint."""
+def finish(run: Run, state: TrainState, model: AnomalyCLIP, taps: Taps, test: TestData) -> RunResult:
+    """Choose the weights, fill the memories, decide, score the test classes, write the checkpoint."""
     args: Args = run.args
     last = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     chosen = args.select == "best-on-test" and bool(state.best)
@@ -38,18 +35,19 @@ def finish(
         run.log.line(f"kept epoch {state.best['epoch'] + 1} ({args.select})")
     support = support_items(test.normal, args.shot, args.seed) if args.shot else {}
     memories = remember(model, taps, support)
-    decision = decide(model, taps, args, learned, support)
-    detector = SowaDetector(model, taps, args, memories=memories, decision=decision, epochs=len(state.history))
+    decisions = decide(model, taps, args, support, test.judged or {})
+    detector = SowaDetector(model, taps, args, memories=memories, decisions=decisions, epochs=len(state.history))
     choice = Choice(shot=args.shot, batch_size=args.batch_size, on_error=args.on_error)
     selection = detector.select(test, tested_place(args)[0], choice)
     scores = detector.score(selection)
+    decision = detector.decision_for(selection)
     metrics = summary(scores, decision)
     remarks = [*detector.facts.remarks(), *scores.notes, *sample_remarks(scores)]
     write_tables(run, state, Evaluated(run.checkpoint, scores, decision, metrics, remarks))
     if args.ablate_stages:
         write_stages(run, detector, selection, remarks)
     state.extra = {
-        "decision": None if decision is None else decision.plain(),
+        **decisions.plain(),
         "memories": {name: memory.state() for name, memory in memories.items()},
     }
     run.note(support={name: [item.path.as_posix() for item in items] for name, items in support.items()})
@@ -58,27 +56,8 @@ def finish(
     final = run.save(state, len(state.history), "best_model.pt") if chosen else None
     if chosen:
         model.load_state_dict(last)
-    described = None if decision is None else decision.describe()
-    return run.finish(state, metrics, final=final, remarks=remarks, decision=described)
-
-
-def decide(
-    model: AnomalyCLIP, taps: Taps, args: Args, learned: Sequence[Item], support: Mapping[str, Sequence[Item]]
-) -> Decision | None:
-    """Few-shot: the largest score a support image may be expected to reach. Zero-shot: the best-F1 one in training."""
-    if support:
-        found = [score_items(model, taps, items, {}, args).score for items in support.values()]
-        count = sum(map(len, found))
-        # A normal image reaches the memory's reference, which scales to 1/2.
-        return Decision.of(
-            float((torch.cat(found).amax() + 0.5) / 2),
-            f"mean of 1/2 and the largest zero-shot score of {count} support images",
-        )
-    scores = score_items(model, taps, learned, {}, args).score
-    labels = torch.tensor([item.label for item in learned])
-    both = 0 < int(labels.sum()) < len(labels)
-    where = f"{len(learned)} training images of {', '.join(class_names(learned))}"
-    return Decision.of(f1_max_threshold(scores, labels) if both else float("nan"), f"best F1 on the {where}")
+    told = in_words(detector.decision, detector.undecided)
+    return run.finish(state, metrics, final=final, remarks=remarks, decision=told)
 
 
 # -- tables and figures ------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from anomaly_lib.config import ANY, Options, Preset, Switch, arg, override
 from anomaly_lib.data.names import DATASET_NAMES
 from anomaly_lib.errors import OptionError
 from anomaly_lib.models.sowa.config import AnomalyCLIPConfig, ScoreConfig
-from anomaly_lib.options import BackboneArgs, CacheArgs, DataArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
+from anomaly_lib.options import BackboneArgs, CacheArgs, DataArgs, DecisionArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
 
 
 @dataclass
@@ -38,6 +38,7 @@ class Args(
     ScoreConfig,
     AnomalyCLIPConfig,
     CacheArgs,
+    DecisionArgs,
     EvalArgs,
     OptimArgs,
     BackboneArgs,
@@ -63,6 +64,12 @@ class Args(
         needs={"eval_data_path": ANY},
     )
     shot: int = arg(0, "normal images remembered per test class (0 = zero-shot)", at_least=0, aliases=["k-shot"])
+    normal_data: Optional[str] = arg(
+        None,
+        "folder of normal images of the tested class, or of a folder for each, that set the decision; None = the "
+        "support images",
+        type=str,
+    )
     backbone: str = override(BackboneArgs, "backbone", "ViT-L-14-336:openai")
     image_size: list[int] = arg(
         [],

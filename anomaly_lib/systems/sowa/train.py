@@ -27,6 +27,7 @@ from anomaly_lib.models.sowa.scores import sowa_loss
 from anomaly_lib.systems.sowa.data import (
     TestData,
     data_fingerprint,
+    open_normal,
     open_test,
     open_train,
     shortened,
@@ -61,6 +62,7 @@ def build(args: Args, device: torch.device, say: Callable[[str], None] = lambda 
     test = open_test(
         *tested_place(args), tested_classes(args), shot=args.shot, on_error=args.on_error, fast=args.fast_dev_run
     )
+    test = test._replace(judged=open_normal(args, test))
     if args.fast_dev_run:
         train_items = shortened(train_items, args.batch_size)
     test.skipped.extend(skipped)
@@ -105,7 +107,7 @@ def train(args: Args) -> RunResult:
             run.end_epoch(state, epoch, values, total=epochs)
 
         say_times(run, state, len(items))
-        return finish(run, state, model, taps, items, experiment.test)
+        return finish(run, state, model, taps, experiment.test)
 
 
 def train_epoch(learner: Learner, data: TrainingSet, rows: Tensor, epoch: int) -> dict[str, float]:
