@@ -1,4 +1,5 @@
-"""python -m anomaly_lib list | info | check | demo DIR | cache | evaluate FILE | predict IMAGES | export FILE.
+"""python -m anomaly_lib list | info | check | demo DIR | cache | evaluate FILE | predict IMAGES |
+    calibrate FILE | export FILE
 
 Looks around and uses trained detectors; training is train_*.py and scripts/.
 """
@@ -16,7 +17,7 @@ from typing import Any, Optional
 from anomaly_lib.bare_words import name_bare_words, split_bare_words
 from anomaly_lib.command_line import command
 from anomaly_lib.config import Options, arg, override
-from anomaly_lib.evaluation.options import EvaluateArgs, ExportArgs, PredictArgs
+from anomaly_lib.evaluation.options import CalibrateArgs, EvaluateArgs, ExportArgs, PredictArgs
 from anomaly_lib.options import CacheArgs
 from anomaly_lib.systems.registry import SYSTEMS
 
@@ -146,6 +147,12 @@ def run_prediction(args: PredictArgs) -> int:
     return predict_stream(args, SYSTEMS, print)
 
 
+def run_calibration(args: CalibrateArgs) -> int:
+    from anomaly_lib.evaluation.calibrate import calibrate
+
+    return calibrate(args, SYSTEMS, print)
+
+
 def run_export(args: ExportArgs) -> int:
     from anomaly_lib.evaluation.export import export
 
@@ -160,6 +167,7 @@ COMMANDS: dict[str, tuple[type[Options], Callable[[Any], object], Sequence[str]]
     "cache": (CacheInfoArgs, cache, ["action"]),
     "evaluate": (EvaluateArgs, run_evaluation, ["checkpoint"]),
     "predict": (PredictArgs, run_prediction, ["input"]),
+    "calibrate": (CalibrateArgs, run_calibration, ["checkpoint"]),
     "export": (ExportArgs, run_export, ["checkpoint"]),
 }
 """Command -> its options, its body, and the options that words without a name fill."""

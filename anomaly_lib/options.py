@@ -115,7 +115,7 @@ class DecisionArgs(Options):
     """The decision."""
 
     false_alarms: float = arg(
-        0.05, "promised share of normal inputs that are called anomalous", at_least=0, at_most=1, resumable=True
+        0.05, "promised share of normal inputs that are called anomalous", at_least=0, at_most=0.5, resumable=True
     )
 
 

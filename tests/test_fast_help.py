@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from anomaly_lib.__main__ import COMMANDS
+
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = sorted(
     str(path.relative_to(ROOT))
@@ -36,7 +38,7 @@ def test_help_and_mistakes_need_no_torch(program: str, flag: str) -> None:
         assert "--no-such-option" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["", "list", "info", "check", "demo", "cache", "predict", "evaluate", "export"])
+@pytest.mark.parametrize("name", ["", *COMMANDS])
 def test_the_command_too(name: str) -> None:
     code = (
         "import sys; from anomaly_lib.__main__ import main; "

@@ -87,6 +87,14 @@ class Detector(ABC):
             raise UserError(f"input {bad[0]}: its score is not finite; is it damaged, or are the detector's weights?")
         return prediction if self.decision is None else self.decision.decide(prediction)
 
+    def inputs_below(self, folder: Path) -> list[Any]:  # noqa: ARG002 - of the detectors that have such inputs
+        """What `predict` takes, below a folder; of a described data set the normal samples."""
+        raise UserError(f"{self.system}: has no normal inputs, so no decision can be made from them")
+
+    def trained_on(self) -> Sequence[Any]:
+        """The normal samples of its training run, read anew, as far as they are known and still there."""
+        return ()
+
     @abstractmethod
     def _items(self, choice: Choice) -> Selection: ...
 

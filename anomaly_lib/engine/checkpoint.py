@@ -113,6 +113,7 @@ class Checkpoint:
 
     path: Path
     content: Mapping[str, Any]
+    adopted: bool = False  # a file of a system's authors, read as one of ours
 
     @property
     def system(self) -> str:

@@ -6,6 +6,7 @@ from typing import Optional
 from anomaly_lib.config import Options, Switch, arg, override
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.errors import OptionError
+from anomaly_lib.options import DecisionArgs
 
 POLICIES = ("stored", "support-quantile", "f1", "youden", "false-alarms")
 FORMATS = ("onnx", "torch")
@@ -77,6 +78,16 @@ class PredictArgs(DetectorFile, AskedRate):
     def check(self) -> None:
         if self.threshold is not None and self.false_alarms is not None:
             raise OptionError(f"threshold={self.threshold:g}: false_alarms={self.false_alarms:g} sets it; give one")
+
+
+@dataclass
+class CalibrateArgs(DetectorFile, DecisionArgs):
+    """Give any checkpoint a decision, from normal files it was not trained on."""
+
+    normal: list[str] = arg([], "images, folders (searched below) or glob patterns; of weld detectors folders of runs")
+    output: Optional[str] = arg(None, "file to write; None = the checkpoint itself", type=str)
+    batch_size: int = arg(8, "inputs scored together", at_least=1)
+    on_error: str = arg("fail", "a damaged file stops the work, or is listed and skipped", choices=["fail", "skip"])
 
 
 @dataclass

@@ -1,12 +1,9 @@
 """python -m anomaly_lib predict: scores and overlays for unlabelled images, as a stream that never grows in memory."""
 
 import csv
-import glob
 import math
-import os
-import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,11 +11,13 @@ from typing import IO, Any
 
 import numpy as np
 
-from anomaly_lib.data.images import IMAGE_SUFFIXES, read_image
+from anomaly_lib.data.images import read_image
 from anomaly_lib.detect.decision import CALIBRATE, Decision, at_asked_rate
+from anomaly_lib.detect.drift import DriftCheck
 from anomaly_lib.detect.images import ImageDetector
 from anomaly_lib.detect.scoring import decided_cells
 from anomaly_lib.errors import UserError
+from anomaly_lib.evaluation.inputs import check_inputs, expand
 from anomaly_lib.evaluation.options import PredictArgs
 from anomaly_lib.files import read_json, write_json
 from anomaly_lib.systems.registry import Registry
@@ -36,6 +35,8 @@ class Stream:
     scored: int = 0
     anomalous: int = 0
     skipped: int = 0
+    drift: DriftCheck | None = None
+    news: list[str] = field(default_factory=list)  # to be said, once
 
     @property
     def table(self) -> Path:
@@ -54,7 +55,10 @@ class Stream:
             self.value_range = tuple(earlier["value_range"]) if earlier["value_range"] else None
             self._forget_torn_line()
             with self.table.open(newline="", encoding="utf-8") as stream:
-                self.done = {row["path"] for row in csv.DictReader(stream)}
+                for row in csv.DictReader(stream):
+                    self.done.add(row["path"])
+                    if row.get("anomalous") == "0":
+                        self._presumed_normal(float(row["score"]))
             return self.table.open("a", newline="", encoding="utf-8")
         self.note(checkpoint)
         table = self.table.open("w", newline="", encoding="utf-8")
@@ -69,6 +73,17 @@ class Stream:
         if self.decision is not None and self.decision.map_threshold is None:
             decided.remove("area")
         return csv.DictWriter(table, ["path", "score", *decided, "error"], restval="", lineterminator="\n")
+
+    def count(self, cells: Mapping[str, Any]) -> None:
+        """Take note of a scored image."""
+        self.scored += 1
+        self.anomalous += cells.get("anomalous", 0)
+        if cells.get("anomalous") == 0:
+            self._presumed_normal(cells["score"])
+
+    def _presumed_normal(self, score: float) -> None:
+        if self.drift is not None and self.drift.add(score):
+            self.news.append(self.drift.describe())
 
     def _forget_torn_line(self) -> None:
         """A run killed while writing may leave half a row at the end: that image is scored again."""
@@ -110,12 +125,16 @@ def predict_stream(args: PredictArgs, systems: Registry, say: Callable[[str], ob
     for remark in [*detector.facts.remarks(), *short_of(decision, args)]:
         say(remark)
     stream = Stream(Path(args.output_dir), decision)
+    if args.watch and decision is not None and decision.has_p_values:
+        stream.drift = DriftCheck.beside(decision)
     with stream.open(checkpoint) as table, ThreadPoolExecutor(2) as pool:
         writer = stream.rows(table)
         for batch in _batches(args, stream):
             range_was_open = stream.value_range is None
             _score(batch, detector, stream, writer, args, pool)
             table.flush()
+            while stream.news:
+                say(stream.news.pop())
             if range_was_open and stream.value_range is not None:
                 stream.note(checkpoint)
     found = f", {stream.anomalous} anomalous at threshold {decision.threshold:.4g}" if decision is not None else ""
@@ -151,8 +170,7 @@ def _score(
         if not math.isfinite(cells["score"]):
             raise UserError(f"{path}: its score is not finite; is it a damaged image, or are the weights?")
         writer.writerow({"path": str(path), **cells})
-        stream.scored += 1
-        stream.anomalous += cells.get("anomalous", 0)
+        stream.count(cells)
         if args.overlays and maps is not None and stream.value_range is not None:
             seen = detector.transform.denormalise(detector.transform(pixels))
             region = None if prediction.region is None else prediction.region[index]
@@ -182,34 +200,6 @@ def _decode(path: Path) -> np.ndarray | UserError:
 # -- which images ---------------------------------------------------------------------------------------------------
 
 
-def check_inputs(inputs: Sequence[str]) -> None:
-    """Every input must exist and hold an image, before the model is loaded."""
-    for text in inputs:
-        if next(_expand(text), None) is None:
-            kind = "no image below it" if Path(text).is_dir() else "no such image, folder or match"
-            raise UserError(f"{text}: {kind} (known suffixes: {' '.join(sorted(IMAGE_SUFFIXES))})")
-
-
-def _expand(text: str) -> Iterator[tuple[Path, Path]]:
-    """(image, name of its overlay) of a file, a folder with everything below it, or a glob pattern."""
-    path = Path(text)
-    if path.is_file():
-        yield path, Path(f"{path.name}.png")
-    elif path.is_dir():
-        for folder, inner, names in os.walk(path):
-            inner[:] = sorted(name for name in inner if not name.startswith("."))
-            for name in sorted(names):
-                image = Path(folder) / name
-                if image.suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                    yield image, image.relative_to(path).with_name(f"{name}.png")
-    else:
-        fixed = Path(re.split(r"[*?\[]", text)[0] + "x").parent
-        for match in sorted(glob.iglob(text, recursive=True)):
-            image = Path(match)
-            if image.suffix.lower() in IMAGE_SUFFIXES and image.is_file():
-                yield image, image.relative_to(fixed).with_name(f"{image.name}.png")
-
-
 def _batches(args: PredictArgs, stream: Stream) -> Iterator[list[tuple[Path, Path]]]:
     """Batches of new images; a watched file is taken once its size stands still between two looks."""
     sizes: dict[str, int] = {}
@@ -217,7 +207,7 @@ def _batches(args: PredictArgs, stream: Stream) -> Iterator[list[tuple[Path, Pat
     while True:
         batch: list[tuple[Path, Path]] = []
         for number, text in enumerate(args.input):
-            for path, name in _expand(text):
+            for path, name in expand(text):
                 key = str(path)
                 if path.resolve().is_relative_to(own):  # results written below the input are no input
                     continue

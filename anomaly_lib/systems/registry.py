@@ -6,7 +6,7 @@ and ``detector.py`` (`load`). One whose authors released checkpoints also has ``
 
 import importlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -86,7 +86,7 @@ class Registry(Mapping[str, "System"]):
         for system in self.values():
             found = system.adopt(content, path) if isinstance(content, Mapping) else None
             if found is not None:
-                return found
+                return replace(found, adopted=True)
         raise UserError(
             f"{path}: not a checkpoint of this library (see scripts/convert_weights.py for foreign weights)"
         )
@@ -95,7 +95,12 @@ class Registry(Mapping[str, "System"]):
         self, path: str | Path, *, device: str = "auto", weights: str | None = None, which: str = "auto"
     ) -> "Detector":
         """The trained detector of any checkpoint, ready for ``detector.predict(...)``."""
-        checkpoint = self.read(path)
+        return self.detector_of(self.read(path), device=device, weights=weights, which=which)
+
+    def detector_of(
+        self, checkpoint: "Checkpoint", *, device: str = "auto", weights: str | None = None, which: str = "auto"
+    ) -> "Detector":
+        """The same of a checkpoint that has been read."""
         system = self[checkpoint.system]
         try:
             return system.load(checkpoint, device=device, weights=weights, which=which)
@@ -103,7 +108,8 @@ class Registry(Mapping[str, "System"]):
             raise
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
             raise UserError(
-                f"{path}: no complete checkpoint of {system.name} ({type(error).__name__}: {reason_of(error)})"
+                f"{checkpoint.path}: no complete checkpoint of {system.name} "
+                f"({type(error).__name__}: {reason_of(error)})"
             ) from error
 
 

@@ -1,5 +1,6 @@
 """A trained classical detector."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +43,10 @@ class ClassicalDetector(ImageDetector):
         dataset, data_path = choice.dataset or self.args.dataset, choice.data_path or self.args.data_path
         name, items = open_class(dataset, data_path, choice.obj or self.args.obj)
         return self.selection_of(f"{dataset} {name} {self.args.model}", items, choice)
+
+    def trained_on(self) -> Sequence[Any]:
+        _, items = open_class(self.args.dataset, self.args.data_path, self.args.obj)
+        return select(items, split="train", label=0)
 
     def selection_of(self, name: str, items: list[Item], choice: Choice) -> Selection:
         """The test images among `items`."""

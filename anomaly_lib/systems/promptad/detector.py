@@ -20,7 +20,7 @@ from anomaly_lib.fusion import REFERENCE_MODES
 from anomaly_lib.models.promptad.config import BRANCHES
 from anomaly_lib.models.promptad.model import PromptAD
 from anomaly_lib.models.promptad.scores import Branches, Scoring
-from anomaly_lib.systems.promptad.data import test_items, truth_of
+from anomaly_lib.systems.promptad.data import open_task, test_items, truth_of
 from anomaly_lib.systems.promptad.features import Towers
 from anomaly_lib.systems.promptad.options import ALL, Args
 from anomaly_lib.types import Prediction
@@ -94,6 +94,10 @@ class PromptADDetector(ImageDetector):
 
     def predict_batch(self, images: Tensor) -> Prediction:
         return self.scoring.predict(self.model.branches(self.towers.encode(images)))
+
+    def trained_on(self) -> Sequence[Item]:
+        """Its support images."""
+        return open_task(self.args).support
 
     def _items(self, choice: Choice) -> Selection:
         args = replace(

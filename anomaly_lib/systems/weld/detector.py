@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from anomaly_lib.metrics import auroc, threshold_metrics, youden
 from anomaly_lib.systems.weld.data.demo import MISMATCH
 from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
 from anomaly_lib.systems.weld.inputs import data_name, open_runs
+from anomaly_lib.systems.weld.runs_of import normal_runs_below
 from anomaly_lib.types import Prediction
 
 FPR_LIMITS = (0.3, 0.1, 0.05, 0.01)
@@ -61,6 +63,13 @@ class WeldDetector(Detector):
     @abstractmethod
     def readable(self, runs: Sequence[WeldRun]) -> tuple[list[WeldRun], list[dict[str, str]]]:
         """The runs that can be scored, and the others as {"path", "reason"}."""
+
+    def inputs_below(self, folder: Path) -> list[WeldRun]:
+        """The good runs that a manifest lists, or every run folder below (each is taken for good)."""
+        return normal_runs_below(folder)
+
+    def trained_on(self) -> Sequence[WeldRun]:
+        return select_runs(open_runs(self.args), "train", normal_only=True)
 
     def usable(self, runs: Sequence[WeldRun]) -> list[WeldRun]:
         """The runs that have what a score needs."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -65,6 +66,10 @@ class TransferDetector(ClassicalDetector):
         """Test maps of the source and the targets, or (`obj`) of one domain."""
         root = choice.data_path or self.args.data_path
         return self.selection_in(open_domains(replace(self.args, data_path=root, on_error=choice.on_error)), choice)
+
+    def trained_on(self) -> Sequence[Path]:
+        """Files of the source's training maps; none where the maps are drawn."""
+        return [Path(path) for path in open_domains(self.args).train_data.paths] if self.args.data_path else []
 
     def selection_in(self, data: MultiDomainHDMAPDataModule, choice: Choice) -> Selection:
         """The maps that the choice stands for, among domains that have been read."""

@@ -1,0 +1,49 @@
+"""Which images and other inputs the words of a command line stand for."""
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from anomaly_lib.data.images import IMAGE_SUFFIXES
+from anomaly_lib.detect.contract import Detector
+from anomaly_lib.detect.images import ImageDetector
+from anomaly_lib.errors import UserError
+
+
+def check_inputs(inputs: Sequence[str]) -> None:
+    """Every input must exist and hold an image, before the model is loaded."""
+    for text in inputs:
+        if next(expand(text), None) is None:
+            kind = "no image below it" if Path(text).is_dir() else "no such image, folder or match"
+            raise UserError(f"{text}: {kind} (known suffixes: {' '.join(sorted(IMAGE_SUFFIXES))})")
+
+
+def expand(text: str) -> Iterator[tuple[Path, Path]]:
+    """(image, name of its overlay) of a file, a folder with everything below it, or a glob pattern."""
+    path = Path(text)
+    if path.is_file():
+        yield path, Path(f"{path.name}.png")
+    elif path.is_dir():
+        for folder, inner, names in os.walk(path):
+            inner[:] = sorted(name for name in inner if not name.startswith("."))
+            for name in sorted(names):
+                image = Path(folder) / name
+                if image.suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                    yield image, image.relative_to(path).with_name(f"{name}.png")
+    else:
+        fixed = Path(re.split(r"[*?\[]", text)[0] + "x").parent
+        for match in sorted(glob.iglob(text, recursive=True)):
+            image = Path(match)
+            if image.suffix.lower() in IMAGE_SUFFIXES and image.is_file():
+                yield image, image.relative_to(fixed).with_name(f"{image.name}.png")
+
+
+def inputs_of(detector: Detector, words: Sequence[str]) -> list[Any]:
+    """Everything that the words stand for, as this detector's `predict` takes it, each once, in the order of names."""
+    if isinstance(detector, ImageDetector):
+        check_inputs(words)
+        return list(dict.fromkeys(path for text in words for path, _ in expand(text)))
+    return [one for text in words for one in detector.inputs_below(Path(text))]
