@@ -41,6 +41,15 @@ class ClipText:
             self.tower.token_embedding.weight.device
         )
 
+    def check_words(self, text: str, remedy: str) -> None:
+        """Refuse a text with words that the vocabulary lacks: every such word would read the same."""
+        unknown = self.tokenizer.unknown_words(text)
+        if unknown:
+            raise UserError(
+                f"{text!r}: this text tower's word list lacks {', '.join(map(repr, unknown))}, and all that it lacks "
+                f"reads the same; give {remedy}"
+            )
+
     def end_of_text(self, ids: Tensor) -> Tensor:
         """Position of the end-of-text token in each row of ``ids`` [N, L] -> [N]."""
         if self.pool == "argmax":

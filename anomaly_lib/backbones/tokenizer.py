@@ -19,6 +19,10 @@ class Tokenizer(Protocol):
         """Token ids [N, context_length]."""
         ...
 
+    def unknown_words(self, text: str) -> list[str]:
+        """Words of `text` that it cannot tell from one another."""
+        ...
+
 
 def pad_tokens(rows: Sequence[list[int]], texts: Sequence[str], *, context_length: int, truncate: bool) -> Tensor:
     """Zero-padded ids [N, context_length]; a cut row keeps its end-of-text token at the last place."""
@@ -47,6 +51,10 @@ class ClipTokenizer:
         rows = [[self.start, *self._bpe.encode(text), self.end] for text in texts]
         return pad_tokens(rows, texts, context_length=context_length, truncate=truncate)
 
+    def unknown_words(self, text: str) -> list[str]:  # noqa: ARG002  (byte pairs spell every word)
+        """None."""
+        return []
+
 
 class WordTokenizer:
     """Whole words and punctuation marks from a fixed list; anything else becomes the unknown word.
@@ -70,6 +78,13 @@ class WordTokenizer:
         """Token ids [N, context_length]: start, words, end, zeros."""
         rows = []
         for text in texts:
-            words = re.findall(r"[a-z0-9]+|[^\sa-z0-9]", text.lower())
-            rows.append([self.start, *(self._ids.get(word, self.unknown) for word in words), self.end])
+            rows.append([self.start, *(self._ids.get(word, self.unknown) for word in _words(text)), self.end])
         return pad_tokens(rows, texts, context_length=context_length, truncate=truncate)
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words that are not in the list: all of them become one token."""
+        return [word for word in _words(text) if word not in self._ids]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+|[^\sa-z0-9]", text.lower())

@@ -43,6 +43,15 @@ def configured(cls: type[C], config: C | None, options: Mapping[str, Any]) -> C:
     return configure(cls, config, options)
 
 
+def check_names(text: TextTower, names: Sequence[str]) -> None:
+    """Refuse class names that the tower reads alike: their classes would share their text features."""
+    seen: dict[tuple[int, ...], str] = {}
+    for name, row in zip(names, text.tokenize(list(names), truncate=True).tolist(), strict=True):
+        if (other := seen.get(tuple(row))) is not None:
+            raise UserError(f"class_names: {other!r} and {name!r} are the same words to this text tower; rename one")
+        seen[tuple(row)] = name
+
+
 class AnomalyPromptLearner(nn.Module):
     """DualCoOp: a learned context per class and phrasing, one for normal (`ctx_pos`) and one for anomaly (`ctx_neg`).
 
@@ -59,6 +68,7 @@ class AnomalyPromptLearner(nn.Module):
     def __init__(self, text: TextTower, config: PromptConfig | None = None, **options: Any) -> None:
         super().__init__()
         c = self.config = configured(PromptConfig, config, options)
+        check_names(text, c.class_names)
         filler = " ".join(["x"] * c.prompt_length)
         texts = [
             f"{filler} {phrase.format(name)}."
@@ -111,6 +121,7 @@ class PromptEncoder(nn.Module):
     def __init__(self, text: TextTower, config: PromptConfig | None = None, **options: Any) -> None:
         super().__init__()
         c = self.config = configured(PromptConfig, config, options)
+        check_names(text, c.class_names)
         templates = PLAIN_SETS[c.plain_templates]
         rows = []
         for kind in KINDS:

@@ -28,6 +28,8 @@ from anomaly_lib.systems.promptad.options import Args
 from anomaly_lib.systems.promptad.selection import keep_if_better, make_judge
 from anomaly_lib.types import RunResult
 
+REMEDY = "class_text=object (or other words it knows), or backbone=ViT-B-16-plus-240, which knows every word"
+
 
 @dataclass
 class Experiment:
@@ -59,6 +61,8 @@ def fit(run: Run, args: Args, data: TaskData, device: torch.device) -> RunResult
     run.opening(what, weights=towers.weights, cost=[towers.cost(data.support, data.test)])
     run.note(support=data.chosen, skipped=data.skipped)
     experiment = build(args, data, towers)
+    if args.data_path and args.dataset != "demo":
+        towers.clip.text.check_words(experiment.model.learner.words, REMEDY)
     model, features = experiment.model, experiment.support.for_task(args.task)  # [k, D] or [k, P, D]
     optimizer = torch.optim.SGD(
         model.learner.parameters(), lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay

@@ -68,6 +68,8 @@ def build(args: Args, device: torch.device, say: Callable[[str], None] = lambda 
     test.skipped.extend(skipped)
     mosaics = with_mosaics(train_items, args.mosaic_rate, label=args.mosaic_label, seed=args.seed)
     clip = frozen_clip(args)
+    for name in args.class_names:
+        clip.text.check_words(name, "class_names= in words it knows, or a published backbone=")
     clip.to(device)
     taps = make_taps(args, clip, say)
     return Experiment(args, mosaics, test, taps, AnomalyCLIP(clip, args).to(device))
