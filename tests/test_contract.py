@@ -1,18 +1,23 @@
 """Every system obeys the contract: it trains at tiny size, opens and closes its run alike, and its detector answers."""
 
+import csv
 import math
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import anomaly_lib
+from anomaly_lib.__main__ import main
 from anomaly_lib.detect.choice import EVERYWHERE, Choice
 from anomaly_lib.detect.contract import Detector
 from anomaly_lib.detect.images import ImageDetector
 from anomaly_lib.detect.scores import Scores, summary
+from anomaly_lib.engine.checkpoint import save_checkpoint
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json
 from anomaly_lib.systems.registry import SYSTEMS
@@ -140,6 +145,40 @@ def test_images_are_scored_with_the_decision(detector: Detector) -> None:
     if detector.decision is not None and detector.decision.maxima:
         assert found.region.shape == found.map.shape
         assert ((found.area >= 0) & (found.area <= 1)).all()
+
+
+def test_tables_of_predictions_have_no_empty_column(
+    tiny: Tiny, detector: Detector, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the decision of the training, without one, and with one that `calibrate` adds."""
+    if not isinstance(detector, ImageDetector):
+        pytest.skip("no image system")
+    pictures = tmp_path / "in"
+    pictures.mkdir()
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 255, (4, 70, 90, 3), dtype=np.uint8)):
+        Image.fromarray(pixels).save(pictures / f"{number}.png")
+    checkpoint = SYSTEMS.read(tiny.result.checkpoint)
+    extra = {**checkpoint.extra, "decision": None, "decisions": {}}
+    bare = save_checkpoint(tmp_path / "bare.pt", {**checkpoint.content, "extra": extra}, system=tiny.system)
+    calibrated = tmp_path / "calibrated.pt"
+    argv = ["calibrate", "--checkpoint", str(bare), "--normal", str(pictures), "--output", str(calibrated)]
+    assert main(argv) == 0
+    for place in (tiny.result.checkpoint, bare, calibrated):
+        out = tmp_path / f"of {place.stem}"
+        capsys.readouterr()
+        assert main(["predict", "--checkpoint", str(place), str(pictures), "--out", str(out), "--no-overlays"]) == 0
+        first = capsys.readouterr().out.splitlines()[0]
+        with (out / "predictions.csv").open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        assert len(rows) == 4
+        assert all(value for row in rows for name, value in row.items() if name != "error"), rows
+        assert ("anomalous" in rows[0]) != ("no decision" in first), (rows[0], first)
+        assert ("anomalous" in rows[0]) == (load_decision(place) is not None)
+    assert list(rows[0]) == ["path", "score", "threshold", "p_value", "anomalous", "area", "error"]
+
+
+def load_decision(path: Path) -> Any:
+    return anomaly_lib.load(path).decision
 
 
 def test_run_and_checkpoints_name_the_weights_of_every_frozen_network(tiny: Tiny) -> None:

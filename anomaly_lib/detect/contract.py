@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
@@ -45,6 +45,9 @@ class Facts:
 
     def remarks(self) -> list[str]:
         return [*self.notes, *weight_remarks(self.weights)]
+
+
+AnyDetector = TypeVar("AnyDetector", bound="Detector")
 
 
 class Detector(ABC):
@@ -90,6 +93,14 @@ class Detector(ABC):
     def inputs_below(self, folder: Path) -> list[Any]:  # noqa: ARG002 - of the detectors that have such inputs
         """What `predict` takes, below a folder; of a described data set the normal samples."""
         raise UserError(f"{self.system}: has no normal inputs, so no decision can be made from them")
+
+    def of_class(self: AnyDetector, name: str) -> AnyDetector:
+        """The detector for images of one class, where it knows several."""
+        raise OptionError(f"obj={name}: has no meaning for a trained {self.system} detector, it knows one class")
+
+    def record_of(self, decision: Decision) -> dict[str, Any]:
+        """What a checkpoint's extra holds of a new decision of this detector."""
+        return {"decision": decision.plain()}
 
     def trained_on(self) -> Sequence[Any]:
         """The normal samples of its training run, read anew, as far as they are known and still there."""

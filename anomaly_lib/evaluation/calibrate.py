@@ -32,6 +32,7 @@ def calibrate(args: CalibrateArgs, systems: Registry, say: Callable[[str], objec
     if checkpoint.adopted and output.resolve() == checkpoint.path.resolve():
         raise UserError(f"{output}: a file of the system's authors is not written to; give output=FILE")
     detector = systems.detector_of(checkpoint, device=args.device, weights=args.weights)
+    detector = detector if args.obj is None else detector.of_class(args.obj)
     inputs = inputs_of(detector, args.normal)
     for line in trained_on_lines(detector, checkpoint, inputs):
         say(line)
@@ -41,7 +42,7 @@ def calibrate(args: CalibrateArgs, systems: Registry, say: Callable[[str], objec
     decision = decision_from(found, args.false_alarms, of=ORIGIN)
     for line in [*decision.short_of(args.false_alarms), *drift_lines(detector, found)]:
         say(line)
-    extra = {**checkpoint.extra, "decision": decision.plain()}
+    extra = {**checkpoint.extra, **detector.record_of(decision)}
     save_checkpoint(output, {**checkpoint.content, "extra": extra}, system=checkpoint.system)
     say(f"decision: {decision.describe()}")
     say(f"checkpoint: {output}")

@@ -68,6 +68,9 @@ class PredictArgs(DetectorFile, AskedRate):
     input: list[str] = arg([], "images, folders (searched below) or glob patterns; may stand without the flag")
     output_dir: str = arg("predictions", "folder for predictions.csv and overlays/", aliases=["out", "output"])
     batch_size: int = arg(8, "images scored together", at_least=1)
+    obj: Optional[str] = arg(
+        None, "class of the images, for a detector that remembers several", type=str, aliases=["class-name"]
+    )
     threshold: Optional[float] = arg(None, "decide by this score instead of the stored threshold", type=float)
     overlays: Switch = arg(True, "write an overlay of each image")
     on_error: str = arg("fail", "a damaged image stops the run, or is listed and skipped", choices=["fail", "skip"])
@@ -86,6 +89,7 @@ class CalibrateArgs(DetectorFile, DecisionArgs):
 
     normal: list[str] = arg([], "images, folders (searched below) or glob patterns; of weld detectors folders of runs")
     output: Optional[str] = arg(None, "file to write; None = the checkpoint itself", type=str)
+    obj: Optional[str] = override(PredictArgs, "obj")
     batch_size: int = arg(8, "inputs scored together", at_least=1)
     on_error: str = arg("fail", "a damaged file stops the work, or is listed and skipped", choices=["fail", "skip"])
 

@@ -119,6 +119,7 @@ def predict_stream(args: PredictArgs, systems: Registry, say: Callable[[str], ob
     detector = systems.load(checkpoint, device=args.device, weights=args.weights)
     if not isinstance(detector, ImageDetector):
         raise UserError(f"{checkpoint}: {detector.system} is no image system; predict scores images only")
+    detector = detector if args.obj is None else detector.of_class(args.obj)
     decision = detector.decision = decision_asked(detector.decision, args)
     if decision is None:
         say(f"{checkpoint}: no decision, only scores: {detector.undecided}; {CALIBRATE} adds one")

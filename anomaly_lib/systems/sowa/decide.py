@@ -67,6 +67,15 @@ def decide(
     return Decisions(each, decision([*found.values()], f"{of} ({', '.join(found)})"))
 
 
+def joined(each: Mapping[str, Decision]) -> Decision | None:
+    """The decision for images of all these classes; None where one rests on stand-ins."""
+    if any(not one.has_p_values for one in each.values()):
+        return None
+    normal, maxima = ([value for one in each.values() for value in getattr(one, name)] for name in ("normal", "maxima"))
+    rate = max(one.false_alarms or 0.0 for one in each.values())
+    return Decision.promising(normal, rate, of=f"normal images of {', '.join(each)}", maxima=maxima)
+
+
 def normal_scores(
     model: AnomalyCLIP,
     taps: Taps,

@@ -26,11 +26,12 @@ from anomaly_lib.systems.sowa.data import (
     known,
     names_of,
     open_test,
+    open_train,
     support_items,
     tested_classes,
     tested_place,
 )
-from anomaly_lib.systems.sowa.decide import NO_NORMAL, Decisions
+from anomaly_lib.systems.sowa.decide import NO_NORMAL, Decisions, joined
 from anomaly_lib.systems.sowa.options import Args
 from anomaly_lib.systems.sowa.scoring import remember, score_items
 from anomaly_lib.systems.sowa.taps import Taps, frozen_clip, make_taps
@@ -137,16 +138,33 @@ class SowaDetector(ImageDetector):
         detector remembers several classes."""
         detector = self
         if class_name is not None:
-            detector = copy(self)
-            detector.class_name = class_name
-            detector.decision = self._decision_of([class_name])
+            detector = self.of_class(class_name)
         return super(SowaDetector, detector).predict(inputs)
+
+    def of_class(self, name: str) -> "SowaDetector":
+        if self.memories and name not in self.memories:
+            raise UserError(f"obj={name}: this detector remembers {', '.join(self.memories)}")
+        detector = copy(self)
+        detector.class_name, detector.decision = name, self._decision_of([name])
+        return detector
+
+    def record_of(self, decision: Decision) -> dict[str, Any]:
+        """Beside the decisions of the other classes; without a class for all that may come."""
+        each = {**self.decisions.each, self.class_name: decision} if self.class_name else {}
+        return Decisions(each, decision if len(each) <= 1 else joined(each)).plain()
+
+    def trained_on(self) -> Sequence[Item]:
+        """Normal images of the training classes, and the support images."""
+        data = open_test(*tested_place(self.args), tested_classes(self.args), shot=self.args.shot, on_error="skip")
+        support = support_items(data.normal, self.args.shot, self.args.seed) if self.args.shot else {}
+        learned = [item for item in open_train(self.args)[0] if not item.label]
+        return [*learned, *(item for some in support.values() for item in some)]
 
     @torch.no_grad()
     def predict_batch(self, images: Tensor) -> Prediction:
         """Scores and maps of transformed images [B, 3, H, W]."""
         if self.memories and self.class_name not in self.memories:
-            raise UserError(f"this detector remembers {', '.join(self.memories)}: say which with class_name=")
+            raise UserError(f"this detector remembers {', '.join(self.memories)}: say which with obj=")
         taps = self.model.visual_encoder.observe(images.to(self.device))
         with autocast_for(self.device, self.args.precision):
             return detect(self.model, taps, [self.class_name] * len(images), self.memories, self.alone)
