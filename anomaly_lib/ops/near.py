@@ -5,27 +5,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def best_nearby(query: Tensor, bank: Tensor, radius: int, *, tile: int = 16) -> Tensor:
-    """Largest product of each vector of query [C, h, w] with the vectors of `bank` [K, h * w, C] that lie at most
-    `radius` rows and columns away -> [h, w].
+def best_nearby(queries: Tensor, bank: Tensor, allowed: Tensor, radius: int, *, tile: int = 64) -> Tensor:
+    """Largest product of each vector of queries [B, C, h, w] with vectors of `bank` [h * w, N, C] (N at every place)
+    that lie at most `radius` rows and columns away and are `allowed` [B, N] -> [B, h, w].
 
-    One product reads every bank vector once, with all query vectors around it: h * w * (2 radius + 1)^2 * tile numbers.
+    One product reads every bank vector once, with all query vectors around it, and nothing is copied out of the bank:
+    cheaper than picking the allowed ones first unless they are very few. It holds h * w * B * (2 radius + 1)^2 * tile
+    numbers.
     """
+    batch, _, rows, columns = queries.shape
     width = 2 * radius + 1
-    around = F.unfold(query.unsqueeze(0), width, padding=radius)[0]  # [C * width^2, P]: at each place, those around it
-    around = around.unflatten(0, (len(query), width**2)).permute(2, 1, 0)  # [P, width^2, C]
-    best = query.new_full(around.shape[:2], -torch.inf)
-    for some in bank.split(tile):
-        best = torch.maximum(best, (around @ some.permute(1, 2, 0)).amax(2))  # [P, width^2]
-    rows, columns = query.shape[-2:]
-    grids = best.T.reshape(width**2, rows, columns)  # at the place of the bank's vector
+    places = F.pad(queries, (radius,) * 4).permute(2, 3, 0, 1).contiguous()  # [h + 2 radius, w + 2 radius, B, C]
+    offsets = [(i, j) for i in range(width) for j in range(width)]
+    around = torch.stack([places[i : i + rows, j : j + columns] for i, j in offsets], dim=3)  # [h, w, B, width^2, C]
+    around = around.flatten(0, 1).flatten(1, 2)  # [P, B * width^2, C]: at each place, those around it
+    best = queries.new_full((len(around), batch, width**2), -torch.inf)
+    for some, fits in zip(bank.split(tile, dim=1), allowed.split(tile, dim=1), strict=True):
+        products = (around @ some.mT).unflatten(1, best.shape[1:])  # [P, B, width^2, tile]
+        best = torch.maximum(best, products.masked_fill(~fits[:, None], -torch.inf).amax(3))
+    grids = best.permute(1, 2, 0).unflatten(2, (rows, columns))  # at the place of the bank's vector
     # Offset (i, j) compared place p with the query's vector at p + (i, j) - radius: put each result to that vector.
-    grids = F.pad(grids, (radius,) * 4, value=-torch.inf).unflatten(0, (width, width))
-    moved = [
-        grids[i, j, width - 1 - i : width - 1 - i + rows, width - 1 - j : width - 1 - j + columns]
-        for i in range(width)
-        for j in range(width)
-    ]
+    grids = F.pad(grids, (radius,) * 4, value=-torch.inf).unflatten(1, (width, width))
+    last = width - 1
+    moved = [grids[:, i, j, last - i : last - i + rows, last - j : last - j + columns] for i, j in offsets]
     return torch.stack(moved).amax(0)
 
 

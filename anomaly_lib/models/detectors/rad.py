@@ -33,7 +33,7 @@ class Rad(FeatureDetector):
         self.extractor = extractor
         self.outputs = [name for name in self.config.layers if name != SUMMARY]
         self.names = [f"patches{n}" for n, _ in enumerate(self.outputs, start=1)]
-        for name in ("summaries", *self.names):  # [N, D] and, for each output, [N, P, C]; all at length 1
+        for name in ("summaries", *self.names):  # [N, D] and, for each output, [P, N, C]; all at length 1
             self.register_buffer(name, torch.empty(0))
 
     def __repr__(self) -> str:
@@ -41,7 +41,7 @@ class Rad(FeatureDetector):
 
     @property
     def patches(self) -> list[Tensor]:
-        """The unit rows [N, P, C] of each output."""
+        """The unit rows [P, N, C] of each output: those of one place beside one another, as the search reads them."""
         return [getattr(self, name) for name in self.names]
 
     @torch.no_grad()
@@ -49,13 +49,13 @@ class Rad(FeatureDetector):
         """Keep the summary and the patches of normal images."""
         held: list[list[Tensor]] = [[] for _ in ("summaries", *self.names)]
         for features in batches:
-            kept = [self._summaries(features), *(unit_rows(maps) for maps in self._maps(features))]
+            kept = [self._summaries(features), *(unit_rows(maps).transpose(0, 1) for maps in self._maps(features))]
             for some, rows in zip(held, kept, strict=True):
                 some.append(rows)
         if not held[0]:
             raise ValueError("no normal images to learn from")
         for name, some in zip(("summaries", *self.names), held, strict=True):
-            setattr(self, name, torch.cat(some))
+            setattr(self, name, torch.cat(some, dim=-2))
         return self
 
     @torch.no_grad()
@@ -86,26 +86,23 @@ class Rad(FeatureDetector):
             raise ValueError("RAD knows no image yet: fit the detector before it is asked")
         grids = []
         likeness = self._summaries(features) @ self.summaries.T  # [B, N]
-        near = torch.stack([self._nearest(row, gone) for row, gone in zip(likeness, left_out, strict=True)])  # [B, k]
+        near = torch.stack([self._nearest(row, gone) for row, gone in zip(likeness, left_out, strict=True)])  # [B, N]
         for maps, patches in zip(self._maps(features), self.patches, strict=True):
-            if maps.shape[-2] * maps.shape[-1] != patches.shape[1]:
-                raise ValueError(
-                    f"RAD was fitted on {patches.shape[1]} positions, this image has {list(maps.shape[-2:])}"
-                )
-            queries = F.normalize(maps, dim=1)
-            pairs = zip(queries, near, strict=True)
-            best = torch.stack([best_nearby(one, patches[some], self.config.radius) for one, some in pairs])
+            if maps.shape[-2] * maps.shape[-1] != len(patches):
+                raise ValueError(f"RAD was fitted on {len(patches)} positions, this image has {list(maps.shape[-2:])}")
+            best = best_nearby(F.normalize(maps, dim=1), patches, near, self.config.radius)
             grids.append((1 - best).clamp_min(0))  # [B, h, w]
         grid = torch.stack(grids).mean(0)
         drawn = upsample_and_smooth(grid, size, sigma=self.config.sigma)
         return Prediction(top_mean(drawn.flatten(1), self.config.top_share), drawn, cell=cell_of(grid, size))
 
     def _nearest(self, likeness: Tensor, gone: int | None) -> Tensor:
-        """Numbers [k] of the most similar images by likeness [N]; `gone` is none of them."""
+        """Whether each image is among the most similar, by likeness [N]; `gone` never is."""
+        others = len(likeness) - (gone is not None)
         if gone is not None:
             likeness = likeness.index_fill(0, torch.tensor(gone, device=likeness.device), -torch.inf)
-        others = len(likeness) - (gone is not None)
-        return likeness.topk(min(self.config.nearest_images, others)).indices
+        chosen = likeness.topk(min(self.config.nearest_images, others)).indices
+        return torch.zeros_like(likeness, dtype=torch.bool).index_fill_(0, chosen, True)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         take_saved_sizes(self, ("summaries", *self.names), state_dict, prefix)

@@ -1,5 +1,7 @@
 """Searches near the same place, and of each image in every other, against loops."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -9,18 +11,19 @@ from anomaly_lib.ops import best_nearby, nearest_in_each
 @pytest.mark.parametrize("radius", [0, 1, 2, 5])
 def test_best_nearby_equals_loops(radius):
     torch.manual_seed(radius)
-    query, bank = torch.randn(3, 4, 5), torch.randn(6, 20, 3)
-    found = best_nearby(query, bank, radius, tile=4)
-    for y in range(4):
-        for x in range(5):
-            near = [
-                float(query[:, y, x] @ bank[k, 5 * r + c])
-                for k in range(6)
-                for r in range(4)
-                for c in range(5)
-                if abs(r - y) <= radius and abs(c - x) <= radius
-            ]
-            assert float(found[y, x]) == pytest.approx(max(near), abs=1e-6)
+    queries, bank = torch.randn(2, 3, 4, 5), torch.randn(20, 6, 3)
+    allowed = torch.tensor([[True] * 6, [False, True, False, True, False, True]])
+    found = best_nearby(queries, bank, allowed, radius, tile=4)
+    for n, y, x in itertools.product(range(2), range(4), range(5)):
+        near = [
+            float(queries[n, :, y, x] @ bank[5 * r + c, k])
+            for k in range(6)
+            if allowed[n, k]
+            for r in range(4)
+            for c in range(5)
+            if abs(r - y) <= radius and abs(c - x) <= radius
+        ]
+        assert float(found[n, y, x]) == pytest.approx(max(near), abs=1e-6)
 
 
 @pytest.mark.parametrize("most", [1, 60, 1 << 20])
