@@ -43,7 +43,7 @@ class Args(DataArgs, BackboneArgs, CacheArgs):
 
     dataset: str = override(DataArgs, "dataset", choices=DATASET_NAMES)
     backbone: Optional[str] = arg(None, "name of the frozen encoder; None = that of --system", type=str)
-    cache: str = override(CacheArgs, "cache", "disk", choices=["auto", "disk"])
+    cache: str = override(CacheArgs, "cache", "disk", choices=["disk"])
     obj: Optional[str] = arg(None, "only this class", type=str, aliases=["class_name"])
     split: Optional[str] = arg(None, "only train or test", type=str, choices=["train", "test"])
     system: Optional[str] = arg(None, "fill what this system's training reads", type=str, choices=["promptad", "sowa"])

@@ -4,21 +4,22 @@
     python scripts/convert_detector.py --source runs/x/checkpoint.pt --to anomalib
 
 The first writes model.pt, which `anomaly_lib.load` and evaluate.py take, and model_backbone.safetensors beside it. The
-options of train_detector.py say what the checkpoint's hyper-parameters were.
+options of the detector say what the checkpoint's hyper-parameters were.
 """
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from anomaly_lib.command_line import command
-from anomaly_lib.config import arg, to_plain
-from anomaly_lib.errors import UserError
+from anomaly_lib.config import arg, default_of, override, shown, to_plain
+from anomaly_lib.errors import OptionError, UserError
 from anomaly_lib.files import atomic_file, write_atomic
 from anomaly_lib.models.detectors.configs import READS_BACKBONE
-from anomaly_lib.systems.detectors.options import DetectorArgs
+from anomaly_lib.options import BackboneArgs, DataArgs
+from anomaly_lib.systems.detectors.options import DetectorArgs, ModelArgs
 from anomaly_lib.systems.registry import SYSTEMS
 
 if TYPE_CHECKING:
@@ -26,12 +27,28 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Args(DetectorArgs):
+class Args(ModelArgs):
     """A checkpoint and what it becomes."""
 
     source: Optional[str] = arg(None, "checkpoint to read", type=str)
     to: str = arg("here", "whose format to write", choices=["here", "anomalib"])
     write_to: Optional[str] = arg(None, "file to write; None = beside the source, ending in .pt or .ckpt", type=str)
+    weights: Optional[str] = override(
+        BackboneArgs, "weights", help="weight file of the frozen network, if it has moved", needs={"to": "anomalib"}
+    )
+    backbone: str = override(DetectorArgs, "backbone")
+    protocol: str = override(DetectorArgs, "protocol")
+    dataset: str = override(DataArgs, "dataset", help="layout of the data it was trained on, for evaluate.py")
+    data_path: Optional[str] = override(
+        DataArgs, "data_path", help="folder of that data; None = the built-in demo data"
+    )
+
+    def check(self) -> None:
+        usual = {f.name: default_of(f) for f in fields(self)} | self.implied({})
+        for name in usual if self.to == "anomalib" else ():
+            value = getattr(self, name)
+            if name not in ("source", "to", "write_to", "weights") and value != usual[name]:
+                raise OptionError(f"{name}={shown(value)}: has no effect without to=here, the checkpoint says it")
 
 
 def from_anomalib(source: Path, output: Path, args: Args) -> None:

@@ -1,7 +1,8 @@
-"""Every option of every system acts, is refused in one line, or is announced: one tiny run a value, compared.
+"""Every option of every program acts, is refused in one line, or is announced: one tiny run a value, compared.
 
-`CONTEXT` says beside which other options an option is tried (what it needs, or what makes its effect visible at tiny
-size); `ELSEWHERE` lists the few whose effect is no part of a run's outcome, with the test that shows it.
+Of the systems, `CONTEXT` says beside which other options an option is tried (what makes its effect visible at tiny
+size); `ELSEWHERE` lists the few whose effect is no part of a run's outcome, with the test that shows it. How the other
+programs are walked stands in `tests/walks`; a program that is not there fails the first test.
 """
 
 import re
@@ -11,8 +12,13 @@ from typing import Any
 
 import pytest
 
+from anomaly_lib.systems.promptad.options import SegArgs
 from anomaly_lib.systems.registry import SYSTEMS
-from tests.support.acting import another_value, options_of, outcome_of
+from tests.support.acting import another_value, only_one, options_of, outcome_of
+from tests.support.making import Made
+from tests.support.programs import all_programs
+from tests.support.walking import silent_options
+from tests.walks import WALKS
 
 ELSEWHERE = {
     "fresh": "tests/unit/engine/test_engine.py: a finished run is started over",
@@ -47,6 +53,11 @@ CONTEXT: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("causal_film", "warmup_epochs"): ({"epochs": 6}, 1),
     ("causal_film", "min_lr"): ({"epochs": 4, "warmup_epochs": 1}, 1e-5),
     ("causal_film", "patience"): ({"epochs": 6, "learning_rate": 0.1}, 1),
+    ("video_ae", "batch_size"): ({}, 3),
+    ("weld_supcon", "log_every"): ({"batch_size": 4}, 1),
+    ("weld_supcon", "stop_on"): ({"epochs": 6, "warmup_epochs": 0, "learning_rate": 0.01}, "loss"),
+    # Features have length one: "euclidean" ranks them as "cosine" does.
+    ("weld_supcon", "metric"): ({"demo_good": 6, "demo_defects": 2, "epochs": 1}, "manhattan"),
     ("weld_supcon", "select"): ({"epochs": 4}, "last"),
     ("weld_supcon", "warmup_epochs"): ({"epochs": 6}, 1),
     ("weld_supcon", "warmup_start_lr"): ({"epochs": 6}, 1e-4),
@@ -72,7 +83,7 @@ def test_every_option_acts_or_is_refused_or_announced(
 
     silent = []
     for f in options_of(system):
-        if f.name in ELSEWHERE or f.name == "output_dir":
+        if f.name in ELSEWHERE or f.name == "output_dir" or only_one(f):
             continue
         beside, value = CONTEXT.get((system, f.name), ({}, None))
         if value is None:
@@ -89,3 +100,30 @@ def test_every_option_acts_or_is_refused_or_announced(
         elif found.content == base(beside).content:
             silent.append(f"{f.name}={value}")
     assert not silent
+
+
+PROGRAMS = all_programs()
+TRAINS_A_SYSTEM = {SYSTEMS[name].Args: name for name in SYSTEMS} | {SegArgs: "promptad"}
+"""Options that are walked with the system; `SegArgs` are PromptAD's with other defaults."""
+
+
+def test_no_program_is_left_out() -> None:
+    assert WALKS.keys() <= PROGRAMS.keys()
+    walked = {PROGRAMS[name].Args for name in WALKS}
+    assert len(walked) == len(WALKS)  # each class of options once
+    left_out = {name for name, one in PROGRAMS.items() if one.Args not in walked and one.Args not in TRAINS_A_SYSTEM}
+    assert not left_out
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(tmp_path_factory.mktemp("made"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", sorted(WALKS))
+def test_every_option_of_the_other_programs_too(
+    program: str, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANOMALY_LIB_DATA", str(made.real()))
+    assert not silent_options(PROGRAMS[program], WALKS[program](made), tmp_path)

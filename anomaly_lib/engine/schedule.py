@@ -30,7 +30,8 @@ def make_schedule(
         return lr_scheduler.ReduceLROnPlateau(optimizer, factor=gamma, patience=patience, min_lr=min_lr)
     if name == "onecycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
-        rise = min(0.3, warmup / max(1, total)) if warmup else 0.3  # share of the run in which the rate rises
+        # Share of the run in which the rate rises; in less than two steps it cannot.
+        rise = min(0.3, max(2, warmup) / max(1, total)) if warmup else 0.3
         return lr_scheduler.OneCycleLR(optimizer, max_lr=peaks, total_steps=max(1, total), pct_start=rise)
     if name not in SCHEDULES:
         raise UserError(f"unknown schedule {name!r}; there are {', '.join(SCHEDULES)}")

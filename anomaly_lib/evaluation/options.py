@@ -54,7 +54,9 @@ class EvaluateArgs(DetectorFile, Choice, AskedRate):
     report: Optional[str] = arg(None, "also write an HTML report into this folder", type=str)
     policy: str = arg("stored", "how the decision threshold is set", choices=list(POLICIES))
     false_alarms: Optional[float] = override(AskedRate, "false_alarms", needs={"policy": ("stored", "false-alarms")})
-    support_quantile: float = arg(0.99, "quantile of --policy support-quantile", at_least=0, at_most=1)
+    support_quantile: float = arg(
+        0.99, "quantile of normal scores", at_least=0, at_most=1, needs={"policy": "support-quantile"}
+    )
     bootstrap: int = arg(1000, "resamples behind the 95% confidence intervals; 0 = none", at_least=0)
     fpr_limits: list[float] = arg([0.3], "false-positive limits of AUPRO", at_least=0, at_most=1)
     figures: Switch = arg(True, "draw figures")
@@ -75,8 +77,10 @@ class PredictArgs(DetectorFile, AskedRate):
     overlays: Switch = arg(True, "write an overlay of each image")
     on_error: str = arg("fail", "a damaged image stops the run, or is listed and skipped", choices=["fail", "skip"])
     watch: Switch = arg(False, "keep looking for new images until interrupted")
-    poll_seconds: float = arg(1.0, "pause between two looks of --watch", at_least=0)
-    idle_seconds: float = arg(0.0, "end --watch when nothing new came for this long; 0 = never", at_least=0)
+    poll_seconds: float = arg(1.0, "pause between two looks", at_least=0, needs={"watch": True})
+    idle_seconds: float = arg(
+        0.0, "leave when nothing new came for this long; 0 = never", at_least=0, needs={"watch": True}
+    )
 
     def check(self) -> None:
         if self.threshold is not None and self.false_alarms is not None:

@@ -110,12 +110,12 @@ def make(args: TableArgs) -> None:
 
     output = Path(args.output)
     known = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {"results": {}}
-    results = dict(known["results"]) if known.get("variants") == args.variants else {}
+    asked = {"epochs": args.epochs, "variants": args.variants}
+    results = dict(known["results"]) if asked.items() <= known.items() else {}
     for seed in args.seeds:
         if str(seed) not in results:
             results[str(seed)] = one_seed(seed, args.variants, output.parent, args.epochs)
-            facts = {"torch": str(torch.__version__), "epochs": args.epochs, "variants": args.variants}
-            write_json(output, {**facts, "results": results})
+            write_json(output, {"torch": str(torch.__version__), **asked, "results": results})
     print(table([results[str(seed)] for seed in args.seeds]))
 
 

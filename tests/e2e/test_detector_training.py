@@ -20,7 +20,8 @@ from anomaly_lib.models.detectors.anomalib_keys import to_anomalib
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--image-size", "32", "--no-figures"]
-NARROW = ["--model", "draem", *SMALL, "--repair-width", "4", "--segment-width", "4"]
+NARROW_NETWORKS = ["--model", "draem", "--image-size", "32", "--repair-width", "4", "--segment-width", "4"]
+NARROW = [*NARROW_NETWORKS, "--no-figures"]
 
 
 def script(name="train_detector"):
@@ -103,10 +104,10 @@ def test_wrong_input_is_one_line(flags, message, capsys, tmp_path):
 @pytest.mark.parametrize("model", ["patchcore", "draem"])
 def test_anomalib_checkpoints_come_and_go(model, tiny_data, tmp_path, capsys):
     if model == "patchcore":
-        flags = [*SMALL, "--model", model, "--backbone", "resnet18", "--coreset-size", "20"]
-        training = [*flags, "--weights", "random"]
+        flags = [*SMALL[:2], "--model", model, "--backbone", "resnet18", "--coreset-size", "20"]
+        training = [*flags, "--no-figures", "--weights", "random"]
     else:
-        flags = training = [*NARROW, "--epochs", "0"]
+        flags, training = NARROW_NETWORKS, [*NARROW, "--epochs", "0"]
     assert script().main([*training, *tiny_data, "--output-dir", str(tmp_path / "run")]) == 0
     trained = anomaly_lib.load(tmp_path / "run" / "checkpoint.pt")
     state = to_anomalib(trained.model)
@@ -131,7 +132,8 @@ def test_anomalib_checkpoints_come_and_go(model, tiny_data, tmp_path, capsys):
         save_file(tensors | {name: tensors[name] + 1}, backbone)
         with pytest.raises(UserError, match=r"here\.pt: trained with weights"):
             anomaly_lib.load(tmp_path / "here.pt")
-    capsys.readouterr()
+    assert main(["--source", str(tmp_path / "here.pt"), "--to", "anomalib", "--model", "padim"]) == 2
+    assert "has no effect without --to here" in capsys.readouterr().err
     wrong = ["--model", "padim", "--backbone", "resnet18", "--write-to", str(tmp_path / "no.pt")]
     assert main(["--source", str(tmp_path / "lightning.ckpt"), *wrong]) == 2
     assert "not an anomalib checkpoint of --model padim" in capsys.readouterr().err

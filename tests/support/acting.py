@@ -65,6 +65,11 @@ def _feed(digest: Any, value: Any) -> None:
         digest.update(repr(value).encode())
 
 
+def only_one(f: "Field[Any]") -> bool:
+    """Has the option one value alone?"""
+    return len(f.metadata["options"] or "many") == 1
+
+
 def another_value(f: "Field[Any]", value: Any) -> Any:
     """A value of the option that is not `value`, inside its range where one is easy to name."""
     if f.type == Switch:

@@ -27,6 +27,8 @@ def scale_history(folder: Path, pattern: str | None = None) -> tuple[list[int], 
             points |= {int(row["epoch"]): scales} if scales else {}
     else:
         files = [path for one in ([pattern] if pattern else PATTERNS) for path in folder.glob(one)]
+        if pattern and not files:
+            raise UserError(f"checkpoint_pattern={pattern}: no such file in {folder}")
         for path in files:
             saved = load_checkpoint(path, system="crystal")
             scales = {n.split(".")[-2]: float(v) for n, v in saved["model"].items() if n.endswith("text_scale")}

@@ -188,6 +188,8 @@ class SweepArgs(Options):
     parallel: int = arg(1, "runs at a time; the cores are divided among them", at_least=1)
     gpus: list[str] = arg([], "one queue per GPU, e.g. 0 1; empty = CPU", type=str)
     launcher: str = arg("local", "local, or ray for many machines", choices=["local", "ray"])
-    ray_address: Optional[str] = arg(None, "address of a running Ray cluster; None = Ray on this machine", type=str)
+    ray_address: Optional[str] = arg(
+        None, "address of a running Ray cluster; None = Ray on this machine", type=str, needs={"launcher": "ray"}
+    )
     retries: int = arg(0, "times a failed run is tried again", at_least=0)
     dry_run: Switch = arg(False, "print the equivalent commands and leave")

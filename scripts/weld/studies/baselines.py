@@ -37,7 +37,7 @@ from anomaly_lib.systems.weld.supcon.knn import Bank, defect_margin
 from anomaly_lib.systems.weld.supcon.options import Args as QuadArgs
 from anomaly_lib.systems.weld.supcon.task import classes_of, open_runs, quad_batch
 from anomaly_lib.systems.weld.supcon.train import train
-from scripts.weld.studies.options import LadderArgs
+from scripts.weld.studies.options import LadderArgs, TrainingsArgs
 
 Scores = dict[str, Tensor]  # by split
 
@@ -76,7 +76,7 @@ class Fitted:
     note: str = ""
 
 
-def prepare(args: LadderArgs) -> Pool:
+def prepare(args: TrainingsArgs) -> Pool:
     """Encode every split once; statistics and targets come from TRAIN."""
     device = pick_device(args.device)
     runs = open_runs(args)

@@ -25,7 +25,7 @@ def run_extensions(
 ) -> list[dict[str, Any]]:
     """Every variant and seed that the table does not hold yet; returns all rows. `pool` shares an encoding."""
     folder = Path(args.results)
-    study = StudyRows(folder, "variant", fresh=args.fresh)
+    study = StudyRows(folder, "variant", args)
     for seed in args.seeds:
         for variant in args.variants:
             if study.has(variant, seed):

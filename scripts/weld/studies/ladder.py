@@ -6,7 +6,6 @@ thresholds and fusion weights come from VAL.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ def run_ladder(args: LadderArgs, say: Callable[[str], object]) -> list[dict[str,
     models = ladder()
     chosen = [name for one in args.models for name in (FUSIONS if one == "fusion" else [one])]
     wanted = list(dict.fromkeys(chosen))
-    study = StudyRows(Path(args.results), "model", fresh=args.fresh)
+    study = StudyRows(Path(args.results), "model", args)
     todo = [(model, seed) for model in wanted for seed in args.seeds if not study.has(model, seed)]
     pool = prepare(args) if todo else None
     for model, seed in todo:
@@ -77,7 +76,7 @@ def run_ladder(args: LadderArgs, say: Callable[[str], object]) -> list[dict[str,
         seed_everything(seed)
         started = time.process_time()
         with PeakMemory(pool.features.device) as peak:
-            fitted = models[model](pool, replace(args, seed=seed))
+            fitted = models[model](pool, args.seeded(seed))
         seconds = time.process_time() - started
         row = row_of(pool, fitted, model=model, seed=seed, seconds=seconds, peak_mb=peak.mb)
         study.add(row)

@@ -1,10 +1,11 @@
 """The options of the studies of V4: those of V4 itself, and what is compared; imports no torch."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Optional
+from typing import Any, ClassVar, Optional, TypeVar
 
-from anomaly_lib.config import Options, Preset, Switch, arg, override
+from anomaly_lib.config import Options, Preset, Switch, arg, default_of, override
 from anomaly_lib.errors import OptionError
 from anomaly_lib.systems.weld.supcon.options import Args as QuadArgs
 
@@ -28,33 +29,32 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+A = TypeVar("A", bound="TrainingsArgs")
+INSTEAD = {"seed": "seeds", "output_dir": "results", "save_path": "results", "resume": "results"}
+"""Options of one training -> what a study of many has in their place."""
+
+
 @dataclass
-class LadderArgs(QuadArgs):
-    """The ladder: the options of V4, and which models and seeds."""
+class TrainingsArgs(QuadArgs):
+    """Many trainings of V4: its options, and which seeds."""
 
     figures: Switch = override(QuadArgs, "figures", False, help="draw figures of each trained D (its time counts them)")
-    models: list[str] = arg(
-        list(MODELS), "which models; fusion = late, mid and cross-attention only", choices=[*MODELS, "fusion"]
-    )
     seeds: list[int] = arg([0, 1, 2], "one row per model and seed", type=int)
-    baseline_epochs: int = arg(50, "epochs of A, B and C", at_least=1)
-    baseline_batch: int = arg(32, "batch size of A, B and C", at_least=1)
-    peak_lr: float = arg(1e-3, "one-cycle peak of A, B and C (published, at full size: 1e-4)", at_least=0)
-    spectrum_fft: int = arg(2048, "A: samples of an STFT window", at_least=16)
-    spectrum_frames: int = arg(256, "A: spectrum frames of a run", at_least=2)
-    audio_width: int = arg(1024, "A: channels of the audio auto-encoder", at_least=1)
-    video_window: int = arg(1, "A: steps of the video score's moving average (2 s at the sampling used)", at_least=1)
-    results: str = arg("runs/weld_baselines", "folder of the table")
+    results: str = arg("runs/weld_baselines", "folder of the table and of the trainings")
 
-    PRESETS: ClassVar[Sequence[Preset]] = (
-        Preset(
-            when={"data_path": None},
-            then={
-                "demo_train": 48, "demo_good": 24,
-                "baseline_batch": 8, "spectrum_fft": 512, "spectrum_frames": 64, "audio_width": 128,
-            },
-        ),
-    )  # fmt: skip
+    PRESETS: ClassVar[Sequence[Preset]] = (Preset(when={"data_path": None}, then={"demo_train": 48, "demo_good": 24}),)
+
+    def check(self) -> None:
+        for name, other in INSTEAD.items():
+            value = getattr(self, name)
+            if value != default_of(self.__dataclass_fields__[name]):
+                raise OptionError(f"{name}={value}: has no effect on a study of many trainings; give {other}=")
+
+    def seeded(self: A, seed: int) -> A:
+        """The same with the seed of one row."""
+        one = copy.copy(self)
+        one.seed = seed
+        return one
 
     def of_model(self, **changes: Any) -> QuadArgs:
         """The options of V4 among these, with `changes`."""
@@ -62,11 +62,34 @@ class LadderArgs(QuadArgs):
 
 
 @dataclass
-class ExtensionArgs(LadderArgs):
+class LadderArgs(TrainingsArgs):
+    """The ladder: which models."""
+
+    models: list[str] = arg(
+        list(MODELS), "which models; fusion = late, mid and cross-attention only", choices=[*MODELS, "fusion"]
+    )
+    baseline_epochs: int = arg(50, "epochs of A, B and C", at_least=1)
+    baseline_batch: int = arg(32, "batch size of A, B and C", at_least=1)
+    peak_lr: float = arg(1e-3, "one-cycle peak of A, B and C (published, at full size: 1e-4)", at_least=0)
+    spectrum_fft: int = arg(2048, "A: samples of an STFT window", at_least=16)
+    spectrum_frames: int = arg(256, "A: spectrum frames of a run", at_least=2)
+    audio_width: int = arg(1024, "A: channels of the audio auto-encoder", at_least=1)
+    video_window: int = arg(1, "A: steps of the video score's moving average (2 s at the sampling used)", at_least=1)
+
+    PRESETS: ClassVar[Sequence[Preset]] = (
+        Preset(
+            when={"data_path": None},
+            then={"baseline_batch": 8, "spectrum_fft": 512, "spectrum_frames": 64, "audio_width": 128},
+        ),
+    )
+
+
+@dataclass
+class ExtensionArgs(TrainingsArgs):
     """Which extensions, on the data of the ladder."""
 
     variants: list[str] = arg(list(VARIANTS), "which variants of model D", choices=list(VARIANTS))
-    results: str = override(LadderArgs, "results", "runs/weld_extensions")
+    results: str = override(TrainingsArgs, "results", "runs/weld_extensions")
 
 
 @dataclass

@@ -87,6 +87,18 @@ def test_param_groups_spare_vectors_and_frozen() -> None:
     assert by_key == {(0.1, None): 1, (0.0, None): 4, (0.1, 0.5): 1}
 
 
+def test_one_cycle_rises_in_two_steps_where_one_is_asked_for() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = make_schedule(optimizer, "onecycle", 6, warmup=1)
+    rates = []
+    for _ in range(5):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:2] == pytest.approx([0.04, 1.0])
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_resumes_where_it_was(name: str) -> None:
     def make() -> tuple[torch.optim.SGD, object]:

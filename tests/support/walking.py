@@ -1,0 +1,142 @@
+"""Does an option of a program act? The program is run with it and without it, and what both leave is compared."""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import Field, dataclass, field, fields
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from anomaly_lib.config import default_of
+from tests.support.acting import CHANGING, another_value, only_one
+from tests.support.programs import Program
+
+Values = Mapping[str, Any]
+"""Options by name; None = not given."""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How the options of a program are tried."""
+
+    base: Values  # what every run is given
+    tries: Mapping[str, tuple[Values, Any]] = field(default_factory=dict)  # option -> (options beside it, its value)
+    elsewhere: Mapping[str, str] = field(default_factory=dict)  # option -> why its effect is no part of the outcome
+    inherited: type | None = None  # options that this class declares are walked with the system that they are handed to
+    files: Mapping[str, Path] = field(default_factory=dict)  # copied into the folder of each run, which it may change
+
+
+@dataclass
+class Outcome:
+    """What a run of a program leaves."""
+
+    code: int
+    said: str
+    errors: str
+    content: dict[str, str]  # file -> what is in it; "" = what was said
+
+
+def words_of(values: Values) -> list[str]:
+    """The command line of these options."""
+    words: list[str] = []
+    for name, value in values.items():
+        if value is None:
+            continue
+        words.append("--" + name.replace("_", "-"))
+        words += [str(one) for one in value] if isinstance(value, list) else [str(value)]
+    return words
+
+
+def outcome_of(program: Program, values: Values, folder: Path, files: Mapping[str, Path]) -> Outcome:
+    """Run `program` in `folder`."""
+    folder.mkdir(parents=True)
+    for name, source in files.items():
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, folder / name)
+    said, errors = StringIO(), StringIO()
+    with chdir(folder), redirect_stdout(said), redirect_stderr(errors):
+        code = program.main(words_of(values))
+    content = {str(path.relative_to(folder)): _content(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    content[""] = "\n".join(CHANGING.sub("", line) for line in said.getvalue().splitlines())
+    return Outcome(code, said.getvalue(), errors.getvalue(), content)
+
+
+@contextmanager
+def chdir(folder: Path) -> Iterator[None]:
+    """Paths without a root lie in `folder`."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _content(path: Path) -> str:
+    data = path.read_bytes()
+    try:
+        return "\n".join(CHANGING.sub("", line) for line in data.decode("utf-8").splitlines())
+    except UnicodeDecodeError:
+        return hashlib.sha256(data).hexdigest()
+
+
+def differs(left: Outcome, right: Outcome, unstable: Sequence[str]) -> bool:
+    """Did another thing come out? Files that change from run to run count by their being there."""
+    if left.code != right.code or left.content.keys() != right.content.keys():
+        return True
+    return any(left.content[name] != right.content[name] for name in left.content if name not in unstable)
+
+
+def unstable_between(left: Outcome, right: Outcome) -> list[str]:
+    """Files (times, checksums of times) that two equal runs do not leave alike."""
+    assert left.code == right.code
+    assert left.content.keys() == right.content.keys()
+    return [name for name in left.content if left.content[name] != right.content[name]]
+
+
+def silent_options(program: Program, walk: Walk, root: Path) -> list[str]:
+    """Options of `program` that neither act nor are refused nor announced, as ``name=value``."""
+    bases: dict[str, tuple[Outcome, list[str]]] = {}
+
+    def base(values: Values) -> tuple[Outcome, list[str]]:
+        key = repr(sorted(values.items(), key=str))
+        if key not in bases:
+            one, two = (outcome_of(program, values, root / f"base{len(bases)}{part}", walk.files) for part in "ab")
+            assert one.code != 2 or None in values.values(), one.errors  # what stands for others may be missing
+            bases[key] = (one, unstable_between(one, two))
+        return bases[key]
+
+    silent = []
+    for f in fields(program.Args):
+        handed_on = _declared_by(walk.inherited, f) and f.name not in walk.tries
+        if f.name in walk.elsewhere or handed_on or only_one(f):
+            continue
+        beside, value = walk.tries.get(f.name, ({}, None))
+        usual = {**walk.base, **beside}
+        if value is None:
+            value = another_value(f, usual.get(f.name, default_of(f)))
+        found = outcome_of(program, {**usual, f.name: value}, root / f.name, walk.files)
+        if found.code == 2:
+            assert_names_option(f, value, found.errors)
+        elif not (f"{f.name}=" in found.said and "no meaning" in found.said) and not differs(found, *base(usual)):
+            silent.append(f"{f.name}={value}")
+    return silent
+
+
+def _declared_by(owner: type | None, f: "Field[Any]") -> bool:
+    return owner is not None and getattr(owner, "__dataclass_fields__", {}).get(f.name) is f
+
+
+def assert_names_option(f: "Field[Any]", value: Any, message: str) -> None:
+    """A refusal is one line that names the option or its value."""
+    assert message.count("\n") == 1, message
+    tried = [str(one) for one in (value if isinstance(value, list) else [value])]
+    flag = f.name.replace("_", "-")
+    assert any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", message, re.IGNORECASE) for word in [flag, *tried]), (
+        f.name,
+        value,
+        message,
+    )

@@ -1,0 +1,58 @@
+"""The programs over detectors."""
+
+from tests.support.making import Made
+from tests.support.walking import Walk
+from tests.walks.registry import DAMAGED, SPEED, walk_of
+
+
+@walk_of("evaluate.py")
+def evaluate(made: Made) -> Walk:
+    averaged = made.checkpoint("causal_film")
+    return Walk(
+        {"checkpoint": made.pixel_level(), "bootstrap": 10, "figures": False, "output_dir": "out"},
+        {
+            "checkpoint": ({}, averaged),
+            "parameters": ({"checkpoint": averaged}, "raw"),
+            "compare": ({}, [averaged]),
+            "support_quantile": ({"policy": "support-quantile"}, 0.1),
+            "false_alarms": ({"checkpoint": averaged}, 0.4),
+        },
+        {"batch_size": SPEED, "on_error": DAMAGED},
+    )
+
+
+@walk_of("python -m anomaly_lib predict")
+def predict(made: Made) -> Walk:
+    pictures = made.pictures()
+    return Walk(
+        {"checkpoint": made.checkpoint("detectors", "padim", model="padim"), "input": pictures},
+        {"checkpoint": ({}, made.pixel_level()), "input": ({}, pictures[:1]), "false_alarms": ({}, 0.4)},
+        {"batch_size": SPEED, "on_error": DAMAGED, "watch": "it does not end: tests/e2e/test_evaluate_predict.py"},
+    )
+
+
+@walk_of("scripts/export.py")
+def export(made: Made) -> Walk:
+    padim = made.checkpoint("detectors", "padim", model="padim")
+    return Walk(
+        {"checkpoint": padim, "repeats": 1, "format": "torch", "output_dir": "out"},
+        {"checkpoint": ({}, made.checkpoint("causal_film")), "tolerance": ({}, 0.0), "false_alarms": ({}, 0.4)},
+        {"repeats": "how well the latency is known, which no two runs share"},
+    )
+
+
+@walk_of("scripts/convert_detector.py")
+def convert(made: Made) -> Walk:
+    """Sizes of networks have to be those of the checkpoint: another value is refused or shows in what is written."""
+    return Walk(
+        {"source": "theirs.ckpt", "model": "draem", "image_size": 32, "repair_width": 4, "segment_width": 4},
+        {
+            "source": ({}, "no.ckpt"),
+            "to": ({}, "anomalib"),
+            "model": ({}, "draem_sevnet"),
+            "repair_width": ({}, 8),
+            "segment_width": ({}, 8),
+            "image_size": ({}, 64),
+        },
+        files={"theirs.ckpt": made.anomalib()},
+    )
