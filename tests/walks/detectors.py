@@ -1,5 +1,7 @@
 """The programs over detectors."""
 
+from pathlib import Path
+
 from tests.support.making import Made
 from tests.support.walking import Walk
 from tests.walks.registry import DAMAGED, SPEED, walk_of
@@ -55,4 +57,20 @@ def convert(made: Made) -> Walk:
             "image_size": ({}, 64),
         },
         files={"theirs.ckpt": made.anomalib()},
+    )
+
+
+@walk_of("python -m anomaly_lib calibrate")
+def calibrate(made: Made) -> Walk:
+    padim, pictures = Path(made.checkpoint("detectors", "padim", model="padim")), made.pictures()
+    return Walk(
+        {"checkpoint": "one.pt", "normal": pictures},
+        {
+            "checkpoint": ({}, "two.pt"),
+            "normal": ({}, pictures[:2]),
+            "output": ({}, "three.pt"),
+            "false_alarms": ({}, 0.4),
+        },
+        {"batch_size": SPEED, "on_error": DAMAGED},
+        files={"one.pt": padim, "two.pt": Path(made.pixel_level())},
     )
