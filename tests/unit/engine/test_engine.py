@@ -89,7 +89,7 @@ def test_param_groups_spare_vectors_and_frozen() -> None:
 
 def test_one_cycle_rises_in_two_steps_where_one_is_asked_for() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = make_schedule(optimizer, "onecycle", 6, warmup=1)
+    schedule = make_schedule(optimizer, "onecycle", 10, warmup=1)
     rates = []
     for _ in range(5):
         rates.append(optimizer.param_groups[0]["lr"])
