@@ -24,6 +24,7 @@ def nearest_neighbours(
     k: int = 1,
     *,
     half_norms: Tensor | None = None,
+    apart: tuple[Tensor, Tensor] | None = None,
     query_tile: int = QUERY_TILE,
     bank_tile: int = BANK_TILE,
 ) -> tuple[Tensor, Tensor]:
@@ -31,7 +32,8 @@ def nearest_neighbours(
 
     The smallest |x - y| has the largest x.y - |y|^2 / 2, which one fused product gives; tiles over queries and bank
     keep a running top-k, and only the winners' distances are worked out (in difference form).
-    Memory: query_tile x bank_tile.
+    Memory: query_tile x bank_tile. `apart`: owners [N] of the queries and [M] of the rows; rows of a query's own owner
+    do not count (each query must have k others).
     """
     if k < 1 or k > len(bank):
         raise ValueError(f"k must lie in 1..{len(bank)} (the number of bank rows), got {k}")
@@ -42,7 +44,8 @@ def nearest_neighbours(
     for start in range(0, len(queries), query_tile):
         rows = slice(start, start + query_tile)
         tile = queries[rows].float()
-        winners = _running_top(tile, bank, k, half_norms, bank_tile)
+        mine = None if apart is None else (apart[0][rows], apart[1])
+        winners = _running_top(tile, bank, k, half_norms, bank_tile, mine)
         found = exact_distances(tile, bank, winners)
         if k > 1:  # equal to rounding in the product, different in the distance: put into true order
             found, order = found.sort(dim=1, stable=True)
@@ -51,13 +54,17 @@ def nearest_neighbours(
     return distances, indices
 
 
-def _running_top(queries: Tensor, bank: Tensor, k: int, half_norms: Tensor, bank_tile: int) -> Tensor:
+def _running_top(
+    queries: Tensor, bank: Tensor, k: int, half_norms: Tensor, bank_tile: int, apart: tuple[Tensor, Tensor] | None
+) -> Tensor:
     """Indices [N, k] of the largest x.y - |y|^2 / 2, bank read in tiles."""
     best: Tensor | None = None
     winners = torch.zeros(len(queries), k, dtype=torch.long, device=queries.device)
     for start in range(0, len(bank), bank_tile):
         stop = min(start + bank_tile, len(bank))
         scores = torch.addmm(-half_norms[start:stop], queries, bank[start:stop].to(queries.dtype).T)  # [N, tile]
+        if apart is not None:
+            scores.masked_fill_(apart[0].unsqueeze(1) == apart[1][start:stop], -torch.inf)
         if k == 1:
             values, places = scores.max(dim=1, keepdim=True)
         else:

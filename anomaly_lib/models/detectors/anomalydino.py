@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_lib.config import configure
-from anomaly_lib.models.detectors.banks import BankDetector, cosine_distances, mean_maps
+from anomaly_lib.models.detectors.banks import BankDetector, cosine_grid, mean_maps
 from anomaly_lib.models.detectors.configs import summary_of
 from anomaly_lib.models.detectors.contract import Features, Size
 from anomaly_lib.models.detectors.family_configs import AnomalyDinoConfig
-from anomaly_lib.models.detectors.memory_bank import MemoryBank
 from anomaly_lib.ops import cell_of, foreground, top_mean, turned, unit_rows, upsample_and_smooth
 from anomaly_lib.types import Prediction
 
@@ -45,11 +44,10 @@ class AnomalyDino(BankDetector):
         kept = self._object(maps.flatten(0, 1)).reshape(rows.shape[:3])  # [B, V, P]
         return [[some[which] for some, which in zip(rows, kept, strict=True)]]
 
-    def judge(self, features: Features, size: Size, banks: Sequence[MemoryBank]) -> Prediction:
+    def judge(self, features: Features, size: Size, numbers: Tensor | None) -> Prediction:
         """Scores [B] and maps [B, *size] of images in their one query view."""
         maps = mean_maps(features, self.config.layers)[:, 0]  # [B, C, h, w]
-        rows = unit_rows(maps).flatten(0, 1)  # [B * P, C]
-        grid = cosine_distances(rows, banks[0], self.config.neighbours).reshape(len(maps), *maps.shape[-2:])
+        grid = cosine_grid(maps, self.memories[0], numbers, self.config.neighbours)
         if self.config.mask:
             grid = torch.where(self._object(maps), grid, 0)
         score = top_mean(grid.flatten(1), self.config.top_share)

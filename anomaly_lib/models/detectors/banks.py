@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from anomaly_lib.models.detectors.contract import FeatureDetector, Features, Size
 from anomaly_lib.models.detectors.memory_bank import MemoryBank
 from anomaly_lib.models.detectors.shapes import maps_of
+from anomaly_lib.ops import unit_rows
 from anomaly_lib.types import Prediction
 
 
@@ -25,8 +26,8 @@ class BankDetector(FeatureDetector):
         """For each bank and each of the B images its rows [M, C], at length 1."""
         raise NotImplementedError
 
-    def judge(self, features: Features, size: Size, banks: Sequence[MemoryBank]) -> Prediction:
-        """Scores [B] and maps [B, *size] of images compared with `banks`."""
+    def judge(self, features: Features, size: Size, numbers: Tensor | None) -> Prediction:
+        """Scores [B] and maps [B, *size]; images of the fit with `numbers` [B] are compared with the others alone."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -44,16 +45,12 @@ class BankDetector(FeatureDetector):
     @torch.no_grad()
     def score_features(self, features: Features, size: Size) -> Prediction:
         """Scores [B] and maps [B, *size] of images whose features are known."""
-        return self.judge(features, size, self._banks())
+        return self.judge(features, size, None)
 
     @torch.no_grad()
     def left_out_features(self, features: Features, numbers: Sequence[int], size: Size) -> Prediction:
         """The same of images of the fit (in their query views), each compared with the others alone. Exact."""
-        ones = [
-            self.judge(one_of(features, place), size, [bank.without(number) for bank in self._banks()])
-            for place, number in enumerate(numbers)
-        ]
-        return joined(ones)
+        return self.judge(features, size, torch.tensor(list(numbers)))
 
     def memory_in_words(self, features: Features, count: int) -> str:
         """What `count` images take when they are learnt, judged by the features of one."""
@@ -61,12 +58,14 @@ class BankDetector(FeatureDetector):
         patches, size = sum(map(len, rows)), sum(map(Tensor.numel, rows))
         return f"{count * patches} patches of {rows[0].shape[1]} numbers, {4 * count * size / 2**30:.2f} GiB of memory"
 
-    def _banks(self) -> list[MemoryBank]:
+    @property
+    def memories(self) -> list[MemoryBank]:
+        """The banks."""
         return [bank for bank in self.banks if isinstance(bank, MemoryBank)]
 
     def shape_of_banks(self) -> str:
         """In words, for a repr."""
-        return "banks " + ", ".join(str(list(bank.rows.shape)) for bank in self._banks())
+        return "banks " + ", ".join(str(list(bank.rows.shape)) for bank in self.memories)
 
 
 def _bank(images: Sequence[Tensor]) -> MemoryBank:
@@ -75,10 +74,18 @@ def _bank(images: Sequence[Tensor]) -> MemoryBank:
     return MemoryBank(torch.cat(list(images)), owners.to(images[0].device))
 
 
-def cosine_distances(rows: Tensor, bank: MemoryBank, neighbours: int = 1) -> Tensor:
-    """Mean of 1 - cos to the nearest bank rows: unit rows [N, C] -> [N]. For unit vectors it is |x - y|^2 / 2."""
-    distances, _ = bank.search(rows, neighbours)
-    return distances.square().mean(1) / 2
+def cosine_grid(maps: Tensor, bank: MemoryBank, numbers: Tensor | None, neighbours: int = 1) -> Tensor:
+    """Mean of 1 - cos to the nearest bank rows for each position of maps [B, C, h, w] -> [B, h, w].
+
+    Images of the bank with `numbers` [B] are compared with the others alone.
+    """
+    rows = unit_rows(maps).flatten(0, 1)  # [B * P, C]
+    if numbers is None:
+        distances, _ = bank.search(rows, neighbours)
+    else:
+        distances, _ = bank.search_others(rows, numbers.repeat_interleave(len(rows) // len(maps)), neighbours)
+    grid = distances.square().mean(1) / 2  # for unit vectors 1 - cos is |x - y|^2 / 2
+    return grid.reshape(len(maps), *maps.shape[-2:])
 
 
 def mean_maps(features: Features, layers: Sequence[str]) -> Tensor:

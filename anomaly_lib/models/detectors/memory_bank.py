@@ -49,6 +49,15 @@ class MemoryBank(nn.Module):
             return nearest_by_half(queries, self.rows, self.short)
         return nearest_neighbours(queries, self.rows, min(k, len(self)), half_norms=self.half_norms)
 
+    def search_others(self, queries: Tensor, numbers: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+        """`search` among the rows of other images: `numbers` [N] says which image each query is of."""
+        own = self.owners.unique(return_counts=True)[1]
+        others = len(self) - int(own.max()) if len(self) else 0
+        if others < 1:
+            raise ValueError("the memory bank holds no rows of other images")
+        apart = (numbers.to(self.owners), self.owners)
+        return nearest_neighbours(queries, self.rows, min(k, others), half_norms=self.half_norms, apart=apart)
+
     def _halves_pay(self, queries: Tensor) -> bool:
         plain = (
             queries.dtype == self.rows.dtype == torch.float32 and queries.device.type == "cpu" == self.rows.device.type

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_lib.config import configure
-from anomaly_lib.models.detectors.banks import BankDetector, cosine_distances, mean_maps
+from anomaly_lib.models.detectors.banks import BankDetector, cosine_grid, mean_maps
 from anomaly_lib.models.detectors.configs import summary_of
 from anomaly_lib.models.detectors.contract import Features, Size
 from anomaly_lib.models.detectors.family_configs import VisionAdConfig
-from anomaly_lib.models.detectors.memory_bank import MemoryBank
 from anomaly_lib.ops import cell_of, six_views, top_mean, unit_rows, upsample_and_smooth
 from anomaly_lib.types import Prediction
 
@@ -52,14 +51,10 @@ class VisionAd(BankDetector):
         rows = unit_rows(mean_maps(features, self.config.layers))  # [B, V, P, C]
         return [some.flatten(1, 2) for some in rows.chunk(len(self.banks), dim=1)]
 
-    def judge(self, features: Features, size: Size, banks: Sequence[MemoryBank]) -> Prediction:
+    def judge(self, features: Features, size: Size, numbers: Tensor | None) -> Prediction:
         """Scores [B] and maps [B, *size] of images in their query views."""
         maps = mean_maps(features, self.config.layers)  # [B, V, C, h, w]
-        rows = unit_rows(maps)
-        grids = [
-            cosine_distances(rows[:, view].flatten(0, 1), bank).reshape(len(maps), *maps.shape[-2:])
-            for view, bank in enumerate(banks)
-        ]
+        grids = [cosine_grid(maps[:, view], bank, numbers) for view, bank in enumerate(self.memories)]
         if len(grids) > 1:
             grids[1] = grids[1].flip(-2)
         drawn = upsample_and_smooth(torch.stack(grids).sum(0), size, sigma=self.config.sigma)

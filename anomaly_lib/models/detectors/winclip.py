@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from anomaly_lib.backbones.clip import ClipBackbone
 from anomaly_lib.config import configure
-from anomaly_lib.models.detectors.banks import BankDetector, cosine_distances
+from anomaly_lib.models.detectors.banks import BankDetector, cosine_grid
 from anomaly_lib.models.detectors.configs import summary_of
 from anomaly_lib.models.detectors.contract import Features, Size
 from anomaly_lib.models.detectors.family_configs import SUMMARY, WinClipConfig
-from anomaly_lib.models.detectors.memory_bank import MemoryBank
 from anomaly_lib.models.detectors.shapes import maps_of
 from anomaly_lib.models.detectors.winclip_prompts import ANOMALOUS, NORMAL, prompts
 from anomaly_lib.ops import cell_of, unit_rows, upsample_and_smooth
@@ -38,11 +37,12 @@ class WinClip(BankDetector):
         clip = next((m for m in extractor.modules() if isinstance(m, ClipBackbone)), None)
         if clip is None:
             raise ValueError("WinCLIP compares images with words: its extractor must hold a CLIP")
+        clip.text.check_words(config.class_text, "class_text=object, or a published backbone=")
         sides = [clip.text.encode_text(prompts(config.class_text, states)).mean(0) for states in (NORMAL, ANOMALOUS)]
         self.register_buffer("words", F.normalize(torch.stack(sides), dim=-1))  # [2, D]: normal, anomalous
 
     def __repr__(self) -> str:
-        known = self.shape_of_banks() if len(self._banks()[0]) else "zero-shot"
+        known = self.shape_of_banks() if len(self.memories[0]) else "zero-shot"
         return summary_of("WinClip", WinClipConfig, self.config, [known])
 
     def fit_features(self, batches: Iterable[Features]) -> "WinClip":
@@ -55,18 +55,17 @@ class WinClip(BankDetector):
         """For each output but the pooled one the unit rows [B, M, C]."""
         return [unit_rows(maps[:, 0]) for maps in maps_of(features, self.compared)]
 
-    def judge(self, features: Features, size: Size, banks: Sequence[MemoryBank]) -> Prediction:
+    def judge(self, features: Features, size: Size, numbers: Tensor | None) -> Prediction:
         """Scores [B] and maps [B, *size]; part "words" is the score [B] by words alone."""
         outputs = dict(zip(self.compared, (x[:, 0] for x in maps_of(features, self.compared)), strict=True))
         whole = self.anomalous(maps_of(features, [SUMMARY])[0][:, 0, :, None, None])[:, 0, 0]  # [B]
         by_window = [over_patches(self.anomalous(x), side) for name, x in outputs.items() if (side := side_of(name))]
         inverse = torch.stack([1 / grid for grid in by_window]).sum(0) + 1 / whole[:, None, None]
         grid, score = (len(by_window) + 1) / inverse, whole  # harmonic means: one high window alone says little
-        if len(banks[0]):
+        if len(self.memories[0]):
             halves = []
-            for (name, maps), bank in zip(outputs.items(), banks, strict=True):
-                far = cosine_distances(unit_rows(maps).flatten(0, 1), bank) / 2
-                far = far.reshape(len(maps), *maps.shape[-2:])
+            for (name, maps), bank in zip(outputs.items(), self.memories, strict=True):
+                far = cosine_grid(maps, bank, numbers) / 2
                 halves.append(over_patches(far, side) if (side := side_of(name)) else far)
             seen = torch.stack(halves).mean(0)
             grid, score = grid + seen, (score + seen.flatten(1).amax(1)) / 2

@@ -56,3 +56,16 @@ def test_mahalanobis_equals_scipy():
             assert got[b, p].item() == pytest.approx(
                 scipy_mahalanobis(rows[b, p].numpy(), mean[p].numpy(), inverse), rel=1e-9
             )
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_rows_of_a_querys_own_owner_do_not_count(k):
+    torch.manual_seed(2)
+    queries, rows = torch.randn(9, 4), torch.randn(40, 4)
+    owners, mine = torch.arange(40) % 5, torch.arange(9) % 5
+    found, index = nearest_neighbours(queries, rows, k, apart=(mine, owners), query_tile=4, bank_tile=7)
+    for n in range(9):
+        others = (owners != mine[n]).nonzero()[:, 0]
+        want, places = (rows[others] - queries[n]).norm(dim=1).sort()
+        torch.testing.assert_close(found[n], want[:k])
+        assert torch.equal(index[n], others[places[:k]])

@@ -107,3 +107,7 @@ def test_one_image_left_out_a_saved_state_and_what_is_said():
         WinClip(extractor=TinyNet("a"), layers=["pooled", "window.2"])
     with pytest.raises(ValueError, match="at least one window"):
         WinClip(extractor=EXTRACTOR, layers=["pooled"])
+    demo = nn.Sequential(create_backbone("demo-clip", layers=["pooled", "window.2"]))
+    assert WinClip(extractor=demo, layers=["pooled", "window.2"]).words.shape == (2, 128)
+    with pytest.raises(ValueError, match="lacks 'spark'"):
+        WinClip(extractor=demo, layers=["pooled", "window.2"], class_text="spark plug")
