@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from anomaly_lib.errors import UserError, reason_of
 
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, on Linux; elsewhere about as many
 NAME_SHOWN = 60  # characters of a name that its temporary sibling repeats: both must fit into the 255 bytes of a name
 BOMS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -104,18 +105,24 @@ def write_json(path: Path | str, value: object) -> None:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def check_name(path: Path | str) -> None:
-    """Refuse a name that is no text: no table, log or report could name it."""
+def check_name(path: Path | str, where: str = "") -> None:
+    """Refuse a name that is no text (no table, log or report could name it), and one that no file system takes.
+
+    `where`: what begins the message, e.g. the line of the table that holds the name.
+    """
     text = str(path)
-    if text.isprintable():
+    longest = max(map(len, text.split("/")))
+    if text.isprintable() and longest * 4 <= LONGEST_NAME and len(text) * 4 <= LONGEST_PATH:
         return
     try:
-        text.encode()
+        parts = [len(part.encode()) for part in text.split("/")]
     except UnicodeEncodeError:
         shown = text.encode("ascii", "backslashreplace").decode()
-        raise UserError(f"{shown}: the name is not text in UTF-8; rename it") from None
+        raise UserError(f"{where}{shown}: the name is not text in UTF-8; rename it") from None
     if any(ord(letter) < 32 for letter in text):
-        raise UserError(f"{text!r}: the name holds control characters; rename it")
+        raise UserError(f"{where}{text!r:.200}: the name holds control characters; rename it")
+    if max(parts) > LONGEST_NAME or sum(parts) + len(parts) > LONGEST_PATH:
+        raise UserError(f"{where}{text[:60]}...: the name is longer than any file system takes ({max(parts)} bytes)")
 
 
 def check_file(path: Path | str, what: str = "file") -> None:

@@ -25,7 +25,12 @@ def _open(path: Path, what: str = "image file") -> Image.Image:
     """The decoded picture as viewers show it: turned by its EXIF orientation; of several frames or pages the first."""
     check_file(path, what)
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as stream:  # by name, PIL 13 would map a turned TIFF of one channel wrongly
+            image = Image.open(stream)
+            if image.format == "PNG":  # its checksums, which decoding alone does not compare
+                image.verify()
+                stream.seek(0)
+                image = Image.open(stream)
             image.load()
     except Exception as error:  # noqa: BLE001  (decoders of damaged files raise many kinds)
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else reason_of(error)

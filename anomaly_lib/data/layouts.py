@@ -30,7 +30,7 @@ def _visa_item(root: Path, table: Path, line: int, row: dict[str, str]) -> Item:
     if row["split"] not in ("train", "test") or row["label"] not in ("normal", "anomaly"):
         raise UserError(f"{table}:{line}: expected split train|test and label normal|anomaly, got {row}")
     for name in (row["image"], row["mask"]):
-        check_name(name)
+        check_name(name, f"{table}:{line}: ")
     path, mask = root / row["image"], root / row["mask"] if row["mask"] else None
     for file in (path, mask):
         if file is not None and not file.is_file():

@@ -59,7 +59,7 @@ def _item(file: Path, entry: Any, where: str, split: str) -> Item:
 
 
 def _existing(file: Path, name: str, where: str) -> Path:
-    check_name(name)
+    check_name(name, f"{file}: {where}")
     path = file.parent / name
     if not path.is_file():
         raise UserError(f"{file}: {where}{path} does not exist")

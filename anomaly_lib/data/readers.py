@@ -6,6 +6,7 @@ from pathlib import Path
 from anomaly_lib.data.base import Item, sort_items
 from anomaly_lib.data.images import IMAGE_SUFFIXES, list_images
 from anomaly_lib.errors import UserError
+from anomaly_lib.files import check_name
 
 NORMAL_NAMES = ("good", "ok", "normal")
 
@@ -13,6 +14,7 @@ NORMAL_NAMES = ("good", "ok", "normal")
 def existing_root(root: Path | str | None, dataset: str) -> Path:
     if root is None or str(root) == "":
         raise UserError(f"dataset={dataset}: give data_path= (or dataset=demo, which needs none)")
+    check_name(root)
     path = Path(root).expanduser()
     if not path.is_dir():
         raise UserError(f"data_path={path}: no such folder")

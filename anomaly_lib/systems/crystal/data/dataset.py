@@ -10,7 +10,7 @@ from typing import Any
 
 from anomaly_lib.config import configure
 from anomaly_lib.errors import UserError
-from anomaly_lib.files import csv_rows, read_json
+from anomaly_lib.files import check_name, csv_rows, read_json
 from anomaly_lib.systems.crystal.data.settings import DATASETS, SplitSettings, property_name
 from anomaly_lib.systems.crystal.data.store import Source
 
@@ -109,6 +109,7 @@ def structure_file(folder: Path, name: str) -> Path | None:
 
 def read_table(root: Path, dataset: str, prop: str, *, on_error: str = "fail") -> CrystalTable:
     """All usable rows below `root`. Missing structures stop here unless `on_error` is "skip"."""
+    check_name(root / prop)
     layout = _layout(root, dataset, prop)
     if not layout.csv.exists():
         raise UserError(f"{layout.csv}: no such file; it must list id, target and description of every crystal")

@@ -64,7 +64,7 @@ def _check(condition: Any, where: str) -> None:
     ):
         raise UserError(f"{where} needs a 'name' and a 'config'")
     name, config = condition["name"], condition["config"]
-    check_name(name)
+    check_name(name, f"{where}: ")
     if name in ("", ".", "..") or set(name) & set("/\\"):
         raise UserError(f"{where}: the name {name!r} is to be a folder; give one without slashes")
     null = [key for key, value in config.items() if value is None]
@@ -73,7 +73,8 @@ def _check(condition: Any, where: str) -> None:
     condition.setdefault("description", "")
     for key in TUPLES:
         if key in config:
-            if not isinstance(config[key], list):
+            pair = config[key]
+            if not isinstance(pair, list) or [type(one) in (int, float) for one in pair] != [True, True]:
                 raise UserError(f"{where}: {key} takes [from, to], got {config[key]!r:.60}")
             config[key] = tuple(config[key])
 
@@ -105,7 +106,7 @@ def extract_target_domains_from_config(config: dict[str, Any]) -> list[str]:
     if targets == "auto":
         return [domain for domain in DOMAINS if domain != config.get("source_domain", "domain_A")]
     targets = [targets] if isinstance(targets, str) else targets
-    if not isinstance(targets, (list, tuple)) or not all(isinstance(name, str) for name in targets):
+    if not targets or not isinstance(targets, (list, tuple)) or not all(isinstance(name, str) for name in targets):
         raise UserError(f"target_domains={targets!r:.60}: expected 'auto', a domain or a list of domains")
     return list(targets)
 

@@ -70,6 +70,7 @@ def read_manifest(root: Path | str, *, seed: int = 42, on_error: str = "fail") -
     at a time. Runs whose folder is gone or empty stop here; with `on_error` "skip" they stay among the runs, for the
     reader of the runs to leave them out and list them.
     """
+    check_name(root)
     root = Path(root)
     table = next((root / name for name in ("manifest.csv", "runs.csv") if (root / name).is_file()), None)
     if table is None:
@@ -127,7 +128,7 @@ def _run_of(row: dict[str, str], root: Path, table: Path, line: int) -> WeldRun:
         raise UserError(f"{table}:{line}: unknown category {category!r}; known are {', '.join(CLASSES)}")
     if not Path(where).name:
         raise UserError(f"{table}:{line}: neither SUBDIRS nor run_id names a folder")
-    check_name(where)
+    check_name(where, f"{table}:{line}: ")
     folder = root / where
     if not folder.is_dir() and (root / "runs" / where).is_dir():
         folder = root / "runs" / where

@@ -5,6 +5,7 @@ Mel spectra are computed with torch on librosa's filters (`db`) or the Kaldi fil
 
 import functools
 import math
+import re
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from anomaly_lib.errors import UserError, reason_of
 from anomaly_lib.files import check_file, encoding_of
 
 SAMPLE_RATE = 16_000
+UNKNOWN_LENGTH = 0x7FFF0000  # of a WAV file's sound, in bytes: written by recorders that cannot go back to say it
 RATES = (1_000, 768_000)  # samples a second of a recording
 AST_MEAN, AST_STD = -4.2677393, 4.5689974
 DB_FLOOR = -80.0
@@ -76,9 +78,13 @@ def read_audio(path: Path, rate: int = SAMPLE_RATE) -> np.ndarray:
 
     check_file(path, "sound file")
     try:
-        wave, found = soundfile.read(str(path), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(str(path)) as recording:
+            found, said = recording.samplerate, re.search(r"data : (\d+) \(should be (\d+)\)", recording.extra_info)
+            wave = recording.read(dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path}: unreadable audio ({reason_of(error)}); replace it or give on_error=skip") from None
+    if said and int(said[2]) < int(said[1]) < UNKNOWN_LENGTH:
+        raise UserError(f"{path}: cut short, {said[2]} of {said[1]} bytes of sound; replace it or give on_error=skip")
     if not RATES[0] <= found <= RATES[1]:
         raise UserError(f"{path}: a rate of {found} samples a second, which no microphone has")
     if not len(wave) or not np.isfinite(wave).all():

@@ -1,0 +1,44 @@
+"""Good input is taken, damaged input is refused in one line, nothing hangs: 300 cases here, all of them under `slow`."""
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.kinds import reader_cases, share
+from tests.fuzz.oracle import Case, judge
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes and names of POSIX")
+
+
+def wrong(cases: Iterable[Case], folder: Path) -> list[str]:
+    """A line for each case that did not come out right."""
+    found = []
+    for number, case in enumerate(cases):
+        (folder / str(number)).mkdir()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # decoders warn of what they are handed
+            verdict = judge(case, folder / str(number))
+        if verdict:
+            found.append(f"{case.kind}: {case.name} ({case.expect}): {verdict}")
+    return found
+
+
+def test_a_share_of_what_readers_are_handed(tmp_path: Path) -> None:
+    assert wrong(share(reader_cases(), 240), tmp_path) == []
+
+
+@pytest.mark.slow
+def test_everything_that_readers_are_handed(tmp_path: Path) -> None:
+    assert wrong(reader_cases(), tmp_path) == []
+
+
+def test_cases_are_many_and_distinct() -> None:
+    cases = reader_cases()
+    assert len(cases) >= 3000
+    assert max(Counter((case.kind, case.name) for case in cases).values()) == 1
+    either = sum(case.expect == "either" for case in cases)
+    assert either < 0.1 * len(cases)  # nearly every case knows what must become of it
