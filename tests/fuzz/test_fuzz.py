@@ -1,4 +1,4 @@
-"""Good input is taken, damaged input is refused in one line, nothing hangs: 300 cases here, all of them under `slow`."""
+"""Good input is taken, damaged input is refused in one line, nothing hangs: a share here, all cases under `slow`."""
 
 import os
 import warnings
