@@ -74,9 +74,18 @@ def scored(detector: Detector, inputs: Sequence[Any], args: CalibrateArgs) -> tu
 
 def drift_lines(detector: Detector, found: Prediction) -> list[str]:
     """A line where the normal files, in their order, are not like the stored normal data or not like one another."""
-    stored = detector.decision
-    check = DriftCheck(stored.normal if stored is not None and stored.has_p_values else ())
-    return [check.describe() for score in found.score.tolist() if check.add(float(score))]
+    stored = detector.decision if detector.decision is not None and detector.decision.has_p_values else None
+    check = DriftCheck(() if stored is None else stored.normal)
+    if not any(check.add(score) for score in found.score.tolist()):
+        return []
+    if stored is not None:
+        other = "higher" if check.way == "rise" else "lower"
+        return [f"the normal files score {other} than the normal data of the stored decision ({stored.origin})"]
+    return [
+        f"drift: the scores of the normal files {check.way} along their order, so they are not of one kind; the "
+        "promise holds for parts that mix as they do (of files of one kind this is said with a chance of "
+        f"{check.chance:.0%} at most)"
+    ]
 
 
 def trained_on_lines(detector: Detector, checkpoint: Checkpoint, inputs: Sequence[Any]) -> Iterator[str]:

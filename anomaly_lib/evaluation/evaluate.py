@@ -12,7 +12,7 @@ from typing import Any
 from anomaly_lib.detect.alarms import alarm_line, alarm_table
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.decision import CALIBRATE
-from anomaly_lib.detect.scores import Evaluated, sample_remarks, summary
+from anomaly_lib.detect.scores import AT_DECISION, Evaluated, sample_remarks, summary
 from anomaly_lib.detect.scoring import class_table, prediction_rows
 from anomaly_lib.detect.tables import Table, plain
 from anomaly_lib.detect.thresholds import choose_decision
@@ -23,6 +23,7 @@ from anomaly_lib.files import read_json, write_json, write_text
 from anomaly_lib.systems.registry import Registry
 
 SUFFIXES = (".pt", ".pth", ".ckpt")
+DECIDED = [f"image_{name}" for name in AT_DECISION]
 PREFERRED = ("best_model.pt", "best_model.pth", "checkpoint.pt")
 
 
@@ -137,7 +138,10 @@ def compare_with_training(one: Evaluated, args: EvaluateArgs) -> list[str]:
     other_parameters = args.policy != "stored" or args.parameters != "auto" or args.false_alarms is not None
     if args.split != "test" or any(asked) or other_parameters or not record.is_file():
         return []
-    trained = read_json(record).get("metrics", {})
+    run = read_json(record)
+    trained = run.get("metrics", {})
+    if one.decision is not None and not any(one.decision.describe() in line for line in run.get("closing", ())):
+        trained = {name: value for name, value in trained.items() if name not in DECIDED}  # calibrated since
     shared = {name: (trained[name], value) for name, value in one.metrics.items() if name in trained}
     other = [f"{name} {a:.4f} -> {b:.4f}" for name, (a, b) in shared.items() if not math.isclose(a, b, abs_tol=1e-4)]
     if other:

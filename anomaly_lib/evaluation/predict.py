@@ -57,8 +57,8 @@ class Stream:
             with self.table.open(newline="", encoding="utf-8") as stream:
                 for row in csv.DictReader(stream):
                     self.done.add(row["path"])
-                    if row.get("anomalous") == "0":
-                        self._presumed_normal(float(row["score"]))
+                    if row["score"]:
+                        self._check_drift(float(row["score"]))
             return self.table.open("a", newline="", encoding="utf-8")
         self.note(checkpoint)
         table = self.table.open("w", newline="", encoding="utf-8")
@@ -78,10 +78,9 @@ class Stream:
         """Take note of a scored image."""
         self.scored += 1
         self.anomalous += cells.get("anomalous", 0)
-        if cells.get("anomalous") == 0:
-            self._presumed_normal(cells["score"])
+        self._check_drift(cells["score"])
 
-    def _presumed_normal(self, score: float) -> None:
+    def _check_drift(self, score: float) -> None:
         if self.drift is not None and self.drift.add(score):
             self.news.append(self.drift.describe())
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from anomaly_lib.detect.scores import Evaluated, Scores
+from anomaly_lib.detect.scores import Evaluated
 from anomaly_lib.detect.tables import Table
 from anomaly_lib.metrics.inputs import to_numpy
 from anomaly_lib.viz.overlays import map_range
@@ -18,8 +18,10 @@ def write_evaluation_report(folder: Path, done: list[Evaluated], table: Table) -
     runs = [
         ReportRun(
             one.scores.name,
-            _images(one.scores, size),
+            _images(one, size),
             threshold=None if one.decision is None else one.decision.threshold,
+            promised=None if one.decision is None else one.decision.false_alarms,
+            decision="no decision" if one.decision is None else one.decision.describe(),
             facts={"system": one.scores.system, **one.scores.facts},
             link=_link(folder, one.checkpoint.parent / "run.json"),
         )
@@ -36,7 +38,8 @@ def _link(folder: Path, target: Path) -> str | None:
     return os.path.relpath(target, folder).replace(os.sep, "/") if target.is_file() else None
 
 
-def _images(evaluation: Scores, size: int) -> Iterator[ReportImage]:
+def _images(one: Evaluated, size: int) -> Iterator[ReportImage]:
+    evaluation, found = one.scores, one.decided
     scores, labels = to_numpy(evaluation.scores), to_numpy(evaluation.labels)
     maps = None if evaluation.maps is None else to_numpy(evaluation.maps)
     value_range = (0.0, 1.0) if maps is None else map_range(maps[:: max(1, len(maps) // 500)])
@@ -52,4 +55,6 @@ def _images(evaluation: Scores, size: int) -> Iterator[ReportImage]:
             score_map=None if maps is None else maps[index],
             value_range=value_range,
             mask=None if evaluation.masks is None else to_numpy(evaluation.masks[index]),
+            region=None if found.region is None else found.region[index].numpy(),
+            p_value=None if found.p_value is None else float(found.p_value[index]),
         )

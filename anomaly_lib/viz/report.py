@@ -15,7 +15,7 @@ from PIL import Image
 
 from anomaly_lib.files import write_text
 from anomaly_lib.viz.overlays import outline, resize_map, resize_mask
-from anomaly_lib.viz.style import TRUTH_RGB, heat_table
+from anomaly_lib.viz.style import REGION_RGB, TRUTH_RGB, heat_table
 
 
 @dataclass
@@ -30,6 +30,8 @@ class ReportImage:
     picture: bytes | None = None  # JPEG
     heat: bytes | None = None  # PNG that is the more transparent the lower the score
     truth: bytes | None = None  # PNG with transparency: the outline of the true defect
+    region: bytes | None = None  # the same of what the detector calls anomalous
+    p_value: float | None = None
 
 
 @dataclass
@@ -37,6 +39,8 @@ class ReportRun:
     name: str
     images: Iterable[ReportImage]
     threshold: float | None = None
+    promised: float | None = None  # share of false alarms at `threshold`
+    decision: str = ""  # in words
     facts: dict[str, Any] = field(default_factory=dict)
     link: str | None = None  # relative address of run.json
 
@@ -58,13 +62,16 @@ def report_image(
     score_map: np.ndarray | None = None,
     value_range: tuple[float, float] = (0.0, 1.0),
     mask: np.ndarray | None = None,
+    region: np.ndarray | None = None,
+    p_value: float | None = None,
 ) -> ReportImage:
     """Encode the thumbnails of one image."""
     picture = None if image is None else _jpeg(image, size)
     heat = None if score_map is None else _heat_png(score_map, value_range, max(48, size // 2))
-    truth = None if mask is None or not mask.any() else _outline_png(mask, size)
+    truth = _outline_png(mask, size, TRUTH_RGB)
+    called = _outline_png(region, size, REGION_RGB)
     name = defect or ("anomalous" if label else "normal")
-    return ReportImage(path, group, int(label), float(score), name, picture, heat, truth)
+    return ReportImage(path, group, int(label), float(score), name, picture, heat, truth, called, p_value)
 
 
 def _jpeg(pixels: np.ndarray, size: int) -> bytes:
@@ -85,10 +92,12 @@ def _heat_png(score_map: np.ndarray, value_range: tuple[float, float], size: int
     return out.getvalue()
 
 
-def _outline_png(mask: np.ndarray, size: int) -> bytes:
+def _outline_png(mask: np.ndarray | None, size: int, colour: tuple[int, int, int]) -> bytes | None:
+    if mask is None or not mask.any():
+        return None
     line = outline(np.zeros((size, size, 3), dtype=np.uint8), resize_mask(mask, (size, size)), width=1)
     picture = Image.frombytes("P", (size, size), line.any(axis=2).astype(np.uint8).tobytes())
-    picture.putpalette([0, 0, 0, *TRUTH_RGB])
+    picture.putpalette([0, 0, 0, *colour])
     out = io.BytesIO()
     picture.save(out, format="PNG", transparency=0, optimize=True)
     return out.getvalue()
@@ -115,6 +124,8 @@ def write_report(
             {
                 "name": run.name,
                 "threshold": run.threshold,
+                "promised": run.promised,
+                "decision": run.decision,
                 "facts": {name: str(value) for name, value in run.facts.items()},
                 "link": run.link,
                 "samples": [_sample(image, pictures) for image in run.images],
@@ -132,9 +143,8 @@ def write_report(
 
 def _sample(image: ReportImage, pictures: dict[bytes, int]) -> list[Any]:
     number = -1 if image.picture is None else pictures.setdefault(image.picture, len(pictures))
-    heat = None if image.heat is None else _text(image.heat)
-    truth = None if image.truth is None else _text(image.truth)
-    return [image.path, image.group, image.defect, image.label, image.score, number, heat, truth]
+    layers = [None if layer is None else _text(layer) for layer in (image.heat, image.truth, image.region)]
+    return [image.path, image.group, image.defect, image.label, image.score, number, *layers, image.p_value]
 
 
 def _text(content: bytes) -> str:

@@ -116,14 +116,26 @@ def test_files_of_the_training_are_named(undecided: Path, tmp_path: Path, capsys
     assert "elsewhere/000.png" in said
 
 
-def test_normal_files_that_change_along_their_names(
-    undecided: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_change_of_brightness_is_said(
+    undecided: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Along the names of the normal files, against the stored decision, and while a folder is watched."""
     pictures = render("capsule", "good", 60, split="more", size=64)[0].astype(float)
     pictures *= np.linspace(1, 0.3, 60)[:, None, None, None]
     folder = write(tmp_path / "dusk", pictures.astype(np.uint8))
     assert calibrate(undecided, folder, "--output", str(tmp_path / "x.pt")) == 0
-    assert "drift: after " in capsys.readouterr().out
+    assert "drift: the scores of the normal files rise along their order" in capsys.readouterr().out
+    assert calibrate(tmp_path / "x.pt", parts / "good") == 0
+    assert "the normal files score lower than the normal data of the stored decision" in capsys.readouterr().out
+    pictures = render("capsule", "good", 120, split="line", size=64)[0].astype(float)
+    pictures *= np.linspace(1, 0.7, 120)[:, None, None, None]
+    folder = write(tmp_path / "line", pictures.astype(np.uint8))
+    argv = ["predict", "--checkpoint", str(tmp_path / "x.pt"), str(folder), "--out", str(tmp_path / "out")]
+    assert main([*argv, "--watch", "--idle-seconds", "0.2", "--poll-seconds", "0.05", "--no-overlays"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("drift: after ") == 1
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as stream:
+        assert len(list(csv.DictReader(stream))) == 120
 
 
 def test_what_cannot_be_calibrated_says_so(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from anomaly_lib.metrics.rates import counted_rate
 from anomaly_lib.viz.report import ReportRun, report_image, script_json, tile_size, write_report
 
 CHROMIUM = next(
@@ -130,10 +131,12 @@ def demo_run(name: str, count: int, seed: int) -> ReportRun:
         images.append(
             report_image(
                 path, group, label, score, size=size, defect="crack" if label else "good",
-                image=picture, score_map=rng.random((20, 20)), mask=truth,
+                image=picture, score_map=rng.random((20, 20)), mask=truth, region=mask.T if score > 0.6 else None,
+                p_value=(i + 0.37) / 40,
             )
         )  # fmt: skip
-    return ReportRun(name, images, threshold=0.5, facts={"seed": seed}, link="run.json")
+    facts, words = {"seed": seed}, "anomalous from 0.5 on (by hand)"
+    return ReportRun(name, images, threshold=0.5, promised=0.05, decision=words, facts=facts, link="run.json")
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +173,38 @@ def test_thresholds_count_live(browser: Browser, page: Path) -> None:
     assert browser.counts() == expected(run, 0.0)
     browser.run("[...document.querySelectorAll('#groups button')].find(b => b.textContent === 'b').click()")
     assert browser.counts() == expected(run, 0.0, "b")
+
+
+def test_it_opens_at_the_stored_threshold_with_promise_and_rates(browser: Browser, page: Path) -> None:
+    run = demo_run("first", 30, 0)
+    wanted = expected(run, 0.5)
+    alarms = counted_rate(wanted["fp"], wanted["fp"] + wanted["tn"])
+    found = counted_rate(wanted["tp"], wanted["tp"] + wanted["fn"])
+    browser.open(page)
+    said = "document.getElementById('counts').textContent"
+    assert f"false alarms {alarms} (promised 5.0%)" in browser.run(said)
+    assert f"found {found}" in browser.run(said)
+    assert "anomalous from 0.5 on (by hand)" in browser.run("document.getElementById('facts').textContent")
+    assert browser.run("document.getElementById('stored').hidden")
+    browser.set("exact", 0.8)  # the promise belongs to the stored threshold
+    assert "promised" not in browser.run(said)
+    browser.run("document.getElementById('stored').click()")
+    assert f"false alarms {alarms} (promised 5.0%)" in browser.run(said)
+
+
+def test_regions_and_p_values_stand_with_the_images(browser: Browser, page: Path) -> None:
+    run = {image.path: image for image in demo_run("first", 30, 0).images}
+    browser.open(page)
+    tiles = browser.run(
+        "[...document.querySelectorAll('figure')]"
+        ".map(f => [f.dataset.path, f.textContent, f.querySelectorAll('.region').length])"
+    )
+    for path, text, regions in tiles:
+        assert f" p {run[path].p_value:#.2g}" in text
+        assert regions == (run[path].score > 0.6)
+    browser.run("document.getElementById('regions').click()")
+    assert browser.run("getComputedStyle(document.querySelector('.region')).display") == "none"
+    assert browser.run("getComputedStyle(document.querySelector('.truth')).display") == "block"
 
 
 def test_filters_and_sorting(browser: Browser, page: Path) -> None:
