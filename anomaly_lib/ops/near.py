@@ -46,4 +46,4 @@ def nearest_in_each(rows: Tensor, *, most: int = 1 << 26) -> Tensor:
             products = (rows[one] @ others.flatten(0, 1).T).unflatten(1, others.shape[:2])  # [P, k, P]
             likeness[one, :, start : start + step] = products.amax(2)
             likeness[start : start + step, :, one] = products.amax(0)
-    return (2 - 2 * likeness).clamp_min(0).sqrt()
+    return likeness.mul_(-2).add_(2).clamp_min_(0).sqrt_()

@@ -1,15 +1,11 @@
 """WinCLIP's prompts: states of an object in photographs of every kind (the published lists)."""
 
-NORMAL = (
-    "{}",
-    "flawless {}",
-    "perfect {}",
-    "unblemished {}",
-    "{} without flaw",
-    "{} without defect",
-    "{} without damage",
-)
-ANOMALOUS = ("damaged {}", "{} with flaw", "{} with defect", "{} with damage")
+from collections.abc import Sequence
+
+from anomaly_lib.models.sowa.phrases import PLAIN_STATES
+
+NORMAL = PLAIN_STATES["normal"]
+ANOMALOUS = [state for state in PLAIN_STATES["anomaly"] if state != "broken {}"]  # SOWA's own
 PHOTOGRAPHS = (
     "a cropped photo of {}.",
     "a close-up photo of {}.",
@@ -24,7 +20,7 @@ PHOTOGRAPHS = (
 SIZES = ("", "small ", "large ")  # the plain photograph alone shows an object of a size
 
 
-def prompts(words: str, states: tuple[str, ...]) -> list[str]:
+def prompts(words: str, states: Sequence[str]) -> list[str]:
     """Every state of what is called `words`, in every photograph, with either article."""
     scenes = [
         photograph.replace("{}", f"{article} {size}{{}}")
