@@ -5,21 +5,34 @@ Same weights (the state dict is copied), same batch, interleaved in one run; out
 """
 
 import statistics
+import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Optional
 
 import torch
 from bench_graphs import load
-from harness import Measure, finish, machine, measure, parser
+from harness import BenchmarkArgs, Measure, finish, machine, measure
 from torch import Tensor, nn
 
+from anomaly_lib.command_line import command
+from anomaly_lib.config import arg
 from anomaly_lib.models.crystal import alignn
 from anomaly_lib.models.crystal.alignn import ALIGNN, EdgeGatedGraphConv
 from anomaly_lib.models.crystal.graph_batch import GraphBatch, batch_graphs
 from anomaly_lib.ops import gated_message
 from anomaly_lib.systems.crystal.data.graph import GraphBuilder
+
+
+@dataclass
+class Args(BenchmarkArgs):
+    """ALIGNN's layers."""
+
+    crystals: Optional[str] = arg(None, "JARVIS JSON lines; None = the built-in demo crystals", type=str)
+    batch: int = arg(16, "crystals at a time", at_least=1)
+    hidden: int = arg(256, "channels", at_least=8)
+    threads: int = arg(2, "CPU threads", at_least=1)
 
 
 def scatter_sum(values: Tensor, index: Tensor, size: int) -> Tensor:
@@ -69,13 +82,8 @@ def step(model: ALIGNN, batch: GraphBatch, target: Tensor) -> Tensor:
     return prediction.detach()
 
 
-def main() -> None:
-    flags = parser(__doc__ or "")
-    flags.add_argument("--crystals", type=Path, help="JARVIS JSON lines; default: the built-in demo crystals")
-    flags.add_argument("--batch", type=int, default=16)
-    flags.add_argument("--hidden", type=int, default=256)
-    flags.add_argument("--threads", type=int, default=2)
-    args = flags.parse_args()
+def bench(args: Args) -> None:
+    """Measure, print, write."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     builder = GraphBuilder()
@@ -143,5 +151,9 @@ def main() -> None:
     finish(report, args.output)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return command(Args, bench, argv, prog="bench_alignn.py", description=__doc__ or "")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

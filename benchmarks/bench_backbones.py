@@ -5,15 +5,28 @@ And: how many prompts a second when encoding stops at the last end of text, or r
     python benchmarks/bench_backbones.py [--model ViT-B-16-plus-240] [--output FILE.json]
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from harness import finish, in_turn, machine, parser
+from harness import BenchmarkArgs, finish, in_turn, machine
 from torch import Tensor
 
 from anomaly_lib.backbones import create_backbone
+from anomaly_lib.command_line import command
+from anomaly_lib.config import arg
 from anomaly_lib.models.promptad.prompts import PromptTree
+
+
+@dataclass
+class Args(BenchmarkArgs):
+    """Frozen towers."""
+
+    model: str = arg("ViT-B-16-plus-240", "CLIP by its name")
+    batch: int = arg(4, "images at a time", at_least=1)
+    threads: int = arg(2, "CPU threads", at_least=1)
 
 
 def separate_passes(net: Any, images: Tensor, taps: list[int]) -> list[Tensor]:
@@ -76,12 +89,8 @@ def prompts_per_core_second(name: str, repeats: int) -> dict[str, float]:
         return _rates(works, len(phrases), repeats)
 
 
-def main() -> None:
-    flags = parser(__doc__ or "")
-    flags.add_argument("--model", default="ViT-B-16-plus-240")
-    flags.add_argument("--batch", type=int, default=4)
-    flags.add_argument("--threads", type=int, default=2)
-    args = flags.parse_args()
+def bench(args: Args) -> None:
+    """Measure, print, write."""
     torch.set_num_threads(args.threads)
     report: dict[str, Any] = {
         "question": __doc__,
@@ -97,5 +106,9 @@ def main() -> None:
     finish(report, args.output)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return command(Args, bench, argv, prog="bench_backbones.py", description=__doc__ or "")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,13 +3,26 @@
 python benchmarks/bench_draem_data.py [--batch 16] [--side 256] [--output draem_data.json]
 """
 
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from harness import finish, in_turn, machine, parser
+from harness import BenchmarkArgs, finish, in_turn, machine
 
+from anomaly_lib.command_line import command
+from anomaly_lib.config import arg
 from anomaly_lib.data.synthesis import perlin_damage, perlin_masks
 from anomaly_lib.ops import perlin_noise
+
+
+@dataclass
+class Args(BenchmarkArgs):
+    """DRAEM's damage."""
+
+    batch: int = arg(16, "images at a time", at_least=1)
+    side: int = arg(256, "side of an image", at_least=32)
 
 
 def peer_noise(batch: int, side: int) -> torch.Tensor:
@@ -46,11 +59,8 @@ def run(batch: int, side: int, repeats: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main() -> None:
-    flags = parser(__doc__ or "")
-    flags.add_argument("--batch", type=int, default=16)
-    flags.add_argument("--side", type=int, default=256)
-    args = flags.parse_args()
+def bench(args: Args) -> None:
+    """Measure, print, write."""
     torch.set_num_threads(1)
     found = run(args.batch, args.side, args.repeats)
     print(f"Perlin noise: {found['noise_core_ms_per_image']:.2f} ms an image, {found['noise_ratio']:.1f}x anomalib's")
@@ -59,5 +69,9 @@ def main() -> None:
     finish({"machine": machine("anomalib"), "draem_data": found}, args.output)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return command(Args, bench, argv, prog="bench_draem_data.py", description=__doc__ or "")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,20 +11,32 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
-from harness import finish, machine, measure, parser
+from harness import BenchmarkArgs, finish, machine, measure
 
+from anomaly_lib.command_line import command
+from anomaly_lib.config import arg
 from anomaly_lib.models.crystal.graph_batch import batch_graphs
 from anomaly_lib.systems.crystal.data.demo import demo_table
 from anomaly_lib.systems.crystal.data.graph import CrystalGraph, GraphBuilder
 from anomaly_lib.systems.crystal.data.settings import PAPER_GRAPHS, GraphSettings
 from anomaly_lib.systems.crystal.data.store import cached_graphs
 from anomaly_lib.systems.crystal.data.structure import Crystal, crystal_from_record, read_jsonl
+
+
+@dataclass
+class Args(BenchmarkArgs):
+    """Crystal graphs."""
+
+    crystals: Optional[str] = arg(None, "JARVIS JSON lines; None = the built-in demo crystals", type=str)
+    count: int = arg(200, "crystals", at_least=1)
+
 
 TIE_FREE = ("JVASP-10", "JVASP-676", "JVASP-14014", "JVASP-98224")
 
@@ -58,10 +70,10 @@ def same_edges(one: Edges, other: Edges, tolerance: float = 2e-3) -> bool:
     return True
 
 
-def load(path: Path | None, count: int) -> list[Crystal]:
+def load(path: str | None, count: int) -> list[Crystal]:
     if path is None:
         return [row.source for row in demo_table(count=count).rows if isinstance(row.source, Crystal)]
-    rows = read_jsonl(path)
+    rows = read_jsonl(Path(path))
     chosen = [row for row in rows if row["id"] in TIE_FREE]
     chosen += [row for row in rows if row["id"] not in TIE_FREE][: max(0, count - len(chosen))]
     return [crystal_from_record(row) for row in chosen]
@@ -77,11 +89,8 @@ def core_seconds(work: Callable[[], object], repeats: int) -> float:
     return statistics.median(found)
 
 
-def main() -> None:
-    flags = parser(__doc__ or "")
-    flags.add_argument("--crystals", type=Path, help="JARVIS JSON lines; default: the built-in demo crystals")
-    flags.add_argument("--count", type=int, default=200)
-    args = flags.parse_args()
+def bench(args: Args) -> None:
+    """Measure, print, write."""
     torch.set_num_threads(1)
     stand_in = types.ModuleType("dgl")
     stand_in.DGLGraph = object  # type: ignore[attr-defined]
@@ -129,5 +138,9 @@ def main() -> None:
     finish(report, args.output)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return command(Args, bench, argv, prog="bench_graphs.py", description=__doc__ or "")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,15 +6,27 @@ Times are seconds on a core (one thread), which also hold on a busy machine; sec
     python benchmarks/bench_memory_bank.py [--rows 40000] [--peer-picks 400] [--output memory_bank.json]
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from harness import finish, in_turn, machine, measure, parser
+from harness import BenchmarkArgs, finish, in_turn, machine, measure
 
+from anomaly_lib.command_line import command
+from anomaly_lib.config import arg
 from anomaly_lib.models.detectors.memory_bank import MemoryBank
 from anomaly_lib.ops import greedy_coreset, nearest_neighbours
 from anomaly_lib.ops.half_search import half_products_are_fast
+
+
+@dataclass
+class Args(BenchmarkArgs):
+    """The memory bank."""
+
+    rows: int = arg(40_000, "patches", at_least=1)
+    peer_picks: int = arg(400, "picks of anomalib's coreset that are measured", at_least=1)
 
 
 def clustered(rows: int, dim: int) -> torch.Tensor:
@@ -124,11 +136,8 @@ def bench_reweighting(rows: int, dim: int, repeats: int) -> dict[str, Any]:
     return {"seconds": ours.seconds, "search_seconds": search.seconds, "ratio": search.seconds / ours.seconds}
 
 
-def main() -> None:
-    flags = parser(__doc__ or "")
-    flags.add_argument("--rows", type=int, default=40_000)
-    flags.add_argument("--peer-picks", type=int, default=400)
-    args = flags.parse_args()
+def bench(args: Args) -> None:
+    """Measure, print, write."""
     torch.set_num_threads(1)
     report = {
         "machine": machine("anomalib"),
@@ -149,5 +158,9 @@ def main() -> None:
     finish(report, args.output)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return command(Args, bench, argv, prog="bench_memory_bank.py", description=__doc__ or "")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

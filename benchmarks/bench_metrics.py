@@ -5,17 +5,29 @@ Peers are timed in the same run, each on the same tensors; exactness is against 
     python benchmarks/bench_metrics.py [--maps 40 100] [--output metrics.json]
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from harness import Measure, finish, machine, measure, parser
+from harness import BenchmarkArgs, Measure, finish, machine, measure
 from scipy.integrate import trapezoid
 
 from anomaly_lib import metrics
+from anomaly_lib.command_line import command
+from anomaly_lib.config import arg
 from anomaly_lib.metrics import label_regions
+
+
+@dataclass
+class Args(BenchmarkArgs):
+    """Image and pixel metrics."""
+
+    maps: list[int] = arg([40, 100], "numbers of maps", at_least=2)
+
 
 SIDE = 512
 
@@ -194,14 +206,16 @@ def compare_aupimo(count: int = 12) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    flags = parser(__doc__.splitlines()[0])
-    flags.add_argument("--maps", type=int, nargs="+", default=[40, 100])
-    args = flags.parse_args()
+def bench(args: Args) -> None:
+    """Measure, print, write."""
     runs = [compare(count, args.repeats) for count in args.maps]
     report = {"machine": machine("scikit-learn", "torchmetrics", "anomalib"), "runs": runs, "aupimo": compare_aupimo()}
     finish(report, args.output)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return command(Args, bench, argv, prog="bench_metrics.py", description=__doc__ or "")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,13 +4,27 @@ Seconds are those of one core (one thread).
 python benchmarks/bench_padim.py [--images 100] [--features 100] [--output padim.json]
 """
 
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from harness import finish, in_turn, machine, parser
+from harness import BenchmarkArgs, finish, in_turn, machine
 
+from anomaly_lib.command_line import command
+from anomaly_lib.config import arg
 from anomaly_lib.models.detectors.padim import RIDGE, Moments
 from anomaly_lib.ops import mahalanobis, whitening_matrix
+
+
+@dataclass
+class Args(BenchmarkArgs):
+    """PaDiM."""
+
+    images: int = arg(100, "images", at_least=2)
+    features: int = arg(100, "channels that are kept", at_least=1)
+
 
 SIDE = 56  # resnet18, 224 pixels: 3136 positions
 BATCH = 25
@@ -62,11 +76,8 @@ def run(images: int, features: int, repeats: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main() -> None:
-    flags = parser(__doc__ or "")
-    flags.add_argument("--images", type=int, default=100)
-    flags.add_argument("--features", type=int, default=100)
-    args = flags.parse_args()
+def bench(args: Args) -> None:
+    """Measure, print, write."""
     torch.set_num_threads(1)
     found = run(args.images, args.features, args.repeats)
     print(
@@ -77,5 +88,9 @@ def main() -> None:
     finish({"machine": machine("anomalib"), "padim": found}, args.output)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return command(Args, bench, argv, prog="bench_padim.py", description=__doc__ or "")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,20 +8,23 @@ compares the final contexts; --quick does it over all epochs on a tiny CLIP.
 """
 
 import json
+import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from harness import finish, machine, parser
+from harness import BenchmarkArgs, finish, machine
 from promptad_reference import Reference
 from safetensors.torch import save_file
 
 from anomaly_lib.backbones.clip import create_clip
+from anomaly_lib.command_line import command
+from anomaly_lib.config import Switch, arg
 from anomaly_lib.data.demo.items import write_demo
 from anomaly_lib.data.images import read_mask
 from anomaly_lib.data.transforms import ImageTransform
@@ -31,6 +34,19 @@ from anomaly_lib.models.promptad.states import class_text, state_templates
 from anomaly_lib.systems.promptad.data import open_task
 from anomaly_lib.systems.promptad.options import Args, SegArgs
 from anomaly_lib.systems.promptad.train import train
+
+
+@dataclass
+class PromptADBenchmark(BenchmarkArgs):
+    """PromptAD."""
+
+    backbone: str = arg("ViT-B-16-plus-240", "CLIP by its name")
+    epochs: int = arg(100, "epochs", at_least=1)
+    resolution: int = arg(400, "side of the maps", at_least=8)
+    test_images: int = arg(20, "test images measured; costs are per image", at_least=8)
+    quick: Switch = arg(False, "tiny CLIP; agreement over all epochs")
+    agree_epochs: int = arg(2, "epochs of the agreement check", at_least=1)
+    parts: list[str] = arg(["speed", "agree"], "what is measured", choices=["speed", "agree"])
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -131,17 +147,8 @@ def agreement(args: Any, work: Path, epochs: int) -> dict[str, float]:
     return found
 
 
-def main() -> None:
+def bench(args: PromptADBenchmark) -> None:
     """Measure, print, write."""
-    flags = parser(__doc__ or "")
-    flags.add_argument("--backbone", default="ViT-B-16-plus-240")
-    flags.add_argument("--epochs", type=int, default=100)
-    flags.add_argument("--resolution", type=int, default=400)
-    flags.add_argument("--test-images", type=int, default=20, help="test images measured; costs are per image")
-    flags.add_argument("--quick", action="store_true", help="tiny CLIP; agreement over all epochs")
-    flags.add_argument("--agree-epochs", type=int, default=2, help="epochs of the agreement check")
-    flags.add_argument("--parts", nargs="+", default=["speed", "agree"], choices=["speed", "agree"])
-    args = flags.parse_args()
     if args.quick:
         args.backbone, args.resolution, args.agree_epochs = "tiny-clip", 64, args.epochs
     report: dict[str, Any] = {"benchmark": "promptad", "machine": machine("open_clip_torch", "scikit-learn")}
@@ -194,5 +201,9 @@ def speed(args: Any, work: Path) -> dict[str, Any]:
     return found
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return command(PromptADBenchmark, bench, argv, prog="bench_promptad.py", description=__doc__ or "")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,17 +4,20 @@ Peers, timed in the same run and interleaved: transformers' MambaMixer (its slow
     python benchmarks/bench_scan.py [--repeats 5] [--sizes 32x128] [--output scan.json]
 """
 
-import argparse
 import json
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+from harness import BenchmarkArgs, finish
 from torch import Tensor
 
+from anomaly_lib.command_line import command
+from anomaly_lib.config import arg
 from anomaly_lib.models.mamba import Mamba
 from anomaly_lib.ops.selective_scan import RecomputeScan
 
@@ -81,13 +84,16 @@ def measure(batch: int, length: int, repeats: int) -> dict[str, object]:
     return row
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--sizes", nargs="+", default=[f"{b}x{n}" for b, n in SIZES], help="BATCHxLENGTH")
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args(argv)
+@dataclass
+class Args(BenchmarkArgs):
+    """The selective scan."""
+
+    threads: int = arg(2, "CPU threads", at_least=1)
+    sizes: list[str] = arg([f"{b}x{n}" for b, n in SIZES], "BATCHxLENGTH")
+
+
+def bench(args: Args) -> None:
+    """Measure, print, write."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     rows = []
@@ -95,10 +101,12 @@ def main(argv: list[str] | None = None) -> int:
         rows.append(measure(batch, length, args.repeats))
         print(json.dumps(rows[-1]))
     report = {"torch": torch.__version__, "machine": platform.processor(), "threads": args.threads, "rows": rows}
-    if args.output:
-        args.output.write_text(json.dumps(report, indent=1), encoding="utf-8")
-    return 0
+    finish(report, args.output)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return command(Args, bench, argv, prog="bench_scan.py", description=__doc__ or "")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

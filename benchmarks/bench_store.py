@@ -9,15 +9,30 @@ for a cache, because few backbones are cheaper.
 """
 
 import os
+import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
-from harness import Measure, finish, machine, measure, parser
+from harness import BenchmarkArgs, Measure, finish, machine, measure
 
+from anomaly_lib.command_line import command
+from anomaly_lib.config import arg
 from anomaly_lib.features import FeatureSpec, FeatureStore, array_key, clear_store, extract
+
+
+@dataclass
+class Args(BenchmarkArgs):
+    """The feature store."""
+
+    rows: int = arg(400, "rows", at_least=1)
+    images: int = arg(64, "images of an epoch", at_least=1)
+    folder: Optional[str] = arg(None, "on the disk to measure; None = the system's temporary folder", type=str)
+
 
 SHAPES = {"layer.5": (225, 896), "layer.11": (225, 896), "pooled": (640,)}
 BATCH = 16
@@ -108,12 +123,8 @@ def epochs(folder: Path, images: int, repeats: int) -> dict[str, Measure]:
     return {name: row._replace(value=None) for name, row in found.items()}
 
 
-def main() -> None:
-    flags = parser(__doc__.splitlines()[0])
-    flags.add_argument("--rows", type=int, default=400)
-    flags.add_argument("--images", type=int, default=64)
-    flags.add_argument("--folder", type=Path, help="on the disk to measure; default: the system's temporary folder")
-    args = flags.parse_args()
+def bench(args: Args) -> None:
+    """Measure, print, write."""
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         rows = rates(Path(name), args.rows, args.repeats)
         mib = args.rows * sum(int(np.prod(shape)) * 2 for shape in SHAPES.values()) / 2**20
@@ -135,5 +146,9 @@ def main() -> None:
     finish({"machine": machine("torchvision"), "MiB": mib, "rows": report, "summary": summary}, args.output)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return command(Args, bench, argv, prog="bench_store.py", description=__doc__ or "")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,20 +1,21 @@
 """What every benchmark shares: medians, peak memory, a JSON file that names the machine and the versions."""
 
-import argparse
 import importlib.metadata
-import json
 import os
 import platform
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import torch
 
+from anomaly_lib.config import Options, arg
 from anomaly_lib.engine.memory import PeakMemory
+from anomaly_lib.files import write_json
 
 
 class Measure(NamedTuple):
@@ -63,20 +64,19 @@ def machine(*packages: str) -> dict[str, Any]:
     }
 
 
-def finish(report: dict[str, Any], output: Path | None) -> None:
+@dataclass
+class BenchmarkArgs(Options):
+    """What every benchmark takes."""
+
+    repeats: int = arg(5, "measurements behind each figure", at_least=1)
+    output: Optional[str] = arg(None, "JSON file for the numbers", type=str)
+
+
+def finish(report: dict[str, Any], output: str | None) -> None:
     """Write the report if a file was asked for."""
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(Path(output), report)
         print(f"written to {output}")
-
-
-def parser(description: str) -> argparse.ArgumentParser:
-    """The flags every benchmark has."""
-    flags = argparse.ArgumentParser(description=description)
-    flags.add_argument("--repeats", type=int, default=5)
-    flags.add_argument("--output", type=Path, help="JSON file for the numbers")
-    return flags
 
 
 def _cpu_name() -> str:
