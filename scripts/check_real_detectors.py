@@ -14,12 +14,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from anomaly_lib.command_line import command
-from anomaly_lib.config import Options, Switch, arg, override
-from anomaly_lib.errors import UserError
+from anomaly_lib.config import Options, Switch, arg, default_of, override
+from anomaly_lib.errors import OptionError, UserError
 from anomaly_lib.files import read_json, write_between, write_json
 from anomaly_lib.systems.detectors.options import Args as DetectorArgs
 from anomaly_lib.systems.detectors.options import published
@@ -27,9 +27,6 @@ from anomaly_lib.systems.detectors.options import published
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts import each other from the repository root
 
 from scripts.pages.beside_peer import key, table
-
-if TYPE_CHECKING:
-    pass
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = ("<!-- real-data:begin -->", "<!-- real-data:end -->")
@@ -47,6 +44,12 @@ class Args(Options):
     seeds: list[int] = arg([0], "seeds of the draws")
     peer: Switch = arg(True, "also run anomalib's modules when they can be imported")
     write_docs: Switch = arg(False, "put the table into docs/manual/hdmap.md")
+
+    def check(self) -> None:
+        if "patchcore" not in self.models and self.coreset_ratio != default_of(
+            self.__dataclass_fields__["coreset_ratio"]
+        ):
+            raise OptionError(f"coreset_ratio={self.coreset_ratio}: has no effect without models=patchcore")
 
 
 def options(model: str, category: str, args: Args, seed: int) -> DetectorArgs:
@@ -74,6 +77,9 @@ def run(args: Args) -> None:
     from anomaly_lib.engine.run import machine_facts
     from scripts.pages.real_category import Category, check
 
+    peer = args.peer and find_spec("anomalib") is not None
+    if args.peer and not peer:
+        print("peer=True has no meaning here: anomalib is not installed")
     path = Path(args.output)
     rows = read_json(path)["rows"] if path.is_file() else []
     for name in args.categories:
@@ -85,7 +91,7 @@ def run(args: Args) -> None:
                 continue
             data = data or Category(name, options("padim", name, args, 0))
             begin = time.perf_counter()
-            rows.append(check(data, opts, args.peer))
+            rows.append(check(data, opts, peer))
             print(f"{name} {opts.model} seed {opts.seed}: {time.perf_counter() - begin:.0f} s", flush=True)
             write_json(path, {"rows": rows, "machine": machine_facts()})
     text = table(rows)

@@ -15,9 +15,8 @@ from anomaly_lib.config import Switch, default_of, kinds_of
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.registry import SYSTEMS
 
-CHANGING = re.compile(
-    r"seconds [\d.]+|\d+(\.\d+)? ?(s|ms|seconds|MiB)\b|\(.*? s, .*? s left\)|[0-9a-f]{8,}|\S*/\S+"
-)  # times, places
+TIMES = r"seconds [\d.]+|\d+(\.\d+)? ?(s|ms|seconds|MiB)\b|\(.*? s, .*? s left\)|[0-9a-f]{8,}"
+CHANGING = re.compile(rf"{TIMES}|\S*/\S+")  # times, checksums, places
 
 
 @dataclass

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_lib.config import default_of
-from tests.support.acting import CHANGING, another_value, only_one
+from tests.support.acting import TIMES, another_value, only_one
 from tests.support.programs import Program
 
 Values = Mapping[str, Any]
@@ -59,8 +59,9 @@ def outcome_of(program: Program, values: Values, folder: Path, files: Mapping[st
     said, errors = StringIO(), StringIO()
     with chdir(folder), redirect_stdout(said), redirect_stderr(errors):
         code = program.main(words_of(values))
-    content = {str(path.relative_to(folder)): _content(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    content[""] = "\n".join(CHANGING.sub("", line) for line in said.getvalue().splitlines())
+    files_left = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    content = {str(path.relative_to(folder)): _content(path, folder) for path in files_left}
+    content[""] = _stable(said.getvalue(), folder)
     return Outcome(code, said.getvalue(), errors.getvalue(), content)
 
 
@@ -75,12 +76,17 @@ def chdir(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-def _content(path: Path) -> str:
+def _content(path: Path, folder: Path) -> str:
     data = path.read_bytes()
     try:
-        return "\n".join(CHANGING.sub("", line) for line in data.decode("utf-8").splitlines())
+        return _stable(data.decode("utf-8"), folder)
     except UnicodeDecodeError:
         return hashlib.sha256(data).hexdigest()
+
+
+def _stable(text: str, folder: Path) -> str:
+    """Without times and checksums; the folder of the run is "."."""
+    return re.sub(TIMES, "", text.replace(str(folder), "."))
 
 
 def differs(left: Outcome, right: Outcome, unstable: Sequence[str]) -> bool:
