@@ -10,8 +10,15 @@ __version__ = "0.2.0"
 __all__ = ["__version__", "load"]
 
 
-def load(path: Any) -> Any:
-    """The trained detector stored in a checkpoint: ``load(path).predict(image)`` -> score, map, decision."""
+def load(path: Any, *, plugin: Any = None) -> Any:
+    """The trained detector stored in a checkpoint: ``load(path).predict(image)`` -> score, map, decision.
+
+    `plugin`: the Python file that defines the detector, if it is one of your own; it is run.
+    """
+    if plugin is not None:
+        from anomaly_lib.models.detectors.registry import load_plugin
+
+        load_plugin(plugin)
     from anomaly_lib.systems.registry import SYSTEMS
 
     return SYSTEMS.load(path)

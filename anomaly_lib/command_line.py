@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, fields
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
 import argparse_dataclass
@@ -168,6 +169,8 @@ class _Parser(argparse_dataclass.ArgumentParser):  # type: ignore[misc]
 def _unknown(token: str, cls: Any) -> str:
     if not _is_option(token):
         return f"unexpected argument {token!r} (every option is named; --help lists them)"
+    if foreign := cls.foreign(token.lstrip("-").replace("-", "_")):
+        return f"{token}: {as_flags(foreign, cls)}"
     lowered = {name.lower(): _flag(f) for f in fields(cls) for name in [*f.metadata["aliases"], _flag(f)]}
     close = difflib.get_close_matches(token.lower(), lowered, n=1, cutoff=0.5)
     return f"unknown option {token}" + (f"; did you mean {lowered[close[0]]}?" if close else " (--help lists them)")
@@ -181,12 +184,7 @@ def _given_in_file(path: str, cls: Any) -> tuple[list[str], dict[str, Any]]:
     by_flag = {name: f for f in fields(cls) for name in [_flag(f), *f.metadata["aliases"]]}
     argv: list[str] = []
     nulls: dict[str, Any] = {}
-    stack = list(content.items())
-    while stack:
-        key, value = stack.pop(0)
-        if isinstance(value, dict):
-            stack = list(value.items()) + stack
-            continue
+    for key, value in _flat(content):
         flag = dashed(f"--{key}")
         f = by_flag.get(flag)
         if f is None:
@@ -203,6 +201,12 @@ def parse(
     cls: type[A], argv: Sequence[str] | None = None, *, prog: str | None = None, description: str | None = None
 ) -> A:
     """Build `cls` from the command line. Leaves with exit code 2 and one line on stderr when that is impossible."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        cls = cast(type[A], cls.variant(_deciding(words, cls)))  # type: ignore[attr-defined]
+    except ValueError as error:
+        sys.stderr.write(f"{prog or Path(sys.argv[0]).name}: {as_flags(str(error), cls)}\n")
+        raise SystemExit(2) from None
     _check_declaration(cls)
     parser = _Parser(
         cls,
@@ -211,7 +215,6 @@ def parse(
         epilog=preset_help(cls),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    words = list(sys.argv[1:] if argv is None else argv)
     # Read before everything else (`before` below); the real parser lists them in --help only.
     files = parser.add_argument_group("Configuration files")
     files.add_argument("--config", metavar="FILE.json", default=argparse.SUPPRESS, help="read options; flags win")
@@ -234,6 +237,29 @@ def parse(
         sys.stdout.write(json.dumps(to_plain(args), indent=2) + "\n")
         parser.exit(0)
     return args
+
+
+def _deciding(argv: Sequence[str], cls: Any) -> dict[str, Any]:
+    """What argv, or the file of its --config, says of the options that decide which others there are."""
+    deciding = [f for f in fields(cls) if f.name in cls.CHOOSES]
+    if not deciding:
+        return {}
+    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    reader.add_argument("--config", nargs="?")
+    for f in deciding:
+        reader.add_argument(_flag(f), dest=f.name, nargs="?")  # a missing value is the real parser's to refuse
+    given = vars(reader.parse_known_args(normalise(translate_originals(argv, cls), cls))[0])
+    path = given.pop("config")
+    names = {dashed(flag): f.name for f in deciding for flag in [_flag(f), *f.metadata["aliases"]]}
+    content = _flat(read_json(path)) if path else []
+    from_file = {names[dashed(f"--{key}")]: value for key, value in content if dashed(f"--{key}") in names}
+    return from_file | {name: value for name, value in given.items() if value is not None}
+
+
+def _flat(content: Any) -> list[tuple[str, Any]]:
+    """The entries of a JSON object of options, those of its groups among them."""
+    pairs = content.items() if isinstance(content, dict) else ()
+    return [one for key, value in pairs for one in (_flat(value) if isinstance(value, dict) else [(key, value)])]
 
 
 def preset_help(cls: Any) -> str:
@@ -277,7 +303,9 @@ def command(
     """
     try:
         with stop_signals():
-            outcome = body(parse(cls, argv, prog=prog, description=description))
+            args = parse(cls, argv, prog=prog, description=description)
+            cls = type(args)  # a variant knows more names
+            outcome = body(args)
     except SystemExit as leaving:  # argparse: --help, --print-config, errors
         return leaving.code if isinstance(leaving.code, int) else 0
     except UserError as error:

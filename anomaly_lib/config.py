@@ -138,12 +138,15 @@ class _FilledFromPresets(type):
     """Calling an options class fills what is not given from its presets, as the command line does."""
 
     def __call__(cls: type[A], **given: Any) -> A:  # type: ignore[misc]
+        cls = cast(type[A], cls.variant(given))  # type: ignore[attr-defined]
         known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
         for name in given:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
                 remedy = f"; did you mean {close[0]}?" if close else ""
-                raise OptionError(f"{cls.__name__} has no option {name!r}{remedy}")
+                foreign = cls.foreign(name)  # type: ignore[attr-defined]
+                none = f"{cls.__name__} has no option {name!r}{remedy}"
+                raise OptionError(f"{name}={shown(given[name])}: {foreign}" if foreign else none)
         args = cast(A, type.__call__(cls, **(cls.implied(given) | given)))  # type: ignore[attr-defined]
         note_given(args, given)
         if given.get("resume") is None:  # else the other options are in a file, and `engine.resume` checks all of them
@@ -158,12 +161,29 @@ class Options(metaclass=_FilledFromPresets):
     __slots__ = ("_given",)  # names of what was given; a slot is no part of vars(args)
     PRESETS: ClassVar[Sequence[Preset]] = ()
     """Presets of this class; those of its bases come before them, so that a derived class has the last word."""
+    CHOOSES: ClassVar[Sequence[str]] = ()
+    """Options whose values decide which others there are (`variant`)."""
 
     def __post_init__(self) -> None:
         check_values(self)
         for owner in reversed(type(self).__mro__):
             if "check" in vars(owner):
                 vars(owner)["check"](self)
+
+    @classmethod
+    def variant(cls, given: Mapping[str, Any]) -> "type[Options]":  # noqa: ARG003 - of the classes that have variants
+        """The class whose options `given` chooses, e.g. those of one of several models; as a rule the class itself."""
+        return cls
+
+    @classmethod
+    def saved_variant(cls, saved: Mapping[str, Any]) -> "type[Options]":
+        """The class whose options a file's own word chooses, which is not to be trusted."""
+        return cls.variant(saved)
+
+    @classmethod
+    def foreign(cls, name: str) -> str | None:  # noqa: ARG003
+        """What to say of an option that only other variants have, e.g. "only for model=padim"; None: none has it."""
+        return None
 
     @classmethod
     def presets(cls) -> list[Preset]:
@@ -185,6 +205,7 @@ class Options(metaclass=_FilledFromPresets):
     @classmethod
     def from_saved(cls, saved: Mapping[str, Any]) -> "Any":
         """The options a checkpoint or run.json holds; names of other versions are left out."""
+        cls = cls.saved_variant(saved)
         known = {f.name for f in fields(cls)}
         return cls(**{name: value for name, value in saved.items() if name in known})
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from anomaly_lib.command_line import command
-from anomaly_lib.config import arg, default_of, override, shown, to_plain
+from anomaly_lib.config import Options, arg, default_of, override, shown, to_plain
 from anomaly_lib.errors import OptionError, UserError
 from anomaly_lib.files import atomic_file, write_atomic
-from anomaly_lib.models.detectors.configs import READS_BACKBONE
+from anomaly_lib.models.detectors.registry import Entry, entry_of
 from anomaly_lib.options import BackboneArgs, DataArgs
 from anomaly_lib.systems.detectors.options import DetectorArgs, ModelArgs
 from anomaly_lib.systems.registry import SYSTEMS
@@ -36,12 +36,16 @@ class Args(ModelArgs):
     weights: Optional[str] = override(
         BackboneArgs, "weights", help="weight file of the frozen network, if it has moved", needs={"to": "anomalib"}
     )
-    backbone: str = override(DetectorArgs, "backbone")
+    backbone: str = override(BackboneArgs, "backbone")
     protocol: str = override(DetectorArgs, "protocol")
     dataset: str = override(DataArgs, "dataset", help="layout of the data it was trained on, for evaluate.py")
     data_path: Optional[str] = override(
         DataArgs, "data_path", help="folder of that data; None = the built-in demo data"
     )
+
+    @classmethod
+    def parts_of(cls, entry: Entry) -> list[type[Options]]:  # noqa: ARG003 - nothing is trained here
+        return []
 
     def check(self) -> None:
         usual = {f.name: default_of(f) for f in fields(self)} | self.implied({})
@@ -64,7 +68,7 @@ def from_anomalib(source: Path, output: Path, args: Args) -> None:
 
     content = read_torch_file(source)
     options = SYSTEMS["detectors"].Args.from_saved(to_plain(args))
-    frozen = options.model in READS_BACKBONE
+    frozen = entry_of(options.model).frozen
     detector = build(replace(options, weights="random") if frozen else options, torch.device("cpu"))
     try:
         found = load_anomalib(detector, content.get("state_dict", content) if isinstance(content, dict) else {})

@@ -82,13 +82,14 @@ def test_every_option_acts_or_is_refused_or_announced(
         return bases[key]
 
     silent = []
-    for f in options_of(system):
+    for f, chosen in options_of(system):
         if f.name in ELSEWHERE or f.name == "output_dir" or only_one(f):
             continue
         beside, value = CONTEXT.get((system, f.name), ({}, None))
+        beside = chosen | beside if f.name != "model" else beside
         if value is None:
             value = another_value(f, getattr(SYSTEMS[system].tiny(**beside), f.name))
-        found = outcome_of(system, tmp_path / f.name, {**beside, f.name: value})
+        found = outcome_of(system, tmp_path / "-".join([*chosen.values(), f.name]), {**beside, f.name: value})
         if found.refused is not None:
             tried = [str(one) for one in (value if isinstance(value, list) else [value])]
             named = [f.name, f.name.replace("_", " "), *tried, "needs the weights"]  # real encoders were asked for

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from anomaly_lib.config import given_options, note_given, refuse_without_effect, result_options, shown
+from anomaly_lib.config import default_of, given_options, note_given, refuse_without_effect, result_options, shown
 from anomaly_lib.data.fingerprint import DataFingerprint
 from anomaly_lib.engine.checkpoint import load_checkpoint
 from anomaly_lib.errors import OptionError, UserError
@@ -49,9 +49,11 @@ def resumed(system: str, args: A, folder: Path | None = None) -> A:
         refuse_without_effect(args, {name: getattr(args, name) for name in given})
         return args
     saved = load_checkpoint(path, system=system, lazily=True)["args"]
+    kind = type(options).saved_variant(saved)  # of the model in the file
     values, refused = {}, []
-    for f in fields(options):
-        now, then = getattr(options, f.name), saved.get(f.name, getattr(options, f.name))
+    for f in fields(kind):
+        now = getattr(options, f.name, default_of(f))
+        then = saved.get(f.name, now)
         chosen = not f.metadata["result"] or (f.name in given and f.metadata["resumable"])
         values[f.name] = now if chosen else then
         if not chosen and f.name in given and now != then:
@@ -62,7 +64,7 @@ def resumed(system: str, args: A, folder: Path | None = None) -> A:
             "out, or train anew without resume="
         )
     try:
-        merged = type(args)(**values)
+        merged = kind(**values)
     except OptionError as error:
         raise UserError(f"{path}: {error}") from error
     note_given(merged, given)

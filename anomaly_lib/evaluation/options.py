@@ -6,6 +6,7 @@ from typing import Optional
 from anomaly_lib.config import Options, Switch, arg, override
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.errors import OptionError
+from anomaly_lib.models.detectors.registry import load_plugin
 from anomaly_lib.options import DecisionArgs
 
 POLICIES = ("stored", "support-quantile", "f1", "youden", "false-alarms")
@@ -23,6 +24,13 @@ class DetectorFile(Options):
         None, "weight file of its frozen network, if it has moved since training; 'random' = untrained", type=str
     )
     device: str = arg("auto", "auto, cpu, cuda or cuda:N")
+    plugin: Optional[str] = arg(
+        None, "Python file that defines the detector, if it is one of your own; it is run", type=str
+    )
+
+    def check(self) -> None:
+        if self.plugin:  # a checkpoint's own word on what file to run counts for nothing
+            load_plugin(self.plugin)
 
 
 @dataclass

@@ -164,7 +164,7 @@ def coreset_of_chunks(
     wanted = count if count is not None else int((ratio or 0) * total)
     rows, places = waiting
     if not 0 < wanted <= len(rows):
-        raise ValueError(f"a coreset of {wanted} out of {total} rows is not possible")
+        raise ValueError(f"a coreset of {wanted} out of {total} patches is not possible")
     chosen = select(rows, wanted)
     return rows[chosen], places[chosen]
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Optional
 from anomaly_lib.command_line import command
 from anomaly_lib.config import Options, Switch, arg
 from anomaly_lib.files import read_json
+from anomaly_lib.models.detectors.registry import entries
 from anomaly_lib.systems.detectors.hdmap.conditions import get_experiment_by_name, load_experiment_conditions
 from anomaly_lib.systems.detectors.hdmap.script import finished_result
-from anomaly_lib.systems.detectors.options import MODELS
 
 if TYPE_CHECKING:
     from anomaly_lib.engine.sweep import Job
@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 class Args(Options):
     """All conditions of one model."""
 
-    model: str = arg("patchcore", "which detector", choices=MODELS)
+    model: str = arg("patchcore", "which detector", choices=[entry.name for entry in entries()])
     log_dir: Optional[str] = arg(None, "session folder; None = results/MODEL/TIME. An old one is continued", type=str)
     gpus: list[str] = arg([], "GPUs, one queue each; none = those that CUDA shows, else the CPU", type=str)
     parallel: int = arg(1, "conditions at a time without GPUs", at_least=1)

@@ -14,12 +14,19 @@ from anomaly_lib.engine.run import machine_facts
 from anomaly_lib.metrics import aupro, auroc, pixel_auroc
 from anomaly_lib.models.detectors.anomalib_keys import load_anomalib
 from anomaly_lib.ops import greedy_coreset
-from anomaly_lib.systems.detectors.build import build, make_extractor, score_batches
+from anomaly_lib.systems.detectors.build import build, make_extractor
 from anomaly_lib.systems.detectors.data import image_transform, open_class, stack_images
+from anomaly_lib.systems.detectors.inputs import joined, on_cpu
 from anomaly_lib.systems.detectors.options import published
 from anomaly_lib.types import Prediction
 
 CPU = torch.device("cpu")
+
+
+@torch.no_grad()
+def score_batches(module: nn.Module, batches: list[Tensor]) -> Prediction:
+    """Scores and maps of many batches of images [B, 3, H, W]."""
+    return joined([on_cpu(module.eval()(images)) for images in batches])
 
 
 class Remembering(nn.Module):
@@ -136,23 +143,23 @@ def check(data: Category, opts: Any, with_peer: bool) -> dict[str, Any]:
     row["coreset_ratio"] = opts.coreset_ratio if opts.model == "patchcore" else None
     row["commit"] = machine_facts()["git_commit"]
     ours: Any = detector_on(data, opts)
-    row["here"] = data.measures(score_batches(ours.fit(data.train), data.test, CPU))
+    row["here"] = data.measures(score_batches(ours.fit(data.train), data.test))
     if not with_peer:
         return row
     torch.manual_seed(opts.seed)  # anomalib draws from the global generators, torch's and (for its projection) numpy's
     np.random.seed(opts.seed)  # noqa: NPY002
     peer = Peer(opts.model, data.extractor)
     peer.fit(data.train, opts.coreset_ratio)
-    theirs = score_batches(peer, data.test, CPU)
+    theirs = score_batches(peer, data.test)
     row["anomalib"] = data.measures(theirs)
     twin = same_draws(data, opts, peer)
-    matched = score_batches(twin, data.test, CPU)
+    matched = score_batches(twin, data.test)
     row["same_draws"] = data.measures(matched)
     row["same_draws_largest_score_difference"] = relative(matched.score, theirs.score)
     row["same_draws_largest_map_difference"] = relative(matched.map, theirs.map)
     if opts.model == "patchcore":
         twin.config = opts
-        row["same_draws_our_resize"] = data.measures(score_batches(twin, data.test, CPU))
+        row["same_draws_our_resize"] = data.measures(score_batches(twin, data.test))
     return row
 
 

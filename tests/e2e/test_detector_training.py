@@ -80,10 +80,13 @@ def test_interrupted_training_ends_with_the_same_weights(tiny_data, tmp_path, mo
     ("flags", "message"),
     [
         (["--model", "draem_sevnet", "--image-size", "31", "95"], "--patch-width-range"),
-        (["--n-features", "40"], "--features 40: has no effect without --model padim"),
-        (["--model", "padim", "--draem-score", "mean21-max"], "without --model draem|draem_sevnet"),
-        (["--epochs", "3"], "--epochs 3: has no effect without --model reverse_distillation|draem|draem_sevnet"),
-        (["--model", "draem", "--backbone", "resnet18"], "without --model patchcore|padim|reverse_distillation"),
+        (["--n-features", "40"], "--n-features: only for --model padim"),
+        (["--model", "padim", "--draem-score", "mean21-max"], "--draem-score: only for --model draem|draem_sevnet"),
+        (["--epochs", "3"], "--epochs: only for --model reverse_distillation|draem|draem_sevnet"),
+        (
+            ["--model", "draem", "--backbone", "resnet18"],
+            "--backbone: only for --model patchcore|padim|reverse_distillation",
+        ),
         (["--model", "draem", "--gamma", "0.5"], "without --schedule step|multistep"),
         (["--model", "reverse_distillation", "--layers", "layer1"], "needs three layers"),
         (["--model", "reverse_distillation", "--backbone", "demo-clip"], "no decoder mirrors it"),

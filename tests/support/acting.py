@@ -13,6 +13,7 @@ import torch
 
 from anomaly_lib.config import Switch, default_of, kinds_of
 from anomaly_lib.errors import UserError
+from anomaly_lib.models.detectors.registry import entries
 from anomaly_lib.systems.registry import SYSTEMS
 
 TIMES = r"seconds [\d.]+|\d+(\.\d+)? ?(s|ms|seconds|MiB)\b|\(.*? s, .*? s left\)|[0-9a-f]{8,}"
@@ -95,5 +96,14 @@ def _shifted(f: "Field[Any]", value: Any) -> Any:
     return max(moved, low) if low is not None else moved
 
 
-def options_of(system: str) -> list["Field[Any]"]:
-    return list(fields(SYSTEMS[system].Args))
+def options_of(system: str) -> list[tuple["Field[Any]", dict[str, Any]]]:
+    """Every option of a system, with the choice that gives it, e.g. of a model: those of all once, its own for each."""
+    args = SYSTEMS[system].Args
+    if "model" not in args.CHOOSES:
+        return [(f, {}) for f in fields(args)]
+    found = {}
+    for entry in entries():
+        own = {f.name for f in fields(entry.config)}
+        for f in fields(args.variant({"model": entry.name})):
+            found.setdefault((entry.name if f.name in own else "", f.name), (f, {"model": entry.name}))
+    return list(found.values())

@@ -1,4 +1,4 @@
-"""PatchCore, PaDiM, Reverse Distillation, DRAEM and DRAEM-SevNet; nothing is imported until a name is asked for."""
+"""Detectors that are one file each, and their registry; nothing is imported until a name is asked for."""
 
 from typing import TYPE_CHECKING
 
@@ -6,6 +6,7 @@ from anomaly_lib.lazy import lazy_names
 
 if TYPE_CHECKING:
     from anomaly_lib.models.detectors.anomalydino import AnomalyDino
+    from anomaly_lib.models.detectors.contract import FeatureDetector, Features
     from anomaly_lib.models.detectors.draem import Draem
     from anomaly_lib.models.detectors.draem_sevnet import DraemSevNet
     from anomaly_lib.models.detectors.memory_bank import MemoryBank
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from anomaly_lib.models.detectors.padim import Padim
     from anomaly_lib.models.detectors.patchcore import PatchCore
     from anomaly_lib.models.detectors.rad import Rad
+    from anomaly_lib.models.detectors.registry import register
     from anomaly_lib.models.detectors.reverse_distillation import ReverseDistillation
     from anomaly_lib.models.detectors.subspacead import SubspaceAd
     from anomaly_lib.models.detectors.visionad import VisionAd
@@ -22,6 +24,8 @@ PLACES = {
     "AnomalyDino": "anomalydino",
     "Draem": "draem",
     "DraemSevNet": "draem_sevnet",
+    "FeatureDetector": "contract",
+    "Features": "contract",
     "MemoryBank": "memory_bank",
     "MuSc": "musc",
     "Padim": "padim",
@@ -31,6 +35,7 @@ PLACES = {
     "SubspaceAd": "subspacead",
     "VisionAd": "visionad",
     "WinClip": "winclip",
+    "register": "registry",
 }
 """Name -> file of this folder."""
 
@@ -39,6 +44,8 @@ __all__ = [
     "AnomalyDino",
     "Draem",
     "DraemSevNet",
+    "FeatureDetector",
+    "Features",
     "MemoryBank",
     "MuSc",
     "Padim",
@@ -48,4 +55,5 @@ __all__ = [
     "SubspaceAd",
     "VisionAd",
     "WinClip",
+    "register",
 ]

@@ -36,9 +36,9 @@ def load_anomalib(detector: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
         detector.whitening = torch.linalg.cholesky(model["gaussian.inv_covariance"])
         _fill_extractor(detector.extractor, model, EXTRACTOR)
     elif isinstance(detector, ReverseDistillation):
-        _fill_extractor(detector.encoder, model, TEACHER)
+        _fill_extractor(detector.extractor, model, TEACHER)
         trained = {n: t for n, t in model.items() if n.startswith(("bottleneck.", "decoder."))}
-        _fill(detector, trained, {n for n in detector.state_dict() if n.startswith("encoder.")})
+        _fill(detector, trained, {n for n in detector.state_dict() if n.startswith("extractor.")})
     elif isinstance(detector, Draem):
         _fill(detector, {_own_head(n): t for n, t in model.items() if not n.startswith(WRAPPED) and n != BLUR}, set())
     else:
@@ -56,8 +56,8 @@ def to_anomalib(detector: nn.Module) -> dict[str, Tensor]:
         model = {"idx": detector.channels, "gaussian.mean": detector.mean.T.contiguous()}
         model |= {"gaussian.inv_covariance": inverse, **_extractor_state(detector.extractor, EXTRACTOR)}
     elif isinstance(detector, ReverseDistillation):
-        model = {n: t for n, t in detector.state_dict().items() if not n.startswith("encoder.")}
-        model |= _extractor_state(detector.encoder, TEACHER)
+        model = {n: t for n, t in detector.state_dict().items() if not n.startswith("extractor.")}
+        model |= _extractor_state(detector.extractor, TEACHER)
     elif isinstance(detector, Draem):
         model = {_their_head(n): t for n, t in detector.state_dict().items()}
         if hasattr(detector, "severity_head"):
@@ -73,7 +73,7 @@ def to_anomalib(detector: nn.Module) -> dict[str, Tensor]:
 
 def backbone_state(detector: nn.Module) -> dict[str, Tensor]:
     """The frozen network's tensors under the usual ResNet names; none for the DRAEMs."""
-    extractor = getattr(detector, "encoder" if isinstance(detector, ReverseDistillation) else "extractor", None)
+    extractor = getattr(detector, "extractor", None)
     return {} if extractor is None else _extractor_state(extractor, "")
 
 

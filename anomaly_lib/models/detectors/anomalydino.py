@@ -35,6 +35,10 @@ class AnomalyDino(BankDetector):
         count = self.config.rotations
         return turned(images, [360 * n / count for n in range(count)])
 
+    @property
+    def view_names(self) -> tuple[str, str]:
+        return f"{self.config.rotations} turns", ""
+
     def rows_of(self, features: Features) -> Sequence[Iterable[Tensor]]:
         """The unit rows [M, C] of each image in all its turns."""
         maps = mean_maps(features, self.config.layers)  # [B, V, C, h, w]

@@ -11,10 +11,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from anomaly_lib.models.detectors.shapes import check_images
 from anomaly_lib.types import Prediction
 
 Features = Mapping[str, Tensor]
 """What a frozen network says of B images in V views: {output: maps [B, V, C, h, w] or pooled vectors [B, V, C]}."""
+VIEWS = ("support_views", "query_views")
 Size = tuple[int, int]
 """Height and width of an image and of its anomaly map."""
 
@@ -47,9 +49,8 @@ class FeatureDetector(nn.Module):
         raise NotImplementedError
 
     def left_out_features(self, features: Features, numbers: Sequence[int], size: Size) -> Prediction:
-        """Scores [B] and maps [B, *size] of images of the fit, each as if it had not been among them.
-
-        `numbers`: the place of each image in the fit.
+        """Scores [B] and maps [B, *size] of images of the fit (in their query views), each as if it had not been among
+        them. `numbers`: the place of each image in the fit.
         """
         raise NotImplementedError
 
@@ -57,11 +58,22 @@ class FeatureDetector(nn.Module):
         """What `count` images take when they are learnt, judged by the features of one; None: nothing worth saying."""
         return None
 
+    @property
+    def view_names(self) -> tuple[str, str]:
+        """What `support_views` and `query_views` make, in words, e.g. "8 rotations"; "" = the images as they are.
+
+        Kept features are found again by these words, so they must name every option that changes a view.
+        """
+        if any(getattr(type(self), name) is not getattr(FeatureDetector, name) for name in VIEWS):
+            raise NotImplementedError(f"{type(self).__name__} makes views of its own: say in view_names which")
+        return "", ""
+
     # -- from images ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def features_of(self, images: Tensor, views: Callable[[Tensor], Tensor]) -> Features:
         """The features of images [B, 3, H, W] in `views`, encoded in one batch."""
+        check_images(images)
         seen = views(images)  # [B, V, 3, H, W]
         return {name: x.unflatten(0, seen.shape[:2]) for name, x in self.extractor(seen.flatten(0, 1)).items()}
 
@@ -69,6 +81,12 @@ class FeatureDetector(nn.Module):
     def fit(self, batches: Iterable[Tensor]) -> "FeatureDetector":
         """`fit_features` of batches of normal images [B, 3, H, W]."""
         return self.fit_features(self.features_of(images, self.support_views) for images in batches)
+
+    @torch.no_grad()
+    def left_out(self, images: Tensor, numbers: Sequence[int]) -> Prediction:
+        """`left_out_features` of images [B, 3, H, W] of the fit."""
+        features = self.features_of(images, self.query_views)
+        return self.left_out_features(features, numbers, (images.shape[-2], images.shape[-1]))
 
     def forward(self, images: Tensor) -> Prediction:
         """`score_features` of images [B, 3, H, W]."""

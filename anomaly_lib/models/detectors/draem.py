@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from anomaly_lib.config import configure
+from anomaly_lib.data.synthesis import Damaged, perlin_damage
 from anomaly_lib.losses import focal_loss, ssim_loss
-from anomaly_lib.models.detectors.configs import DraemConfig, summary_of
+from anomaly_lib.models.detectors.configs import DraemConfig, DraemNetConfig, summary_of
 from anomaly_lib.models.detectors.shapes import check_images, check_shape, parameter_count
 from anomaly_lib.ops.patches import pad_to_multiple
 from anomaly_lib.types import Prediction
@@ -125,7 +126,7 @@ class DiscriminativeSubNetwork(nn.Module):
 
 class Draem(nn.Module):
     """Images [B, C, H, W] in 0..1 -> scores [B] and maps [B, H, W]: a network repairs the image, another one segments
-    what the repair changed. Both are trained with `losses` on images with synthetic damage.
+    what the repair changed. Both are trained with `training_losses`, on images that `damage` spoils.
 
     `concat_order` says which half of the segmentation's input comes first (weights depend on it): anomalib's
     ``image-first`` or the original's ``repair-first``. `score` is the map's maximum (anomalib) or the maximum of its
@@ -133,9 +134,10 @@ class Draem(nn.Module):
     anomalib with a current kornia computes (no gradient from normal pixels).
     """
 
-    CONFIG: ClassVar[type[DraemConfig]] = DraemConfig
+    CONFIG: ClassVar[type[DraemNetConfig]] = DraemConfig
+    textures: Tensor | None = None  # [T, C, H, W] that damage is made of, read from the folder of that option
 
-    def __init__(self, config: DraemConfig | None = None, **options: Any) -> None:
+    def __init__(self, config: DraemNetConfig | None = None, **options: Any) -> None:
         super().__init__()
         self.config = config = configure(self.CONFIG, config, options)
         channels = config.channels
@@ -159,6 +161,16 @@ class Draem(nn.Module):
         repair, pair = self.repair_and_pair(pad_to_multiple(images, STRIDE))
         logits = self.discriminative_subnetwork(pair)
         return repair[..., :height, :width], logits[..., :height, :width]
+
+    def damage(self, images: Tensor, generator: Generator) -> Damaged:
+        """Images [B, C, H, W] with synthetic damage."""
+        share = self.config.anomaly_probability
+        return perlin_damage(images, probability=share, textures=self.textures, generator=generator)
+
+    def training_losses(self, images: Tensor, generator: Generator) -> dict[str, Tensor]:
+        """The terms of the loss of normal images [B, C, H, W]."""
+        damaged = self.damage(images, generator)
+        return self.losses(damaged.images, images, damaged.mask)
 
     def losses(self, damaged: Tensor, clean: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Of images with synthetic damage [B, C, H, W], the same undamaged, and where the damage is [B, H, W]."""

@@ -5,9 +5,10 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from anomaly_lib.models.detectors.configs import DraemConfig, DraemSevNetConfig
+from anomaly_lib.data.synthesis import CutPaste, Damaged
+from anomaly_lib.models.detectors.configs import DraemNetConfig, DraemSevNetConfig
 from anomaly_lib.models.detectors.draem import STRIDE, Draem
 from anomaly_lib.models.detectors.shapes import check_images, check_shape
 from anomaly_lib.ops.patches import pad_to_multiple
@@ -87,7 +88,7 @@ class DraemSevNet(Draem):
     `severity_max`, which saturates above 1.
     """
 
-    CONFIG: ClassVar[type[DraemConfig]] = DraemSevNetConfig
+    CONFIG: ClassVar[type[DraemNetConfig]] = DraemSevNetConfig
     config: DraemSevNetConfig
 
     def __init__(self, config: DraemSevNetConfig | None = None, **options: Any) -> None:
@@ -103,6 +104,22 @@ class DraemSevNet(Draem):
         logits = self.discriminative_subnetwork.decoder_segment(activations)
         severity = self.severity_head(activations)
         return repair[..., :height, :width], logits[..., :height, :width], severity
+
+    def damage(self, images: Tensor, generator: Generator) -> Damaged:
+        """Images [B, C, H, W] with pasted faults of a known severity."""
+        config = self.config
+        cutpaste = CutPaste(
+            width_range=(config.patch_width_range[0], config.patch_width_range[1]),
+            ratio_range=(config.patch_ratio_range[0], config.patch_ratio_range[1]),
+            count=config.patch_count,
+            severity_max=config.severity_max,
+            probability=config.anomaly_probability,
+        )
+        return cutpaste(images, generator=generator)
+
+    def training_losses(self, images: Tensor, generator: Generator) -> dict[str, Tensor]:
+        damaged = self.damage(images, generator)
+        return self.losses(damaged.images, images, damaged.mask, damaged.severity)
 
     def losses(  # type: ignore[override]
         self, damaged: Tensor, clean: Tensor, mask: Tensor, severity: Tensor

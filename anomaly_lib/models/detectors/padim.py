@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from anomaly_lib.config import configure
 from anomaly_lib.models.detectors.configs import PadimConfig, summary_of
-from anomaly_lib.models.detectors.shapes import check_images, maps_of
+from anomaly_lib.models.detectors.contract import FeatureDetector, Features, Size
+from anomaly_lib.models.detectors.shapes import gigabytes, maps_by_image
 from anomaly_lib.ops import cell_of, mahalanobis, stack_layers, upsample_and_smooth, whitening_matrix
 from anomaly_lib.ops.left_out import left_out_mahalanobis
 from anomaly_lib.types import Prediction
@@ -48,7 +49,7 @@ class Moments:
         return self.shift + mean, covariance
 
 
-class Padim(nn.Module):
+class Padim(FeatureDetector):
     """Images [B, 3, H, W] -> scores [B] and maps [B, H, W]: Mahalanobis distance of every patch vector to its
     position's normal Gaussian.
 
@@ -56,6 +57,7 @@ class Padim(nn.Module):
     `features` of its channels are kept, drawn at random. Later images must have the size of those it was fitted on.
     """
 
+    least_images = 3
     channels: Tensor
     mean: Tensor
     whitening: Tensor
@@ -64,7 +66,7 @@ class Padim(nn.Module):
         super().__init__()
         self.config = configure(PadimConfig, config, options)
         self.extractor = extractor
-        self.count = 0  # images of the fit in this process; left_out needs it
+        self.count = 0  # images of the fit in this process; left_out_features needs it
         self.register_buffer("channels", torch.empty(0, dtype=torch.long))  # which channels were drawn
         self.register_buffer("mean", torch.empty(0))  # [P, D]
         self.register_buffer("whitening", torch.empty(0))  # [P, D, D], W W^T = (covariance + ridge)^-1
@@ -73,13 +75,12 @@ class Padim(nn.Module):
         fitted = f"{len(self.mean)} Gaussians" if self.mean.numel() else "not fitted"
         return summary_of("Padim", PadimConfig, self.config, [fitted])
 
-    def embed(self, images: Tensor) -> Tensor:
-        """The chosen channels of all layers on the first layer's grid, [B, D, h, w]."""
-        check_images(images)
-        return self.embed_maps(maps_of(self.extractor(images), self.config.layers))
+    def embed(self, features: Features) -> Tensor:
+        """The chosen channels of all layers on the first layer's grid, [B, D, h, w].
 
-    def embed_maps(self, maps: Sequence[Tensor]) -> Tensor:
-        """Channels are chosen before the resize: the others are never enlarged."""
+        Channels are chosen before the resize: the others are never enlarged.
+        """
+        maps = maps_by_image(features, self.config.layers)
         widths = [x.shape[1] for x in maps]
         if not self.channels.numel():
             self._draw_channels(sum(widths), maps[0].device)
@@ -99,11 +100,11 @@ class Padim(nn.Module):
         self.channels = drawn[: self.config.features].to(device)
 
     @torch.no_grad()
-    def fit(self, batches: Iterable[Tensor]) -> "Padim":
-        """Estimate every position's Gaussian from batches of normal images, one pass, images not kept."""
+    def fit_features(self, batches: Iterable[Features]) -> "Padim":
+        """Estimate every position's Gaussian in one pass; features are not kept."""
         moments = Moments()
-        for images in batches:
-            moments.add(self.embed(images).flatten(2).transpose(1, 2))  # [B, P, D]
+        for features in batches:
+            moments.add(self.embed(features).flatten(2).transpose(1, 2))  # [B, P, D]
         self.mean, covariance = moments.finish()
         covariance.diagonal(dim1=1, dim2=2).add_(RIDGE)
         for some in covariance.split(POSITIONS):
@@ -111,18 +112,23 @@ class Padim(nn.Module):
         self.whitening, self.count = covariance, moments.count
         return self
 
-    def forward(self, images: Tensor) -> Prediction:
-        return self._predict(self.score_grid(self.embed(images)), (images.shape[-2], images.shape[-1]))
+    def memory_in_words(self, features: Features, count: int) -> str:  # noqa: ARG002 - it does not grow with them
+        _, dim, height, width = self.embed(features).shape
+        patches = height * width
+        return f"{patches} Gaussians of {dim} channels, {gigabytes(4 * patches * dim * dim)} of memory"
+
+    def score_features(self, features: Features, size: Size) -> Prediction:
+        return self._predict(self.score_grid(self.embed(features)), size)
 
     @torch.no_grad()
-    def left_out(self, images: Tensor, numbers: Sequence[int]) -> Prediction:  # noqa: ARG002 - as PatchCore's
-        """Scores [B] and maps [B, H, W] of images it was fitted on, each as if it had not been among them (exact)."""
-        embedded = self.embed(images)  # [B, D, h, w]
+    def left_out_features(self, features: Features, numbers: Sequence[int], size: Size) -> Prediction:  # noqa: ARG002
+        """As the base says; exact, without fitting again."""
+        embedded = self.embed(features)  # [B, D, h, w]
         rows = embedded.flatten(2).transpose(1, 2)
         found = left_out_mahalanobis(rows, self.mean, self.whitening, self.count, ridge=RIDGE)
-        return self._predict(found.reshape(len(images), *embedded.shape[-2:]), (images.shape[-2], images.shape[-1]))
+        return self._predict(found.reshape(len(embedded), *embedded.shape[-2:]), size)
 
-    def _predict(self, patch_map: Tensor, size: tuple[int, int]) -> Prediction:
+    def _predict(self, patch_map: Tensor, size: Size) -> Prediction:
         """Of distances [B, h, w] of images of `size`."""
         maps = upsample_and_smooth(patch_map, size, sigma=self.config.sigma)
         return Prediction(maps.amax((1, 2)), maps, cell=cell_of(patch_map, size))

@@ -1,6 +1,6 @@
 """PatchCore (Roth et al., CVPR 2022): distance to the nearest patch of a coreset of normal patches."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from anomaly_lib.config import configure
 from anomaly_lib.models.detectors.configs import PatchCoreConfig, summary_of
+from anomaly_lib.models.detectors.contract import FeatureDetector, Features, Size
 from anomaly_lib.models.detectors.memory_bank import MemoryBank
-from anomaly_lib.models.detectors.shapes import check_images, maps_of
+from anomaly_lib.models.detectors.shapes import gigabytes, maps_by_image
 from anomaly_lib.ops import (
     cell_of,
     coreset_of_chunks,
@@ -25,7 +26,7 @@ from anomaly_lib.ops import (
 from anomaly_lib.types import Prediction
 
 
-class PatchCore(nn.Module):
+class PatchCore(FeatureDetector):
     """Images [B, 3, H, W] -> scores [B] and maps [B, H, W]: how far patches lie from a memory of normal ones.
 
     ``PatchCore(extractor=net).fit(batches)`` fills the memory. `extractor`, frozen: images -> {layer: [B, C, h, w]}.
@@ -34,6 +35,8 @@ class PatchCore(nn.Module):
     image score re-weighted by how alone the nearest bank row is. The original's: ``embedding="aggregate"``,
     ``squared=True``, ``scoring="max"``.
     """
+
+    least_images = 2
 
     def __init__(self, config: PatchCoreConfig | None = None, *, extractor: nn.Module, **options: Any) -> None:
         super().__init__()
@@ -46,13 +49,9 @@ class PatchCore(nn.Module):
 
     # -- features ---------------------------------------------------------------------------------------------------
 
-    def embed(self, images: Tensor) -> Tensor:
+    def embed(self, features: Features) -> Tensor:
         """Patch vectors on the first layer's grid, [B, D, h, w]."""
-        check_images(images)
-        return self.embed_maps(maps_of(self.extractor(images), self.config.layers))
-
-    def embed_maps(self, maps: Sequence[Tensor]) -> Tensor:
-        """The same from the layers' maps [B, C_i, h_i, w_i]."""
+        maps = maps_by_image(features, self.config.layers)
         if self.config.embedding == "concat":
             return stack_layers([neighbourhood_mean(x) for x in maps])
         return aggregate_patches(maps, self.config.aggregate_dim)
@@ -60,31 +59,31 @@ class PatchCore(nn.Module):
     # -- fit --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def fit(
-        self,
-        batches: Iterable[Tensor],
-        *,
-        chunk_rows: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> "PatchCore":
-        """Fill the bank from batches of normal images. With `chunk_rows` at most about that many patch vectors are held
-        at a time (two-level coreset)."""
+    def fit_features(self, batches: Iterable[Features]) -> "PatchCore":
+        """Fill the bank. With `chunk_rows` at most about that many patch vectors are held at a time (two-level
+        coreset)."""
         generator = torch.Generator().manual_seed(self.config.seed)
 
         def select(rows: Tensor, wanted: int) -> Tensor:
-            return self.select_rows(rows, wanted, generator=generator, progress=progress)
+            return self.select_rows(rows, wanted, generator=generator)
 
         counts: list[int] = []
-        chunks = _gather((self._rows_of(images, counts) for images in batches), chunk_rows)
+        chunks = _gather((self._rows_of(features, counts) for features in batches), self.config.chunk_rows)
         ratio = None if self.config.coreset_size is not None else self.config.coreset_ratio
         rows, places = coreset_of_chunks(chunks, count=self.config.coreset_size, ratio=ratio, select=select)
         self.bank = MemoryBank(rows, _owner_of(places, counts))
         return self
 
-    def _rows_of(self, images: Tensor, counts: list[int]) -> Tensor:
-        embedded = self.embed(images)
-        counts += [embedded.shape[2] * embedded.shape[3]] * len(images)
+    def _rows_of(self, features: Features, counts: list[int]) -> Tensor:
+        embedded = self.embed(features)
+        counts += [embedded.shape[2] * embedded.shape[3]] * len(embedded)
         return grid_to_rows(embedded)
+
+    def memory_in_words(self, features: Features, count: int) -> str:
+        _, dim, height, width = self.embed(features).shape
+        rows = count * height * width
+        held = min(rows, self.config.chunk_rows or rows)
+        return f"{rows} patches of {dim} numbers, {gigabytes(4 * held * dim)} of memory at a time"
 
     def select_rows(
         self,
@@ -92,20 +91,19 @@ class PatchCore(nn.Module):
         wanted: int,
         *,
         generator: torch.Generator | None = None,
-        progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Greedy coreset, on a sparse random projection where that is narrower than the vectors themselves."""
         start = int(torch.randint(len(rows), (1,), generator=generator))
         components = projection_size(len(rows)) if len(rows) > 1 else rows.shape[1]
         if self.config.projection and components < rows.shape[1]:
             rows = rows @ sparse_projection(rows.shape[1], components, generator=generator).to(rows)
-        return greedy_coreset(rows, wanted, start=start, progress=progress)
+        return greedy_coreset(rows, wanted, start=start, progress=self.progress)
 
     @torch.no_grad()
     def add_images(self, images: Tensor, *, ratio: float | None = None) -> list[int]:
         """Grow the bank by further normal images without the old ones; answers their numbers, for `bank.remove`."""
         counts: list[int] = []
-        rows = self._rows_of(images, counts)
+        rows = self._rows_of(self.features_of(images, self.support_views), counts)
         wanted = max(1, int(len(rows) * (self.config.coreset_ratio if ratio is None else ratio)))
         chosen = self.select_rows(rows, wanted, generator=torch.Generator().manual_seed(self.config.seed))
         first = int(self.bank.owners.max()) + 1 if len(self.bank) else 0
@@ -114,19 +112,16 @@ class PatchCore(nn.Module):
 
     # -- predict ----------------------------------------------------------------------------------------------------
 
-    def forward(self, images: Tensor) -> Prediction:
-        return self._predict(self.embed(images), (images.shape[-2], images.shape[-1]))
+    def score_features(self, features: Features, size: Size) -> Prediction:
+        return self._predict(self.embed(features), size)
 
     @torch.no_grad()
-    def left_out(self, images: Tensor, numbers: Sequence[int]) -> Prediction:
-        """Scores [B] and maps [B, H, W] of images the bank was filled with, each as if the bank did not know it.
-
-        `numbers`: the place of each image in the fit. A row of the bank knows its image, so nothing is fitted again.
-        """
-        whole, size = self.bank, (images.shape[-2], images.shape[-1])
+    def left_out_features(self, features: Features, numbers: Sequence[int], size: Size) -> Prediction:
+        """As the base says. A row of the bank knows its image, so nothing is fitted again."""
+        whole = self.bank
         found = []
         try:
-            for embedded, number in zip(self.embed(images).split(1), numbers, strict=True):
+            for embedded, number in zip(self.embed(features).split(1), numbers, strict=True):
                 self.bank = whole.without(number)
                 found.append(self._predict(embedded, size))
         finally:
@@ -134,7 +129,7 @@ class PatchCore(nn.Module):
         maps = [one.map for one in found if one.map is not None]
         return Prediction(torch.cat([one.score for one in found]), torch.cat(maps), cell=found[0].cell)
 
-    def _predict(self, embedded: Tensor, size: tuple[int, int]) -> Prediction:
+    def _predict(self, embedded: Tensor, size: Size) -> Prediction:
         """Of patch vectors [B, D, h, w] of images of `size`."""
         patch_map, score = self.score_grid(embedded)
         mode: Literal["nearest", "bilinear"] = "nearest" if self.config.upsample == "nearest" else "bilinear"

@@ -8,17 +8,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from anomaly_lib.config import configure
 from anomaly_lib.models.detectors.configs import DECODER_BLOCKS, ReverseDistillationConfig, summary_of
-from anomaly_lib.models.detectors.shapes import check_images, maps_of, parameter_count
+from anomaly_lib.models.detectors.contract import FeatureDetector, Features, Size
+from anomaly_lib.models.detectors.shapes import maps_by_image, parameter_count
 from anomaly_lib.ops import gaussian_blur
 from anomaly_lib.ops.patches import pad_to_multiple
 from anomaly_lib.ops.smooth import cell_of, upsample_maps
 from anomaly_lib.types import Prediction
 
 BASIC = {"resnet18", "resnet34"}
+STRIDE = 32  # of the teacher and the bottleneck together
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -126,13 +128,15 @@ def _kaiming(module: nn.Module) -> None:
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
 
-class ReverseDistillation(nn.Module):
+class ReverseDistillation(FeatureDetector):
     """Images [B, 3, H, W] -> scores [B] and maps [B, H, W]: where a student fails to rebuild the teacher's features.
 
     ``ReverseDistillation(extractor=net, backbone="resnet18")``. `extractor`, the frozen teacher: images ->
     {layer: [B, C, h, w]} of three layers at 1/4, 1/8 and 1/16 of the image; the decoder mirrors the ResNet `backbone`.
-    Anomaly = 1 - cosine between teacher and student; bottleneck and decoder are trained with `losses`.
+    Anomaly = 1 - cosine between teacher and student; bottleneck and decoder are trained with `training_losses`.
     """
+
+    betas = (0.5, 0.999)  # published momenta of Adam
 
     def __init__(
         self, config: ReverseDistillationConfig | None = None, *, extractor: nn.Module, **options: Any
@@ -140,31 +144,40 @@ class ReverseDistillation(nn.Module):
         super().__init__()
         self.config = config = configure(ReverseDistillationConfig, config, options)
         basic, width = config.backbone in BASIC, 128 if config.backbone.startswith("wide") else 64
-        self.encoder = extractor
+        self.extractor = extractor
         self.bottleneck = Bottleneck(basic=basic)
         self.decoder = Decoder(basic=basic, blocks=DECODER_BLOCKS[config.backbone], width=width)
 
     def __repr__(self) -> str:
         return summary_of("ReverseDistillation", ReverseDistillationConfig, self.config, [parameter_count(self)])
 
-    def teacher_student(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Three maps each of images [B, 3, H, W], padded to sides that divide by 32: [B, C, H/4, W/4], ..."""
-        check_images(images)
-        teacher = maps_of(self.encoder(pad_to_multiple(images, 32)), self.config.layers)
+    def support_views(self, images: Tensor) -> Tensor:
+        """Padded to sides that divide by 32."""
+        return pad_to_multiple(images, STRIDE).unsqueeze(1)
+
+    query_views = support_views
+
+    @property
+    def view_names(self) -> tuple[str, str]:
+        return ("padded to 32",) * 2
+
+    def teacher_student(self, features: Features) -> tuple[list[Tensor], list[Tensor]]:
+        """Three maps each of padded images: [B, C, H/4, W/4], ..."""
+        teacher = maps_by_image(features, self.config.layers)
         return teacher, self.decoder(self.bottleneck(teacher))
 
-    def losses(self, images: Tensor) -> dict[str, Tensor]:
+    def training_losses(self, features: Features, generator: Generator | None = None) -> dict[str, Tensor]:  # noqa: ARG002
         """Per scale, 1 - cosine of the two maps taken as one long vector each, averaged over the batch."""
-        teacher, student = self.teacher_student(images)
+        teacher, student = self.teacher_student(features)
         return {
             f"cosine_{name}": (1 - F.cosine_similarity(t.flatten(1), s.flatten(1), dim=1)).mean()
             for name, t, s in zip(self.config.layers, teacher, student, strict=True)
         }
 
-    def forward(self, images: Tensor) -> Prediction:
-        teacher, student = self.teacher_student(images)
-        height, width = images.shape[-2:]
-        padded = height + -height % 32, width + -width % 32
+    def score_features(self, features: Features, size: Size) -> Prediction:
+        teacher, student = self.teacher_student(features)
+        height, width = size
+        padded = height + -height % STRIDE, width + -width % STRIDE
         maps = [
             upsample_maps(1 - F.cosine_similarity(t, s, dim=1), padded, align_corners=True)[:, :height, :width]
             for t, s in zip(teacher, student, strict=True)

@@ -22,11 +22,16 @@ def check_shape(name: str, tensor: Tensor, wanted: Sequence[int]) -> None:
 
 
 def maps_of(found: Mapping[str, Tensor], layers: Sequence[str]) -> list[Tensor]:
-    """The named feature maps [B, C, h, w] of what an extractor answers."""
+    """The named outputs of a frozen network's features, as they are: [B, V, C, h, w]."""
     absent = [name for name in layers if name not in found]
     if absent:
         raise ValueError(f"layers={' '.join(absent)}: the extractor gives {', '.join(found) or 'nothing'}")
     return [found[name] for name in layers]
+
+
+def maps_by_image(found: Mapping[str, Tensor], layers: Sequence[str]) -> list[Tensor]:
+    """The same with the views as so many images: [B * V, C, h, w]."""
+    return [maps.flatten(0, 1) for maps in maps_of(found, layers)]
 
 
 def take_saved_sizes(module: nn.Module, names: Sequence[str], saved: Mapping[str, Any], prefix: str) -> None:
@@ -40,3 +45,8 @@ def parameter_count(module: torch.nn.Module) -> str:
     """In words, for a repr."""
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     return f"{trained:,} parameters are trained"
+
+
+def gigabytes(count: float) -> str:
+    """A number of bytes in words."""
+    return f"{count / 2**30:.2f} GiB"

@@ -78,6 +78,10 @@ class SubspaceAd(FeatureDetector):
             views.append(turned(image[None], [0.0, *angles.tolist()], beyond="zeros", mode="nearest"))
         return torch.cat(views)
 
+    @property
+    def view_names(self) -> tuple[str, str]:
+        return f"{self.config.rotations} random turns, seed {self.config.seed}", ""
+
     @torch.no_grad()
     def fit_features(self, batches: Iterable[Features]) -> "SubspaceAd":
         """Mean and principal axes of all patches of normal images in all their views; the features are not kept."""

@@ -46,6 +46,11 @@ class VisionAd(BankDetector):
             return views
         return six_views(views.flatten(0, 1)).unflatten(0, views.shape[:2]).flatten(1, 2)
 
+    @property
+    def view_names(self) -> tuple[str, str]:
+        query = "as it is, mirrored, cut" if self.config.augment_query else ""
+        return f"six views of: {query}" if self.config.augment_support else query, query
+
     def rows_of(self, features: Features) -> Sequence[Iterable[Tensor]]:
         """For each query view the unit rows [B, M, C] of the supports' six views of it."""
         rows = unit_rows(mean_maps(features, self.config.layers))  # [B, V, P, C]

@@ -1,24 +1,19 @@
-"""From options to a detector's module, what a checkpoint holds of it, and its scores of many batches."""
+"""From options to a detector's module, and what a checkpoint holds of it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from anomaly_lib.data.images import IMAGE_SUFFIXES, read_image
+from anomaly_lib.data.synthesis import textures_of
 from anomaly_lib.errors import UserError
-from anomaly_lib.models import detectors
-from anomaly_lib.models.detectors.configs import READS_BACKBONE
-from anomaly_lib.types import Prediction
+from anomaly_lib.models.detectors.registry import entry_of
+from anomaly_lib.systems.detectors.data import image_transform, input_channels
 
-MODULES = {
-    "patchcore": "PatchCore",
-    "padim": "Padim",
-    "reverse_distillation": "ReverseDistillation",
-    "draem": "Draem",
-    "draem_sevnet": "DraemSevNet",
-}
-FROZEN = ("extractor.", "encoder.net.")
+FROZEN = "extractor."
 
 
 class FrozenFeatures(nn.Module):
@@ -38,7 +33,7 @@ class FrozenFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         found = self.net((images - self.mean) / self.std)  # one channel becomes three by broadcasting
-        return {name: x if x.ndim == 4 else x.transpose(1, 2).unflatten(2, self.net.grid) for name, x in found.items()}
+        return {name: x.transpose(1, 2).unflatten(2, self.net.grid) if x.ndim == 3 else x for name, x in found.items()}
 
 
 def make_extractor(args: Any) -> FrozenFeatures:
@@ -54,9 +49,22 @@ def make_extractor(args: Any) -> FrozenFeatures:
 
 def build(args: Any, device: torch.device) -> nn.Module:
     """The module that ``args.model`` names, made from the options as they are; not fitted or trained yet."""
-    make = getattr(detectors, MODULES[args.model])
-    module: nn.Module = make(args, extractor=make_extractor(args)) if args.model in READS_BACKBONE else make(args)
+    entry = entry_of(args.model)
+    make = entry.load()
+    module: nn.Module = make(args, extractor=make_extractor(args)) if entry.frozen else make(args)
+    if getattr(args, "textures", None):
+        module.textures = read_textures(args.textures, args)  # type: ignore[assignment]
     return module.eval().to(device)
+
+
+def read_textures(folder: str, args: Any) -> Tensor:
+    """Every image below `folder` at the detector's size, decoded once."""
+    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise UserError(f"textures={folder}: no images below it")
+    transform = image_transform(args)
+    stack = textures_of([transform(read_image(path)) for path in paths], (args.image_size[0], args.image_size[1]))
+    return stack.mean(1, keepdim=True) if input_channels(args) == 1 else stack
 
 
 class TrainedPart:
@@ -77,18 +85,3 @@ class TrainedPart:
         missing = [name for name in missing if not name.startswith(FROZEN)]
         if missing or unexpected:
             raise UserError(f"the checkpoint does not fit this detector: {[*missing, *unexpected][:3]}")
-
-
-@torch.no_grad()
-def score_batches(module: nn.Module, batches: Iterable[Tensor], device: torch.device) -> Prediction:
-    """Scores [N], maps [N, H, W] and the scores of branches of many batches of images, on the CPU."""
-    module.eval()
-    found: list[Prediction] = [module(images.to(device)) for images in batches]
-    maps = [prediction.map.float().cpu() for prediction in found if prediction.map is not None]
-    branches = [name for name, part in found[0].parts.items() if part.ndim == 1]
-    return Prediction(
-        score=torch.cat([p.score.float().cpu() for p in found]),
-        map=torch.cat(maps) if maps else None,
-        parts={name: torch.cat([p.parts[name].float().cpu() for p in found]) for name in branches},
-        cell=found[0].cell,
-    )

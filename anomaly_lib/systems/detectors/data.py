@@ -12,7 +12,6 @@ from anomaly_lib.data.names import DEMO_CATEGORIES
 from anomaly_lib.data.registry import open_dataset
 from anomaly_lib.data.transforms import ImageTransform
 from anomaly_lib.errors import UserError
-from anomaly_lib.models.detectors.configs import DRAEMS
 
 
 def open_class(dataset: str, data_path: str | None, obj: str | None) -> tuple[str, list[Item]]:
@@ -28,7 +27,7 @@ def open_class(dataset: str, data_path: str | None, obj: str | None) -> tuple[st
 
 def with_textures(data: DataFingerprint, args: Any) -> DataFingerprint:
     """The data together with the pictures that damage is drawn from, where there are any."""
-    if args.textures is None:
+    if getattr(args, "textures", None) is None:
         return data
     more = DataFingerprint.of(["textures"], files_below(args.textures), args.textures)
     return DataFingerprint(data.facts + more.facts, tuple(sorted({**dict(data.files), **dict(more.files)}.items())))
@@ -43,8 +42,8 @@ def image_transform(args: Any) -> ImageTransform:
 
 
 def input_channels(args: Any) -> int:
-    """Channels of the detector's input: a frozen network takes three."""
-    return int(args.channels) if args.model in DRAEMS else 3
+    """Channels of the detector's input: three, where it has no option for it."""
+    return int(getattr(args, "channels", 3))
 
 
 def with_channels(images: Tensor, channels: int) -> Tensor:

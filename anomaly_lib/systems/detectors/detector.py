@@ -1,4 +1,4 @@
-"""A trained classical detector."""
+"""A trained detector of the registry."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,16 +16,17 @@ from anomaly_lib.detect.images import ImageDetector
 from anomaly_lib.detect.scores import Scores
 from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.checkpoint import Checkpoint
-from anomaly_lib.engine.log import progress
 from anomaly_lib.errors import UserError
-from anomaly_lib.systems.detectors.build import TrainedPart, build, score_batches
-from anomaly_lib.systems.detectors.data import image_transform, input_channels, open_class, stack_images, with_channels
+from anomaly_lib.models.detectors.registry import entry_of
+from anomaly_lib.systems.detectors.build import TrainedPart, build
+from anomaly_lib.systems.detectors.data import image_transform, input_channels, open_class, with_channels
+from anomaly_lib.systems.detectors.inputs import Inputs, images_of, score_all, score_images
 from anomaly_lib.systems.detectors.options import Args, DetectorArgs
 from anomaly_lib.types import Prediction
 
 
 class ClassicalDetector(ImageDetector):
-    """One of the five on images of one class. `model` is its module, e.g. a PatchCore whose `bank` can be grown."""
+    """One of the registry on images of one class. `model` is its module, e.g. a PatchCore whose `bank` can be grown."""
 
     system = "detectors"
     honours = frozenset({"dataset", "obj", "on_error"})
@@ -36,7 +37,11 @@ class ClassicalDetector(ImageDetector):
     ) -> None:
         self.model, self.args, self.device, self.decision = model.eval(), args, device, decision
         self.transform = image_transform(args)
-        self.facts = Facts(weights=weights_of(model), shown={"model": args.model, "seed": args.seed})
+        notes = []
+        if getattr(model, "transductive", False):
+            notes = ["transductive: images are scored by one another"]
+            self.undecided = "its scores depend on the images that are scored together"
+        self.facts = Facts(weights=weights_of(model), notes=notes, shown={"model": args.model, "seed": args.seed})
 
     def _items(self, choice: Choice) -> Selection:
         """The test images of the class of the training run, or of other data."""
@@ -55,17 +60,26 @@ class ClassicalDetector(ImageDetector):
 
     def _score(self, selection: Selection) -> Scores:
         test: ImageDataset = selection.beside
-        rows = progress(torch.arange(len(test)).split(selection.choice.batch_size), "test")
-        channels = input_channels(self.args)
-        found = score_batches(self.model, (stack_images(test, some, channels) for some in rows), self.device)
+        images = images_of(test, self.args, input_channels(self.args))
+        inputs = Inputs(self.model, images, self.args, self.device, learnt=False)
+        found = score_all(inputs, "test", selection.choice.batch_size)
         known = all(item.has_truth for item in test.items)
-        masks = torch.stack([test[i]["mask"] for i in range(len(test))]) if known else None
+        masks = torch.stack([self._mask(test, i) for i in range(len(test))]) if known else None
         parts = {name: part.numpy() for name, part in found.parts.items()}
         return self.scores_of(selection.name, test.items, found, masks, parts=parts)
 
+    def _mask(self, test: ImageDataset, index: int) -> Tensor:
+        """Truth [H, W] of a test image; a good one need not be decoded again for it."""
+        height, width = self.args.image_size
+        empty = torch.zeros(height, width, dtype=torch.bool)
+        return empty if test.items[index].label == 0 else test[index]["mask"]
+
     def predict_batch(self, images: Tensor) -> Prediction:
         """Scores and maps of images [B, 3, H, W] (or [B, 1, H, W]) with values 0..1."""
-        return score_batches(self.model, [with_channels(images, input_channels(self.args))], self.device)
+        try:
+            return score_images(self.model, with_channels(images, input_channels(self.args)), self.args, self.device)
+        except ValueError as error:  # the module's own word on images that it cannot take
+            raise UserError(str(error)) from error
 
 
 def restored(
@@ -75,6 +89,8 @@ def restored(
     if which == "ema":
         raise UserError(f"{checkpoint.path}: this detector keeps no averaged (ema) parameters")
     args = options.from_saved(checkpoint.args)
+    if weights is not None and not entry_of(args.model).frozen:
+        raise UserError(f"weights={weights}: {args.model} reads no frozen network")
     args = args if weights is None else replace(args, weights=weights)
     where = pick_device(device)
     module = build(args, where)

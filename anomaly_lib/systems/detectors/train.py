@@ -1,4 +1,4 @@
-"""PatchCore, PaDiM, Reverse Distillation, DRAEM and DRAEM-SevNet on one class of any image data set."""
+"""Any detector of the registry on one class of any image data set."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,10 +15,12 @@ from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.distributed import is_main, process_group
 from anomaly_lib.engine.resume import resumed
 from anomaly_lib.engine.run import Run
+from anomaly_lib.models.detectors.registry import entry_of
 from anomaly_lib.systems.detectors.build import build
 from anomaly_lib.systems.detectors.data import open_class, with_textures
 from anomaly_lib.systems.detectors.detector import ClassicalDetector
 from anomaly_lib.systems.detectors.fitting import cost_lines, fit
+from anomaly_lib.systems.detectors.inputs import Inputs
 from anomaly_lib.systems.detectors.normal import NormalImages, decide
 from anomaly_lib.systems.detectors.options import Args
 from anomaly_lib.types import RunResult
@@ -37,16 +39,19 @@ def train(args: Args) -> RunResult:
         detector = ClassicalDetector(build(args, device), args, device)
         choice = Choice(batch_size=args.batch_size, on_error=args.on_error)
         test = detector.selection_of(f"{args.dataset} {name} {args.model}", items, choice)
+        learnt = Inputs(detector.model, normal.images(args, normal.learn), args, device, learnt=True, say=run.log.line)
         run.opening(
             f"{args.model}: {name}, {len(normal.data)} normal images, {len(test.items)} test images",
             weights=weights_of(detector.model),
-            cost=cost_lines(detector.model, args, device, len(normal.learn)),
+            cost=cost_lines(learnt),
         )
         for line in [*without_meaning(args), normal.remark]:
             if line:
                 run.log.line(line)
         run.note(skipped=normal.data.skipped + test.beside.skipped, class_name=name, **{KEPT: normal.names})
-        state = fit(run, detector.model, args, device, len(normal.learn), normal, kept=normal.names)
+        if args.shot is not None:
+            run.note(support=[item.path.as_posix() for item in normal.data.items])
+        state = fit(run, learnt, args, kept=normal.names)
         decision = detector.decision = decide(detector.model, normal, args, device)
         state.extra["decision"] = None if decision is None else decision.plain()
         scores = detector.score(test)
@@ -62,7 +67,12 @@ def train(args: Args) -> RunResult:
 
 def without_meaning(args: Any) -> Iterator[str]:
     """What was asked for and changes nothing here, in words."""
-    if args.num_workers:
+    stored = hasattr(args, "cache") and args.cache != "off"
+    if args.num_workers and not stored:
         yield f"num_workers={args.num_workers} has no meaning here: each image is decoded once, in this process"
-    if args.protocol == "paper" and args.model == "padim":
+    if args.precision != "fp32" and not (hasattr(args, "backbone") or hasattr(args, "epochs")):
+        yield f"precision={args.precision} has no meaning for {args.model}"
+    if getattr(args, "shot", None) is not None and entry_of(args.model).transductive:
+        yield f"shot={args.shot} has no meaning for {args.model}: it learns from no normal image"
+    if args.protocol == "paper" and not any("protocol" in preset.when for preset in type(args).presets()):
         yield f"protocol=paper changes nothing: {args.model} is computed as its published program does"

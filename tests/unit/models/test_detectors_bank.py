@@ -44,6 +44,10 @@ def enlarge(maps, size):
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
+def embedded(model, images):
+    return model.embed(model.features_of(images, model.query_views))
+
+
 def patch_rows(extractor, image):
     """Every position's vector, by loops: zero-padded 3x3 means, second layer resized to the first."""
     maps = extractor(image[None])
@@ -100,8 +104,8 @@ def test_original_patchcore_scoring(images):
         patch_neighbours=3,
     ).fit([images[:4]])  # fmt: skip
     assert model.bank.rows.shape == (30, 8)
-    grid, score = model.score_grid(model.embed(images[4:]))
-    rows = model.embed(images[4:]).flatten(2).transpose(1, 2)
+    grid, score = model.score_grid(embedded(model, images[4:]))
+    rows = embedded(model, images[4:]).flatten(2).transpose(1, 2)
     want = torch.cdist(rows, model.bank.rows.expand(2, -1, -1)).square().topk(3, largest=False).values.mean(2)
     torch.testing.assert_close(grid.flatten(1), want, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(score, want.amax(1), rtol=1e-4, atol=1e-6)
@@ -117,9 +121,9 @@ def test_aggregate_is_the_mean_over_patch_and_channel_groups():
 
 def test_chunked_fit_is_close_to_the_whole(images):
     whole = PatchCore(extractor=TinyExtractor(), coreset_size=40).fit([images])
-    chunked = PatchCore(extractor=TinyExtractor(), coreset_size=40).fit(images.split(1), chunk_rows=60)
+    chunked = PatchCore(extractor=TinyExtractor(), coreset_size=40, chunk_rows=60).fit(images.split(1))
     assert len(chunked.bank) == 40
-    far = lambda model: model.bank.search(model.embed(images).permute(0, 2, 3, 1).flatten(0, 2))[0].max()  # noqa: E731
+    far = lambda model: model.bank.search(embedded(model, images).permute(0, 2, 3, 1).flatten(0, 2))[0].max()  # noqa: E731
     assert far(chunked) <= 2 * far(whole)
 
 
@@ -182,7 +186,7 @@ def test_padim_equals_the_formulas(images, batch):
         inverse = np.linalg.inv(np.cov(rows[:, :, p], rowvar=False) + (0.01 + 1e-5) * np.eye(9))
         centred = rows[:, :, p] - rows[:, :, p].mean(0)
         distance[:, p] = np.sqrt(np.einsum("bi,ij,bj->b", centred, inverse, centred))
-    np.testing.assert_allclose(model.score_grid(model.embed(images)).flatten(1).numpy(), distance, rtol=1e-3)
+    np.testing.assert_allclose(model.score_grid(embedded(model, images)).flatten(1).numpy(), distance, rtol=1e-3)
     large = enlarge(torch.from_numpy(distance).reshape(-1, 1, *size), (31, 95))
     want = ndimage.gaussian_filter(large[0, 0].numpy(), 4.0, mode="mirror")
     got = model(images)

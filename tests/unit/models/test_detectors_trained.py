@@ -226,10 +226,10 @@ def test_reverse_distillation_loss_and_map():
     model = perturb(ReverseDistillation(extractor=PyramidExtractor(), backbone="resnet18", map_mode="multiply")).eval()
     images = torch.rand(2, 3, 31, 95)
     padded = F.pad(images, (0, 1, 0, 1), mode="replicate")
-    teacher = list(PyramidExtractor()(padded).values()) and list(model.encoder(padded).values())
+    teacher = list(PyramidExtractor()(padded).values()) and list(model.extractor(padded).values())
     student = model.decoder(model.bottleneck(teacher))
     assert [t.shape for t in teacher] == [s.shape for s in student]
-    terms = model.losses(images)
+    terms = model.training_losses(model.features_of(images, model.support_views))
     for i, (t, s) in enumerate(zip(teacher, student, strict=True), start=1):
         cosine = [(a * b).sum() / (a.norm() * b.norm()) for a, b in zip(t, s, strict=True)]
         assert terms[f"cosine_layer{i}"].item() == pytest.approx(1 - sum(cosine).item() / 2, rel=1e-3, abs=1e-6)
@@ -250,10 +250,11 @@ def test_reverse_distillation_loss_and_map():
 
 def test_reverse_distillation_trains_all_but_the_unused():
     model = ReverseDistillation(extractor=PyramidExtractor(), backbone="resnet18")
-    sum(model.losses(torch.rand(2, 3, 64, 64)).values()).backward()
+    features = model.features_of(torch.rand(2, 3, 64, 64), model.support_views)
+    sum(model.training_losses(features).values()).backward()
     silent = {n for n, p in model.named_parameters() if p.grad is None}
     frozen = {
-        n for n, _ in model.named_parameters() if n.startswith(("encoder.", "bottleneck.conv4.", "bottleneck.bn4."))
+        n for n, _ in model.named_parameters() if n.startswith(("extractor.", "bottleneck.conv4.", "bottleneck.bn4."))
     }
     assert silent == frozen
 

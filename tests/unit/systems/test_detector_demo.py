@@ -1,6 +1,7 @@
 """What a detector means by default: published values on a user's data, the demo's without; the user's word stays."""
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,12 +9,15 @@ import torch
 from anomaly_lib.backbones import create_backbone
 from anomaly_lib.command_line import parse
 from anomaly_lib.config import default_of
+from anomaly_lib.errors import OptionError
 from anomaly_lib.models import detectors
-from anomaly_lib.models.detectors.configs import CONFIGS
-from anomaly_lib.systems.detectors.build import MODULES, FrozenFeatures
+from anomaly_lib.models.detectors.contract import FeatureDetector
+from anomaly_lib.models.detectors.registry import entries, entry_of
+from anomaly_lib.systems.detectors.build import FrozenFeatures
 from anomaly_lib.systems.detectors.hdmap.options import Args as TransferArgs
-from anomaly_lib.systems.detectors.options import MODELS, TRAINED, Args, tiny
+from anomaly_lib.systems.detectors.options import Args, options_of, tiny
 
+MODELS = [entry.name for entry in entries()]
 OWN = {"dataset": "mvtec", "data_path": "somewhere"}
 
 
@@ -51,7 +55,7 @@ def test_a_user_s_data_get_the_published_values(model: str, values: dict[str, ob
     args = Args(model=model, **OWN)
     assert {name: getattr(args, name) for name in values} == values
     assert parse(Args, ["--model", model, "--dataset", "mvtec", "--data-path", "somewhere"]) == args
-    for f in fields(CONFIGS[model]):  # what a model's module means by default is what its options say
+    for f in fields(entry_of(model).config):  # what a model's module means by default is what its options say
         assert getattr(args, f.name) == default_of(f), f.name
 
 
@@ -62,25 +66,58 @@ def test_padim_keeps_more_channels_on_the_wide_network() -> None:
 def test_the_paper_s_quirks_are_those_of_the_model() -> None:
     assert Args(protocol="paper").upsample == "nearest"
     draem, sevnet = (Args(model=name, protocol="paper") for name in ("draem", "draem_sevnet"))
-    assert (draem.focal_alpha, draem.severity_target, draem.upsample) == (1.0, "normalised", "bilinear")
+    assert (draem.focal_alpha, hasattr(draem, "severity_target")) == (1.0, False)
     assert (sevnet.focal_alpha, sevnet.severity_target) == (1.0, "raw")
     assert Args(model="draem", protocol="paper", focal_alpha=0.5).focal_alpha == 0.5
 
 
-def test_who_reads_an_option_is_who_has_it() -> None:
-    for f in fields(TransferArgs):
-        readers = {model for model, config in CONFIGS.items() if f.name in {own.name for own in fields(config)}}
-        wanted = f.metadata["needs"].get("model", MODELS)
-        if readers and f.name not in ("seed", "backbone"):
-            assert readers == {*([wanted] if isinstance(wanted, str) else wanted)}, f.name
-    assert TRAINED == ("reverse_distillation", "draem", "draem_sevnet")
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_has_its_options_and_no_other_s(model: str) -> None:
+    entry = entry_of(model)
+    own = {f.name for f in fields(entry.config)}
+    names = {f.name for f in fields(options_of(Args, entry))}
+    assert own <= names
+    assert ("epochs" in names) == entry.trained
+    assert ({"backbone", "cache"} <= names) == entry.frozen
+    assert ("calibration_share" in names) != (entry.leaves_out or entry.transductive)
+    assert ("false_alarms" in names) != entry.transductive
+    foreign = {f.name for other in entries() for f in fields(options_of(Args, other))} - names
+    for name in foreign:
+        owners = [one.name for one in entries() if name in {f.name for f in fields(options_of(Args, one))}]
+        with pytest.raises(OptionError, match=rf"^{name}=1: only for model={'.'.join(owners)}$"):
+            Args(model=model, **{name: 1})
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_tiny_runs_of_every_model_have_options_that_it_reads(model: str) -> None:
+def test_an_entry_says_what_its_module_is(model: str) -> None:
+    entry = entry_of(model)
+    module = entry.load()
     assert tiny(model=model).model == model
-    assert set(MODULES) == set(CONFIGS)
-    assert getattr(detectors, MODULES[model]).__name__ == MODULES[model]
+    assert getattr(detectors, module.__name__) is module
+    assert issubclass(module, FeatureDetector) == entry.frozen
+    assert hasattr(module, "training_losses") == entry.trained
+    assert (getattr(module, "least_images", None) is not None) == entry.leaves_out
+
+
+def test_an_unknown_model_and_an_option_of_another_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        (["--model", "patchcor"], "--model patchcor: choose from patchcore, padim"),
+        (["--features", "3"], "--features: only for --model padim"),
+        (["--model", "draem", "--backbone", "resnet18"], "--backbone: only for --model patchcore|padim"),
+        (["--model"], "--model: expected one argument"),
+    ):
+        with pytest.raises(SystemExit):
+            parse(Args, words, prog="x")
+        error = capsys.readouterr().err
+        assert error.startswith(f"x: {said}")
+        assert error.count("\n") == 1
+
+
+def test_a_configuration_file_may_choose_the_model(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text('{"model": "padim", "net": {"features": 7}}')
+    assert parse(Args, ["--config", str(file)]).features == 7
+    assert parse(Args, ["--config", str(file), "--n-features", "9"]).features == 9
 
 
 def test_hdmap_is_small_without_data_only() -> None:

@@ -1,6 +1,7 @@
 """Trained detectors on one class and on HDMAP's domains: what they honour, refuse, draw, decide and say."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +18,12 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json
 from anomaly_lib.metrics import auroc, f1_max_threshold, threshold_metrics
 from anomaly_lib.systems.detectors.data import image_transform, open_class
-from anomaly_lib.systems.detectors.fitting import LossStep
 from anomaly_lib.systems.detectors.hdmap.conditions import args_of, training_names, values_of
 from anomaly_lib.systems.detectors.hdmap.demo_maps import write_hdmap_demo
 from anomaly_lib.systems.detectors.hdmap.detector import TransferDetector, open_domains
 from anomaly_lib.systems.detectors.hdmap.reader import load_split
 from anomaly_lib.systems.detectors.hdmap.transfer import source_decision
+from anomaly_lib.systems.detectors.inputs import Inputs
 from anomaly_lib.systems.registry import SYSTEMS
 
 
@@ -68,9 +69,9 @@ def test_figures_are_drawn_and_recorded(run: Path) -> None:
 
 def test_costs_and_options_without_meaning_are_said(run: Path) -> None:
     log = (run / "log.txt").read_text()
-    assert "cost: 4 images to encode with resnet18, twice: to know them, and to judge each by the others" in log
+    assert "cost: 4 of 4 images to encode with resnet18" in log
     assert "cost: 64 patches of 384 numbers, 0.00 GiB of memory at a time" in log
-    assert "num_workers=2 has no meaning here" in log
+    assert "num_workers" not in log  # threads that decode ahead of the network
 
 
 def test_a_detector_scores_another_class_and_refuses_what_changes_nothing(run: Path, data: Path) -> None:
@@ -109,8 +110,13 @@ def test_images_kept_from_training_decide_and_are_never_trained_on(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
-    forward = LossStep.forward
-    monkeypatch.setattr(LossStep, "forward", lambda self, x, g: (seen.append(x), forward(self, x, g))[1])
+    batch = Inputs.batch
+
+    def noting(self: Inputs, index: Sequence[int]) -> object:
+        seen.extend([self.images.read(index)] if self.learnt else [])
+        return batch(self, index)
+
+    monkeypatch.setattr(Inputs, "batch", noting)
     system = SYSTEMS["detectors"]
     args = system.tiny(model=model, epochs=1, output_dir=str(tmp_path / "run"), false_alarms=0.1)
     result = system.train(args)
@@ -153,7 +159,7 @@ def test_a_moved_weight_file_is_for_detectors_that_read_one(tmp_path: Path) -> N
     system = SYSTEMS["detectors"]
     result = system.train(system.tiny(model="draem", epochs=0, image_size=[32], output_dir=str(tmp_path / "run")))
     checkpoint = SYSTEMS.read(result.checkpoint)
-    with pytest.raises(UserError, match=r"weights=x\.pth: has no effect without model=patchcore"):
+    with pytest.raises(UserError, match=r"weights=x\.pth: draem reads no frozen network"):
         system.load(checkpoint, weights="x.pth")
     with pytest.raises(UserError, match="averaged"):
         system.load(checkpoint, which="ema")
@@ -297,7 +303,7 @@ def test_the_template_s_common_part_has_no_meaning_for_a_memory() -> None:
     values = values_of(condition, "patchcore")
     assert training_names(values) == ["epochs", "gamma", "learning_rate", "schedule"]
     assert args_of(values | {"data_path": "x"}).neighbours == 3
-    with pytest.raises(UserError, match="neighbours=3: has no effect without model=patchcore"):
+    with pytest.raises(UserError, match="neighbours=3: only for model=patchcore"):
         args_of(values_of(condition, "draem"))
     trained = values_of(
         condition | {"config": {"max_epochs": 1, "train_batch_size": 32, "target_size": "64x64"}}, "draem"

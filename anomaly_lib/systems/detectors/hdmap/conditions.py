@@ -8,20 +8,19 @@ from typing import Any
 
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import check_name, parse_json, read_text
-from anomaly_lib.models.detectors.configs import MEMORIES
+from anomaly_lib.models.detectors.registry import entries, entry_of
 from anomaly_lib.systems.detectors.hdmap.names import DOMAINS
-from anomaly_lib.systems.detectors.hdmap.options import SIZES_OF_DEMO, Args
-from anomaly_lib.systems.detectors.options import TRAINED
+from anomaly_lib.systems.detectors.hdmap.options import Args, Training, sizes_of_demo
+from anomaly_lib.systems.detectors.options import options_of
 
 OPTIONS = {
     spelling.lstrip("-").replace("-", "_"): f.name
-    for f in fields(Args)
+    for entry in entries()
+    for f in fields(options_of(Args, entry))
     for spelling in (f.name, *f.metadata["aliases"])
 }
 """Name in a condition's config -> option."""
-TRAINING = frozenset(
-    f.name for f in fields(Args) if f.metadata["needs"].get("model") == TRAINED or "schedule" in f.metadata["needs"]
-)
+TRAINING = frozenset(f.name for f in fields(Training))
 """What only models that are trained read."""
 TUPLES = ("patch_width_range", "patch_ratio_range")
 SCHEDULES = {"steplr": "step", "cosine": "cosine", "none": "constant", "constant": "constant", "multistep": "multistep"}
@@ -147,20 +146,22 @@ def _schedule(value: Any) -> dict[str, Any]:
 
 def training_names(values: Mapping[str, Any]) -> list[str]:
     """What the template's common part sets for models that are trained, in a condition of one that is not."""
-    return sorted(TRAINING & set(values)) if values["model"] in MEMORIES else []
+    known = {f.name for f in fields(options_of(Args, entry_of(values["model"])))}
+    return sorted((TRAINING & set(values)) - known)
 
 
 def args_of(values: Mapping[str, Any]) -> Args:
     """The options of an experiment from what its condition (and the command line) sets."""
     given = {name: value for name, value in values.items() if name not in training_names(values)}
     if given.get("scale", "demo" if given.get("data_path") is None else "full") == "demo":
-        small = Args.implied({"scale": "demo", "model": given["model"]})
-        given = {name: value for name, value in given.items() if not _too_large(name, value, small)}
+        small = options_of(Args, entry_of(given["model"])).implied({"scale": "demo"})
+        sizes = set(sizes_of_demo(entry_of(given["model"]))) - {"weights"}
+        given = {name: value for name, value in given.items() if name not in sizes or _fewer(name, value, small)}
     return Args(**given)
 
 
-def _too_large(name: str, value: Any, small: Mapping[str, Any]) -> bool:
+def _fewer(name: str, value: Any, small: Mapping[str, Any]) -> bool:
     """At demo scale its own sizes count, but fewer epochs and smaller batches than its stay."""
-    if name not in SIZES_OF_DEMO or type(value) is not type(small.get(name, value)):
-        return False  # a value of another kind is for `Args` to refuse
-    return not (name in ("epochs", "batch_size") and 0 < value < small[name])
+    if type(value) is not type(small.get(name, value)):
+        return True  # a value of another kind is for `Args` to refuse
+    return name in ("epochs", "batch_size") and 0 < value < small[name]

@@ -30,7 +30,6 @@ from anomaly_lib.systems.detectors.hdmap.transfer import (
     score_domain,
     transfer_figures,
 )
-from anomaly_lib.systems.detectors.options import TRAINED
 from anomaly_lib.types import Prediction
 
 
@@ -60,7 +59,7 @@ class TransferDetector(ClassicalDetector):
     def __init__(self, model: nn.Module, args: Args, device: torch.device, decision: Decision | None = None) -> None:
         super().__init__(model, args, device, decision)
         shown = {**self.facts.shown, "source_domain": args.source_domain}
-        self.facts = replace(self.facts, notes=leak_remark(args, TRAINED), shown=shown)
+        self.facts = replace(self.facts, notes=leak_remark(args), shown=shown)
 
     def _items(self, choice: Choice) -> Selection:
         """Test maps of the source and the targets, or (`obj`) of one domain."""

@@ -8,6 +8,7 @@ from typing import Any
 from anomaly_lib.backbones.identity import weight_remarks
 from anomaly_lib.config import to_plain
 from anomaly_lib.files import read_json
+from anomaly_lib.models.detectors.registry import entry_of
 from anomaly_lib.systems.detectors.hdmap.conditions import args_of, training_names, values_of
 from anomaly_lib.systems.detectors.hdmap.experiment_utils import (
     analyze_experiment_results,
@@ -22,7 +23,6 @@ from anomaly_lib.systems.detectors.hdmap.experiment_utils import (
 from anomaly_lib.systems.detectors.hdmap.options import Args
 from anomaly_lib.systems.detectors.hdmap.script_options import TITLES, ScriptArgs, result_name
 from anomaly_lib.systems.detectors.hdmap.train import train
-from anomaly_lib.systems.detectors.options import TRAINED
 
 
 def experiment_folder(log_dir: Path, model: str, name: str, *, fresh: bool) -> Path:
@@ -96,7 +96,7 @@ def _success(condition: dict[str, Any], args: Args, run_dir: Path, checkpoint: P
         "source_domain": args.source_domain,
         "source_results": source,
         "target_results": targets,
-        "best_checkpoint": str(checkpoint) if args.model in TRAINED and checkpoint else None,
+        "best_checkpoint": str(checkpoint) if entry_of(args.model).trained and checkpoint else None,
         "checkpoint": str(checkpoint) if checkpoint else None,
         "training_info": info,
         "avg_target_auroc": analysis["avg_target_auroc"],

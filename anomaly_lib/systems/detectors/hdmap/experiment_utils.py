@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from anomaly_lib.files import read_json, write_json
+from anomaly_lib.models.detectors.registry import entry_of
 from anomaly_lib.systems.detectors.hdmap.conditions import (
     extract_target_domains_from_config,
     image_size_of,
@@ -22,7 +23,6 @@ from anomaly_lib.systems.detectors.hdmap.demo_maps import demo_split
 from anomaly_lib.systems.detectors.hdmap.detector import TransferDetector
 from anomaly_lib.systems.detectors.hdmap.reader import DomainSplit, MultiDomainHDMAPDataModule
 from anomaly_lib.systems.detectors.hdmap.transfer import domain_metrics, score_domain, source_decision
-from anomaly_lib.systems.detectors.options import TRAINED
 
 GRADES = ((0.9, "우수"), (0.8, "양호"), (0.7, "보통"), (0.0, "개선필요"))  # excellent, good, fair, needs work
 
@@ -124,7 +124,7 @@ def extract_training_info(run_dir: Path | str) -> dict[str, Any]:
     options = record["args"]
     history = Path(run_dir) / "metrics.jsonl"
     rows = [line for line in history.read_text(encoding="utf-8").splitlines() if line] if history.is_file() else []
-    if options["model"] not in TRAINED:
+    if not entry_of(options["model"]).trained:
         return {
             "max_epochs_configured": None, "last_trained_epoch": 0, "early_stopped": False, "best_val_auroc": None,
             "completion_type": "fitted", "completion_description": "memory filled in one pass, nothing to train",

@@ -4,28 +4,33 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 
 from anomaly_lib.config import Preset, arg, override
-from anomaly_lib.models.detectors.configs import DRAEMS, READS_BACKBONE
+from anomaly_lib.errors import OptionError
+from anomaly_lib.models.detectors.registry import Entry, entry_of
+from anomaly_lib.options import DecisionArgs
 from anomaly_lib.systems.detectors.hdmap.names import DOMAINS, RESIZE_METHODS, VALIDATION
-from anomaly_lib.systems.detectors.options import TRAINED, DetectorArgs
+from anomaly_lib.systems.detectors.options import DEFAULT, DetectorArgs, TrainingArgs
+
+
+@dataclass
+class Training(TrainingArgs):
+    """Training in epochs."""
+
+    epochs: int = override(TrainingArgs, "epochs", aliases=["max-epochs"])
+    grad_clip: float = override(TrainingArgs, "grad_clip", aliases=["gradient-clip-val"])
+
+
+DEMO = {"image_size": [32, 96], "batch_size": 16, "sample_images": 2, "epochs": 2, "patch_width_range": [4, 16]}
+"""Sizes of the demo scale."""
 
 
 @dataclass
 class Args(DetectorArgs):
     """Train on one HDMAP domain, test on the others."""
 
-    PRESETS: ClassVar = (
-        Preset(when={"data_path": None}, then={"scale": "demo"}),
-        Preset(when={"scale": "demo"}, then={"image_size": [32, 96], "batch_size": 16, "sample_images": 2}),
-        Preset(when={"scale": "demo", "model": READS_BACKBONE}, then={"backbone": "resnet18", "weights": "random"}),
-        Preset(when={"scale": "demo", "model": DRAEMS}, then={"repair_width": 8, "segment_width": 8}),
-        Preset(when={"scale": "demo", "model": "draem_sevnet"}, then={"patch_width_range": [4, 16]}),
-        Preset(when={"scale": "demo", "model": TRAINED}, then={"epochs": 2}),
-    )
+    TRAINING: ClassVar = Training
     model: str = override(DetectorArgs, "model", aliases=["model-type"])
     image_size: list[int] = override(DetectorArgs, "image_size", aliases=["target-size"])
-    epochs: int = override(DetectorArgs, "epochs", aliases=["max-epochs"])
     batch_size: int = override(DetectorArgs, "batch_size", aliases=["train-batch-size"])
-    grad_clip: float = override(DetectorArgs, "grad_clip", aliases=["gradient-clip-val"])
     dataset: str = override(DetectorArgs, "dataset", "hdmap", help="always hdmap here", choices=["hdmap"])
     data_path: Optional[str] = override(
         DetectorArgs,
@@ -41,7 +46,7 @@ class Args(DetectorArgs):
         "held_out: one half selects, the other is reported",
         choices=VALIDATION,
     )
-    false_alarms: float = override(DetectorArgs, "false_alarms", needs={"protocol": "clean"})
+    false_alarms: float = override(DecisionArgs, "false_alarms", needs={"protocol": "clean"})
     protocol: str = override(
         DetectorArgs,
         "protocol",
@@ -52,15 +57,25 @@ class Args(DetectorArgs):
     sample_images: int = arg(4, "maps drawn per domain and class", at_least=0, needs={"figures": True})
     scale: str = arg("full", "full, or demo = small networks and maps, without data_path too", choices=["full", "demo"])
 
+    @classmethod
+    def presets_of(cls, entry: Entry) -> tuple[Preset, ...]:
+        return (
+            Preset(when={"data_path": None}, then={"scale": "demo"}),
+            Preset(when={"scale": "demo"}, then=sizes_of_demo(entry)),
+        )
 
-SIZES_OF_DEMO = frozenset(
-    name for preset in Args.PRESETS if preset.when.get("scale") == "demo" for name in preset.then if name != "weights"
-)
-"""Options that the demo scale sets, even where a condition file has larger values."""
+    def check(self) -> None:
+        if entry_of(self.model).transductive:
+            raise OptionError(f"model={self.model}: scores images by one another, which a transfer cannot be read from")
+
+
+def sizes_of_demo(entry: Entry) -> dict[str, Any]:
+    """Options that the demo scale sets; of what an experiment keeps, the size of a coreset stays as it is."""
+    return {name: value for name, value in entry.small.items() if name != "coreset_size"} | DEMO
 
 
 def tiny(**changes: Any) -> Args:
     """Seconds on a CPU: the demo scale with one target."""
     small: dict[str, Any] = {"target_domains": ["domain_B"], "figures": False}
-    small |= {"coreset_size": 60} if changes.get("model", "patchcore") == "patchcore" else {}
+    small |= {"coreset_size": 60} if changes.get("model", DEFAULT) == DEFAULT else {}
     return Args(**(small | changes))

@@ -1,7 +1,5 @@
 """Multi-domain HDMAP: fit a detector on one gearbox domain, measure what is left of it on the others."""
 
-from torch import Tensor
-
 from anomaly_lib.backbones.identity import weights_of
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.scores import summary
@@ -11,14 +9,20 @@ from anomaly_lib.engine.resume import resumed
 from anomaly_lib.engine.run import Run
 from anomaly_lib.files import write_json
 from anomaly_lib.metrics import auroc
+from anomaly_lib.models.detectors.registry import entry_of
 from anomaly_lib.systems.detectors.build import build
-from anomaly_lib.systems.detectors.data import input_channels, with_channels, with_textures
+from anomaly_lib.systems.detectors.data import with_textures
 from anomaly_lib.systems.detectors.fitting import BEST, cost_lines, fit
 from anomaly_lib.systems.detectors.hdmap.detector import TransferDetector, open_domains
 from anomaly_lib.systems.detectors.hdmap.domain_files import write_domain
 from anomaly_lib.systems.detectors.hdmap.options import Args
-from anomaly_lib.systems.detectors.hdmap.transfer import domain_results, domains_of, score_domain, source_decision
-from anomaly_lib.systems.detectors.options import TRAINED
+from anomaly_lib.systems.detectors.hdmap.transfer import (
+    domain_results,
+    domains_of,
+    images_of_maps,
+    source_decision,
+)
+from anomaly_lib.systems.detectors.inputs import Inputs, score_all
 from anomaly_lib.systems.detectors.train import without_meaning
 from anomaly_lib.types import RunResult
 
@@ -34,25 +38,24 @@ def train(args: Args) -> RunResult:
             return run.repeat()
         detector = TransferDetector(build(args, device), args, device)
         module = detector.model
-        count = len(data.train_data)
+        learnt = Inputs(
+            module, images_of_maps(data.train_data.images, args), args, device, learnt=True, say=run.log.line
+        )
+        validation = Inputs(module, images_of_maps(data.val_data.images, args), args, device, learnt=False)
         run.opening(
-            f"{args.model}: from {data.source_domain} ({count} normal maps) to {', '.join(data.target_domains)}",
+            f"{args.model}: from {data.source_domain} ({len(learnt)} normal maps) to {', '.join(data.target_domains)}",
             weights=weights_of(module),
-            cost=cost_lines(module, args, device, count),
+            cost=cost_lines(learnt),
             data=args.data_path or f"no --data-path: BUILT-IN synthetic maps, scale {args.scale}",
         )
         for line in without_meaning(args):
             run.log.line(line)
-        selects = args.model in TRAINED
+        selects = entry_of(args.model).trained
 
         def validate() -> float:
-            found = score_domain(module, data.val_data, args, device)
-            return auroc(found.score, data.val_data.labels)
+            return auroc(score_all(validation, "validation").score, data.val_data.labels)
 
-        def images_of(index: Tensor) -> Tensor:
-            return with_channels(data.train_data.images[index], input_channels(args))
-
-        state = fit(run, module, args, device, count, images_of, validate if selects else None)
+        state = fit(run, learnt, args, validate if selects else None)
         decision = detector.decision = source_decision(module, data, args, device)
         state.extra["decision"] = decision.plain()
         scores = detector.score(detector.selection_in(data, Choice(batch_size=args.batch_size)))

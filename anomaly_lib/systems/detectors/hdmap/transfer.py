@@ -1,6 +1,6 @@
 """Scores of a domain, and the numbers that say how a detector carries over from one domain to another."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,12 @@ from anomaly_lib.detect.calibration import decision_from
 from anomaly_lib.detect.decision import Decision
 from anomaly_lib.detect.scores import Scores
 from anomaly_lib.errors import UserError
+from anomaly_lib.features import array_key
 from anomaly_lib.metrics import f1_max_threshold, image_metrics, threshold_metrics, youden
-from anomaly_lib.systems.detectors.build import score_batches
+from anomaly_lib.models.detectors.registry import entry_of
 from anomaly_lib.systems.detectors.data import input_channels, with_channels
 from anomaly_lib.systems.detectors.hdmap.reader import DomainSplit, MultiDomainHDMAPDataModule
+from anomaly_lib.systems.detectors.inputs import Images, Inputs, score_all
 from anomaly_lib.types import Prediction
 
 NORMAL_QUANTILES = (0.995, 0.999)
@@ -29,9 +31,18 @@ def score_domain(
     module: nn.Module, data: DomainSplit, args: Any, device: torch.device, batch_size: int | None = None
 ) -> Prediction:
     """One pass over a preloaded domain, in the batches of the options or in others."""
-    size = args.batch_size if batch_size is None else batch_size
-    batches = (with_channels(images, input_channels(args)) for images, _ in data.batches(size))
-    return score_batches(module, batches, device)
+    inputs = Inputs(module, images_of_maps(data.images, args), args, device, learnt=False)
+    return score_all(inputs, "test", args.batch_size if batch_size is None else batch_size)
+
+
+def images_of_maps(maps: Tensor, args: Any) -> Images:
+    """Maps [N, 1, H, W] that lie in memory, as a detector's images."""
+    channels = input_channels(args)
+    return Images(
+        read=lambda index: with_channels(maps[torch.as_tensor(index)], channels),
+        keys=[array_key(one.numpy()) for one in maps],
+        seen_as="hdmap",
+    )
 
 
 def source_decision(module: nn.Module, data: MultiDomainHDMAPDataModule, args: Any, device: torch.device) -> Decision:
@@ -100,7 +111,7 @@ def transfer_figures(results: Mapping[str, Mapping[str, Any]], source: str) -> d
     return figures | per_domain | {"source_f1": results[source]["image_F1Score"]}
 
 
-def leak_remark(args: Any, trained: Sequence[str]) -> list[str]:
+def leak_remark(args: Any) -> list[str]:
     """What must stand beside the source's score where its labels have chosen the epoch."""
-    leaks = args.model in trained and args.validation_strategy == "source_test"
+    leaks = entry_of(args.model).trained and args.validation_strategy == "source_test"
     return ["source score: epoch selected on the same maps"] if leaks else []
