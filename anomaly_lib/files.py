@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import lock_descriptor
+
 from anomaly_lib.errors import UserError, reason_of
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, on Linux; elsewhere about as many
@@ -64,10 +66,24 @@ def atomic_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     fsync_folder(path.parent)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what killed writes of `atomic_file` have left in `folder`; call it where nobody else writes there."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Delete what killed writes of `atomic_file` have left in `folder` (of the file `name`, or of all); call it where
+    nobody else writes them.
+    """
+    start = f".{name[:NAME_SHOWN]}." if name else "."
+    for path in folder.iterdir():
+        if path.name.startswith(start) and path.name.endswith(".tmp"):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_at(path: Path) -> Iterator[None]:
+    """Inside the block no other process is, that asks so for the same file; what killed ones left of it is gone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        lock_descriptor(lock.fileno(), poll_interval=0.005)
+        remove_leftovers(path.parent, path.name)
+        yield
 
 
 def _umask() -> int:

@@ -2,15 +2,12 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import lock_descriptor
-
 from anomaly_lib.errors import UserError
-from anomaly_lib.files import write_text
+from anomaly_lib.files import alone_at, write_text
 
 
 class ResultsTable:
@@ -35,7 +32,7 @@ class ResultsTable:
         for row in wanted:
             if absent := [name for name in self.key if not row.get(name)]:
                 raise UserError(f"{self.path}: a row without {', '.join(absent)} cannot be kept: {row}")
-        with self._locked():
+        with alone_at(self.path):
             table = {self._key_of(row): row for row in self.rows()}
             for row in wanted:
                 key = self._key_of(row)
@@ -58,13 +55,6 @@ class ResultsTable:
 
     def _key_of(self, row: Mapping[str, str]) -> tuple[str, ...]:
         return tuple(row[name] for name in self.key)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
-            lock_descriptor(lock.fileno(), poll_interval=0.005)
-            yield
 
 
 def _to_csv(rows: Iterable[Mapping[str, str]]) -> str:

@@ -146,6 +146,9 @@ class Run:
         if distributed.is_main():
             self._lock()
             remove_leftovers(self.dir)
+            published = Path(self.args.save_path) if self.args.save_path else None
+            if published is not None and published.parent.is_dir():
+                remove_leftovers(published.parent, published.name)
         named = resume_file(self.args, self.dir)
         inside = named is not None and named.resolve().parent == self.dir.resolve()
         if inside and self.args.fresh:

@@ -28,7 +28,7 @@ from filelock import lock_descriptor
 
 from anomaly_lib.errors import UserError
 from anomaly_lib.features.layout import Bytes, Field, RowLayout, checksum_of
-from anomaly_lib.files import write_json
+from anomaly_lib.files import alone_at, write_json
 
 KEY_BYTES = 16
 SHARD_BYTES = 1 << 30
@@ -95,7 +95,8 @@ class ShardFolder:
         """Write rows [B, row_bytes], then their records."""
         with self._writing():
             if self.layout is None and not self._read_layout():
-                write_json(self.folder / "layout.json", {"fields": layout.to_plain(), "crc": layout.checksum})
+                with alone_at(self.folder / "layout.json"):
+                    write_json(self.folder / "layout.json", {"fields": layout.to_plain(), "crc": layout.checksum})
                 self._read_layout()
             if self.layout != layout:
                 raise UserError(f"{self.folder} holds rows of another shape; delete this folder and run again")
@@ -201,7 +202,8 @@ class ShardWriter:
             if path.exists():  # another process has made and left it since
                 lock.close()
                 continue
-            return cls(lock, path.open("x+b", buffering=0), path.with_suffix(".rows").open("w+b", buffering=0), layout)
+            own = path.with_suffix(".rows").open("w+b", buffering=0)  # before the index, which alone makes it a shard
+            return cls(lock, path.open("x+b", buffering=0), own, layout)
         raise AssertionError("unreachable")
 
     @property

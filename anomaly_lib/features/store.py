@@ -14,7 +14,7 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.features.layout import Bytes, Field, RowLayout, as_bytes
 from anomaly_lib.features.shards import KEY_BYTES, CacheWriteError, ShardFolder
 from anomaly_lib.features.spec import ROW_DTYPES, FeatureSpec
-from anomaly_lib.files import write_json
+from anomaly_lib.files import alone_at, write_json
 
 MODES = ("auto", "ram", "disk", "off")
 GIB = 1 << 30
@@ -201,7 +201,8 @@ class FeatureStore:
         try:
             self._disk, self._writes_to_disk = ShardFolder(self.folder), True
             if not (self.folder / "spec.json").exists():
-                write_json(self.folder / "spec.json", asdict(self.spec))
+                with alone_at(self.folder / "spec.json"):
+                    write_json(self.folder / "spec.json", asdict(self.spec))
         except OSError as error:
             if self.cache == "disk":
                 raise UserError(f"{self.folder}: cannot be used ({error.strerror}); give another cache_dir=") from None

@@ -1,0 +1,278 @@
+"""Kill a piece of work at every change it makes on the disk, run it again, and compare with work that was left alone.
+
+    python tests/support/crashing.py CASE [--stride N] [--ranks 2] [--folder DIR]
+
+What changes the disk is counted where Python reaches the operating system: opening for writing, every write of a file
+object, rename, unlink, mkdir, truncate and fsync. Child number n is killed (SIGKILL) before the n-th change, and once
+more half way through it where it is a write; the same work then runs to its end in another child. A kill after the n-th
+change leaves the same disk as one before the (n+1)-th. Imports are paid once: every child is a fork of this process.
+Prints one JSON object: changes, kills, and the differences found.
+"""
+
+import argparse
+import builtins
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Work = Callable[[Path], object]
+BY_PATH = ("replace", "rename", "unlink", "remove", "mkdir", "rmdir", "truncate", "link", "symlink")
+BY_DESCRIPTOR = ("fsync", "fdatasync", "ftruncate", "write", "pwrite", "writev")
+TIMES = re.compile(r"seconds|started|argv|bytes_per|_mib")
+FINISHED, KILLED = 0, -signal.SIGKILL
+
+
+@dataclass
+class Changes:
+    """Counts the changes below `root` in this process; dies at number `at` (0: never)."""
+
+    root: str
+    at: int = 0
+    half: bool = False
+    kinds: list[str] = field(default_factory=list)
+
+    def concerns(self, where: Any) -> bool:
+        """Is this path, or the file of this descriptor, below the root?"""
+        try:
+            path = os.readlink(f"/proc/self/fd/{where}") if isinstance(where, int) else os.path.abspath(os.fspath(where))
+        except (OSError, TypeError):
+            return False
+        return str(path).startswith(self.root)
+
+    def one(self, kind: str, where: Any) -> bool:
+        """Count a change. True when it is to be done by half and then died of."""
+        if not self.concerns(where):
+            return False
+        self.kinds.append(kind)
+        if len(self.kinds) != self.at:
+            return False
+        if self.half and kind == "write":
+            return True
+        die()
+        return False
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def watch(changes: Changes) -> None:
+    """From now on every change of this process below the root is counted."""
+    originals = {name: getattr(os, name) for name in (*BY_PATH, *BY_DESCRIPTOR, "open")}
+    plain_open = io.open
+
+    def counted(name: str) -> Callable[..., Any]:
+        def call(where: Any, *more: Any, **named: Any) -> Any:
+            if changes.one("write" if "write" in name else name, where):
+                data = more[0]
+                originals[name](where, data[: len(data) // 2], *more[1:], **named)
+                die()
+            return originals[name](where, *more, **named)
+
+        return call
+
+    for name in (*BY_PATH, *BY_DESCRIPTOR):
+        setattr(os, name, counted(name))
+
+    def open_descriptor(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            changes.one("open", path)
+        return originals["open"](path, flags, *more, **named)  # type: ignore[no-any-return]
+
+    class Raw(io.FileIO):
+        def write(self, data: Any, /) -> int:
+            if changes.one("write", self.fileno()):
+                super().write(memoryview(data).cast("B")[: memoryview(data).nbytes // 2])
+                die()
+            return super().write(data)
+
+        def truncate(self, size: int | None = None, /) -> int:
+            changes.one("ftruncate", self.fileno())
+            return super().truncate(size)
+
+    def open_file(
+        file: Any, mode: str = "r", buffering: int = -1, encoding: str | None = None, errors: str | None = None,
+        newline: str | None = None, closefd: bool = True, opener: Any = None,
+    ) -> Any:  # fmt: skip
+        if not set(mode) & set("wax+"):
+            return plain_open(file, mode, buffering, encoding, errors, newline, closefd, opener)
+        if not isinstance(file, int):
+            changes.one("open", file)
+        raw = Raw(file, mode.replace("b", "").replace("t", ""), closefd, opener)
+        if buffering == 0:
+            return raw
+        binary = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
+        return binary if "b" in mode else io.TextIOWrapper(binary, encoding, errors, newline)
+
+    os.open = open_descriptor
+    io.open = builtins.open = open_file
+
+
+# -- children ----------------------------------------------------------------------------------------------------------
+
+
+def child(work: Work, root: Path, changes: Changes, ranks: int) -> tuple[int, list[str]]:
+    """Do the work in a fork (or `ranks` of them, of which the first is counted); exit code and kinds of its changes."""
+    log, said = Path(f"{root}.kinds"), Path(f"{root}.said")
+    port, children = free_port() if ranks > 1 else 0, []
+    for rank in range(ranks):
+        pid = os.fork()
+        if pid:
+            children.append(pid)
+            continue
+        code = 1
+        try:
+            with said.open("w") as stream:
+                os.dup2(stream.fileno(), 1), os.dup2(stream.fileno(), 2)
+            if ranks > 1:
+                os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            if rank == 0:
+                watch(changes)
+            work(root)
+            code = 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            if rank == 0:
+                changes.root = "/nowhere"
+                log.write_text("\n".join(changes.kinds))
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(code)
+    first = os.waitpid(children[0], 0)[1]
+    for other in children[1:]:  # as torchrun does: one rank has died, so the others end
+        if first:
+            os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
+    kinds = log.read_text().splitlines() if log.is_file() else []
+    log.unlink(missing_ok=True)
+    return os.waitstatus_to_exitcode(first), kinds
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+# -- comparing ---------------------------------------------------------------------------------------------------------
+
+
+def differences(left: Path, right: Path) -> list[str]:
+    """Files, tensors and figures in which two folders differ; times and the log are left out."""
+    files = [{p.relative_to(one).as_posix() for p in one.rglob("*") if p.is_file()} for one in (left, right)]
+    names = [{n for n in one if not n.endswith((".lock", "log.txt")) and Path(n).name != "lock"} for one in files]
+    found = [f"only once: {name}" for name in sorted(names[0] ^ names[1])]
+    for name in sorted(names[0] & names[1]):
+        a, b = (content_of(one / name) for one in (left, right))
+        found += [f"{name}: {place}" for place in unlike(a, b)]
+    return found
+
+
+def content_of(path: Path) -> Any:
+    import torch
+
+    if path.suffix in (".pt", ".pth"):
+        return torch.load(path, weights_only=True)
+    if path.suffix == ".json":
+        return json.loads(path.read_text())
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    return path.read_bytes()
+
+
+def unlike(a: Any, b: Any, place: str = "") -> Iterator[str]:
+    """Places in which two contents differ."""
+    import torch
+
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in a.keys() | b.keys():
+            if not TIMES.search(str(key)):
+                yield from unlike(a.get(key), b.get(key), f"{place}/{key}")
+    elif isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        for number, (x, y) in enumerate(zip(a, b, strict=True)):
+            yield from unlike(x, y, f"{place}/{number}")
+    elif isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        if a.shape != b.shape or not torch.equal(a.nan_to_num(), b.nan_to_num()):
+            yield place
+    elif a != b and not (a != a and b != b):
+        yield f"{place} ({str(a)[:60]} | {str(b)[:60]})"
+
+
+# -- the judge -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Verdict:
+    """What came of it."""
+
+    case: str
+    ranks: int = 1
+    changes: int = 0
+    kinds: dict[str, int] = field(default_factory=dict)
+    kills: int = 0
+    differences: list[str] = field(default_factory=list)
+
+
+def judge(case: str, work: Work, *, ranks: int = 1, stride: int = 1, start: int = 0) -> Verdict:
+    """Kill `work` at every `stride`-th change, run it to its end, compare."""
+    verdict = Verdict(case, ranks)
+    with tempfile.TemporaryDirectory() as place:
+        root, reference = Path(place) / "work", Path(place) / "reference"
+        code, kinds = child(work, root, Changes(str(root)), ranks)
+        if code != FINISHED:
+            verdict.differences.append(f"undisturbed: exit code {code}: {Path(f'{root}.said').read_text()[-600:]}")
+            return verdict
+        verdict.changes, verdict.kinds = len(kinds), {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+        root.rename(reference)
+        for number in range(1 + start % stride, len(kinds) + 2, stride):
+            halves = [False, True] if number <= len(kinds) and kinds[number - 1] == "write" else [False]
+            for half in halves[:: -1 if stride > 1 else 1][: 1 if stride > 1 else 2]:
+                shutil.rmtree(root, ignore_errors=True)
+                code, _ = child(work, root, Changes(str(root), number, half), ranks)
+                expected = KILLED if number <= len(kinds) else FINISHED
+                if code != expected:
+                    verdict.differences.append(f"{number}: exit code {code} instead of {expected}")
+                verdict.kills += code == KILLED
+                code, _ = child(work, root, Changes("/nowhere"), ranks)
+                if code != FINISHED:
+                    said = Path(f"{root}.said").read_text().strip().splitlines()
+                    verdict.differences.append(f"{number}{' half' * half}: not finished by the same command: {said[-1:]}")
+                    continue
+                kind = kinds[number - 1] if number <= len(kinds) else "end"
+                verdict.differences += [
+                    f"{number}{' half' * half} ({kind}): {one}" for one in differences(reference, root)
+                ]
+    return verdict
+
+
+def main() -> None:
+    from tests.support.crash_cases import CASES
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("case", choices=sorted(CASES))
+    parser.add_argument("--stride", type=int, default=1)
+    parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--ranks", type=int, default=1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        work = CASES[options.case](Path(place))
+        if options.ranks == 1:
+            work(Path(place) / "warm")  # what is imported at first use is imported here
+        print(json.dumps(vars(judge(options.case, work, ranks=options.ranks, stride=options.stride, start=options.start))))
+
+
+if __name__ == "__main__":
+    main()
