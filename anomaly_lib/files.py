@@ -76,6 +76,18 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
             path.unlink(missing_ok=True)
 
 
+def lock_folder(folder: Path) -> IO[str] | None:
+    """The open lock of a folder that is made where it is missing; None where another process holds it. It dies with its
+    process, kill -9 included.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / ".lock").open("w")
+    if lock_descriptor(lock.fileno(), blocking=False):
+        return lock
+    lock.close()
+    return None
+
+
 @contextmanager
 def alone_at(path: Path) -> Iterator[None]:
     """Inside the block no other process is, that asks so for the same file; what killed ones left of it is gone."""

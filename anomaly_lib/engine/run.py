@@ -29,7 +29,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from filelock import lock_descriptor
 
 from anomaly_lib.backbones.identity import weight_remarks, weights_in_words
 from anomaly_lib.config import result_options, to_plain
@@ -42,7 +41,7 @@ from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.engine.words import closing_lines, data_in_words, told_each_epoch
 from anomaly_lib.errors import UserError
 from anomaly_lib.features import MissingFeatures
-from anomaly_lib.files import copy_file, read_json, remove_leftovers, write_json, write_text
+from anomaly_lib.files import copy_file, lock_folder, read_json, remove_leftovers, write_json, write_text
 from anomaly_lib.interrupt import stop_signals
 from anomaly_lib.types import RunResult
 
@@ -123,6 +122,7 @@ class Run:
         self._stack = ExitStack()
         self._started = self._epoch_began = time.monotonic()
         self._epoch_seconds: list[float] = []  # of this process
+        self._generators: tuple[int, Any] = -1, None  # after so many epochs, whenever that state is written again
 
     @classmethod
     def open(
@@ -212,11 +212,11 @@ class Run:
             raise UserError(f"{self.dir}: {error}: the same command does that and goes on") from error
 
     def _lock(self) -> None:
-        """Two processes must not write one folder. The lock dies with its process, kill -9 included."""
-        handle = self._stack.enter_context((self.dir / ".lock").open("w"))
-        if not lock_descriptor(handle.fileno(), blocking=False):
-            self._stack.close()
+        """Two processes must not write one folder."""
+        lock = lock_folder(self.dir)
+        if lock is None:
             raise UserError(f"{self.dir}: another process is writing this run; wait for it or give another output_dir=")
+        self._stack.enter_context(lock)
 
     def _refuse_other_run(self, earlier: dict[str, Any], *, options: bool) -> None:
         """The folder's run must be of this system, on these data and (unless it is resumed) with these options."""
@@ -269,13 +269,16 @@ class Run:
         if self.args.resume:
             self.log.line(f"resume: {', '.join(changes(saved['args'], self.args)) or 'with the options of the file'}")
         self.log.line(f"continuing {source} after epoch {saved['epoch']}")
-        self.saved = None
+        self.saved, self._generators = None, (int(saved["epoch"]), saved["rng"])
         return int(saved["epoch"])
 
     def payload(self, state: TrainState, epochs_done: int) -> dict[str, Any]:
         """What a checkpoint of this run holds; the weights of its frozen networks and its data are part of it."""
         run_id = self.trackers.wandb_run_id if self.trackers else None
         content = {"args": to_plain(self.args), "epoch": epochs_done, "wandb_run_id": run_id, **state.to_dict()}
+        if self._generators[0] != epochs_done:
+            self._generators = epochs_done, content["rng"]
+        content["rng"] = self._generators[1]
         content["extra"] = dict(state.extra)
         if "weights" in self.record:
             content["extra"]["weights"] = self.record["weights"]

@@ -2,9 +2,11 @@
 
 import csv
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +21,7 @@ from anomaly_lib.detect.scoring import decided_cells
 from anomaly_lib.errors import UserError
 from anomaly_lib.evaluation.inputs import check_inputs, expand
 from anomaly_lib.evaluation.options import PredictArgs
-from anomaly_lib.files import read_json, write_json
+from anomaly_lib.files import lock_folder, read_json, remove_leftovers, write_json
 from anomaly_lib.systems.registry import Registry
 from anomaly_lib.viz.overlays import map_range, overlay, save_image
 
@@ -29,6 +31,7 @@ class Stream:
     """Where results go, and what has been done: an interrupted run goes on where it stopped."""
 
     folder: Path
+    checkpoint: Path
     decision: Decision | None
     done: set[str] = field(default_factory=set)
     value_range: tuple[float, float] | None = None
@@ -42,13 +45,28 @@ class Stream:
     def table(self) -> Path:
         return self.folder / "predictions.csv"
 
-    def open(self, checkpoint: Path) -> IO[str]:
-        """The table, opened to append. Results of another checkpoint are never mixed with ours."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+    @contextmanager
+    def open(self) -> Iterator[IO[str]]:
+        """The table, opened to append, for this process alone. What killed writes have left is removed."""
+        lock = lock_folder(self.folder)
+        if lock is None:
+            raise UserError(f"{self.folder}: another process is writing there; wait for it or choose another --out")
+        with lock:
+            for folder, _, _ in os.walk(self.folder):
+                remove_leftovers(Path(folder))
+            self._go_on()
+            with self.table.open("a", newline="", encoding="utf-8") as table:
+                if not table.tell():
+                    self.rows(table).writeheader()
+                    table.flush()
+                yield table
+
+    def _go_on(self) -> None:
+        """Take in what has been done. Results of another checkpoint are never mixed with ours."""
         note = self.folder / "predictions.json"
         if self.table.is_file() and note.is_file():
             earlier = read_json(note)
-            if any(earlier.get(name) != value for name, value in self._head(checkpoint).items()):
+            if any(earlier.get(name) != value for name, value in self._head().items()):
                 raise UserError(
                     f"{self.folder}: holds results of another checkpoint or threshold; choose another --out"
                 )
@@ -59,11 +77,9 @@ class Stream:
                     self.done.add(row["path"])
                     if row["score"]:
                         self._check_drift(float(row["score"]))
-            return self.table.open("a", newline="", encoding="utf-8")
-        self.note(checkpoint)
-        table = self.table.open("w", newline="", encoding="utf-8")
-        self.rows(table).writeheader()
-        return table
+        else:
+            self.table.unlink(missing_ok=True)
+            self.note()
 
     def rows(self, table: IO[str]) -> "csv.DictWriter[str]":
         """A writer of rows; a detector without a decision has no columns of one."""
@@ -91,14 +107,14 @@ class Stream:
             with self.table.open("r+b") as stream:
                 stream.truncate(content.rfind(b"\n") + 1)
 
-    def note(self, checkpoint: Path) -> None:
-        write_json(self.folder / "predictions.json", {**self._head(checkpoint), "value_range": self.value_range})
+    def note(self) -> None:
+        write_json(self.folder / "predictions.json", {**self._head(), "value_range": self.value_range})
 
-    def _head(self, checkpoint: Path) -> dict[str, Any]:
+    def _head(self) -> dict[str, Any]:
         """What must be equal for two runs to share a table."""
         decision = self.decision
         return {
-            "checkpoint": _identity(checkpoint),
+            "checkpoint": _identity(self.checkpoint),
             "threshold": None if decision is None else decision.threshold,
             "map_threshold": None if decision is None else decision.map_threshold,
         }
@@ -124,19 +140,16 @@ def predict_stream(args: PredictArgs, systems: Registry, say: Callable[[str], ob
         say(f"{checkpoint}: no decision, only scores: {detector.undecided}; {CALIBRATE} adds one")
     for remark in [*detector.facts.remarks(), *short_of(decision, args)]:
         say(remark)
-    stream = Stream(Path(args.output_dir), decision)
+    stream = Stream(Path(args.output_dir), checkpoint, decision)
     if args.watch and decision is not None and decision.has_p_values:
         stream.drift = DriftCheck.beside(decision)
-    with stream.open(checkpoint) as table, ThreadPoolExecutor(2) as pool:
+    with stream.open() as table, ThreadPoolExecutor(2) as pool:
         writer = stream.rows(table)
         for batch in _batches(args, stream):
-            range_was_open = stream.value_range is None
             _score(batch, detector, stream, writer, args, pool)
             table.flush()
             while stream.news:
                 say(stream.news.pop())
-            if range_was_open and stream.value_range is not None:
-                stream.note(checkpoint)
     found = f", {stream.anomalous} anomalous at threshold {decision.threshold:.4g}" if decision is not None else ""
     say(f"{stream.scored} images scored{found}, {stream.skipped} skipped; results in {stream.folder}")
     return 0
@@ -166,16 +179,17 @@ def _score(
     maps = None if prediction.map is None else prediction.map.detach().float().cpu().numpy()
     if maps is not None and stream.value_range is None:
         stream.value_range = map_range(maps)  # fixed by the first batch: one colour scale for the whole stream
+        stream.note()  # before the first row: a run that goes on must not fix another one
     for index, ((path, name, pixels), cells) in enumerate(zip(decoded, decided_cells(prediction), strict=True)):
         if not math.isfinite(cells["score"]):
             raise UserError(f"{path}: its score is not finite; is it a damaged image, or are the weights?")
-        writer.writerow({"path": str(path), **cells})
-        stream.count(cells)
         if args.overlays and maps is not None and stream.value_range is not None:
             seen = detector.transform.denormalise(detector.transform(pixels))
             region = None if prediction.region is None else prediction.region[index]
             picture = overlay(seen, maps[index], stream.value_range, region=region)
             save_image(stream.folder / "overlays" / name, picture)
+        writer.writerow({"path": str(path), **cells})  # last: a row says that the image is done
+        stream.count(cells)
 
 
 def decision_asked(stored: Decision | None, args: PredictArgs) -> Decision | None:

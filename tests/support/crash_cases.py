@@ -40,7 +40,7 @@ def run_of(system: str, **options: Any) -> Callable[[Path], Work]:
     """A run of a system at tiny size; what it encodes is encoded once, before."""
 
     def case(place: Path) -> Work:
-        if system in ("promptad", "detectors", "sowa"):
+        if system in ("promptad", "detectors"):
             options.setdefault("data_path", str(pictures(place / "data")))
         return lambda root: SYSTEMS[system].train(SYSTEMS[system].tiny(output_dir=str(root), **options))
 
@@ -66,13 +66,13 @@ def weld_run(system: str) -> Callable[[Path], Work]:
     return case
 
 
-def engine_run(place: Path) -> Work:  # noqa: ARG001
+def engine_run(place: Path) -> Work:
     from tests.support.tiny_recipe import Args, train
 
     return lambda root: train(Args(output_dir=str(root), epochs=4, save_path=str(root / "published" / "model.pt")))
 
 
-def store_fill(place: Path) -> Work:  # noqa: ARG001
+def store_fill(place: Path) -> Work:
     """A store of thirty rows, filled by two processes' worth of batches; afterwards every row is read."""
     spec = FeatureSpec(backbone="net", weights="00", outputs=("tokens", "pooled"), transform="none")
 
@@ -91,7 +91,7 @@ def store_fill(place: Path) -> Work:  # noqa: ARG001
     return work
 
 
-def tables(place: Path) -> Work:  # noqa: ARG001
+def tables(place: Path) -> Work:
     """A results table that grows row by row."""
 
     def work(root: Path) -> None:
@@ -134,7 +134,9 @@ CASES: dict[str, Callable[[Path], Work]] = {
         "detectors", **IMAGES, model="draem", image_size=[32, 32], repair_width=4, segment_width=4, epochs=2
     ),
     "hdmap": run_of("hdmap", model="draem", repair_width=4, segment_width=4),
+    "sowa": run_of("sowa", dataset="demo"),
     "causal_film": weld_run("causal_film"),
+    "video_ae": run_of("video_ae"),
     "weld_supcon": weld_run("weld_supcon"),
     "crystal": run_of("crystal"),
 }
