@@ -25,6 +25,7 @@ from anomaly_lib.types import Prediction, RunResult
 from scripts.pages.results_page import FinishedRun, result_table
 
 UNTRAINED = set(SYSTEMS) - {"crystal"}  # systems whose tiny() has a frozen network with random weights
+UNDECIDED = {"crystal"}  # systems whose tiny() ends without a decision: a property is neither normal nor anomalous
 OTHER: dict[str, Any] = {"dataset": "mvtec", "obj": "nut", "shot": 3, "on_error": "skip"}  # none is a default
 
 
@@ -179,6 +180,38 @@ def test_tables_of_predictions_have_no_empty_column(
 
 def load_decision(path: Path) -> Any:
     return anomaly_lib.load(path).decision
+
+
+def test_training_ends_with_a_decision_or_says_why_there_is_none(tiny: Tiny, detector: Detector) -> None:
+    (line,) = [line for line in tiny.log[-6:] if line.startswith("decision: ")]
+    decision = detector.decision
+    assert SYSTEMS.read(tiny.result.checkpoint).extra.get("decision") == (decision and decision.plain())
+    if decision is None:
+        assert line == f"decision: none: {detector.undecided}"
+        assert tiny.system in UNDECIDED
+        return
+    assert tiny.system not in UNDECIDED
+    assert line == f"decision: {decision.describe()}"
+    if decision.stand_ins:
+        assert (decision.false_alarms, tiny.args.shot) == (None, 1)
+    else:
+        assert decision.false_alarms == max(tiny.args.false_alarms, 1 / (len(decision.normal) + 1))
+    if isinstance(detector, ImageDetector):
+        assert len(decision.maxima) == len(decision.normal)
+        assert decision.map_threshold is not None
+
+
+def test_every_input_is_decided(tiny: Tiny, detector: Detector) -> None:
+    if tiny.system in UNDECIDED:
+        pytest.skip("its decision is None, and it says why")
+    picture = np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)
+    image = isinstance(detector, ImageDetector)
+    found = detector.predict([picture, picture] if image else list(detector.items().items[:2]))
+    assert found.anomalous.tolist() == (found.score.double() >= detector.decision.threshold).tolist()
+    assert found.threshold == detector.decision.threshold
+    assert (found.region is not None) == image
+    if not detector.decision.stand_ins:
+        assert bool(((found.p_value > 0) & (found.p_value <= 1)).all())
 
 
 def test_run_and_checkpoints_name_the_weights_of_every_frozen_network(tiny: Tiny) -> None:

@@ -399,9 +399,14 @@ def test_a_trained_detector_needs_no_training_data_to_predict(on_disk, tmp_path)
 def test_other_data_are_judged_against_their_own_training_split(on_disk):
     root, result, detector = on_disk
     assert not list(result.run_dir.glob("*.png"))  # figures=False
-    own = summary(detector.score(detector.items()))
+    own = summary(detector.score(detector.items()), detector.decision)
     assert own == {name: pytest.approx(value, abs=1e-6) for name, value in result.metrics.items()}
-    again = summary(detector.score(detector.items(Choice(data_path=str(root)))))
+    others = detector.items(Choice(data_path=str(root)))
+    assert detector.decision is not None
+    assert detector.decision_for(others) is None  # made with the training runs as bank
+    scores = detector.score(others)
+    assert "no decision: the stored one is for the training runs that the detector keeps" in scores.notes
+    again = summary(scores, detector.decision)
     assert again == {name: pytest.approx(value, abs=1e-6) for name, value in own.items()}
     seen = detector.score(detector.items(Choice(split="train")))
     assert seen.own["knn_accuracy"] == 1.0  # k = 1: every training run finds itself

@@ -102,11 +102,16 @@ def score_each(
 
 
 def left_out(model: AnomalyCLIP, taps: Taps, items: Sequence[Item], args: Args) -> Prediction:
-    """Scores [k] and maps [k, H, W] of the support images of a class, each by the memory of the others."""
-    found: list[Prediction] = []
+    """Scores [k] and maps [k, H, W] of the support images of a class, each by the patches of the others.
+
+    What normal images reach among each other (`Memory.reference`) stays that of all k: among k - 1 they reach farther,
+    which would make a left-out image look nearer than a new one is.
+    """
+    name, found = items[0].class_name, []
+    whole = remember(model, taps, {name: items})[name]
     for index, item in enumerate(items):
-        others = [*items[:index], *items[index + 1 :]]
-        memories = remember(model, taps, {item.class_name: others})
-        found.append(score_items(model, taps, [item], memories, args))
+        others = [i for i in range(len(items)) if i != index]
+        memory = replace(whole, patches=[tokens[others] for tokens in whole.patches])
+        found.append(score_items(model, taps, [item], {name: memory}, args))
     maps: list[Tensor] = [one.map for one in found if one.map is not None]
     return Prediction(torch.cat([one.score for one in found]), torch.cat(maps))

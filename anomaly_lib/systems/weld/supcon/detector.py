@@ -24,6 +24,7 @@ from anomaly_lib.systems.weld.supcon.task import QuadTask, build, classes_of, en
 from anomaly_lib.types import Prediction
 
 SYSTEM = "weld_supcon"
+OTHER_BANK = "no decision: the stored one is for the training runs that the detector keeps"
 
 
 @dataclass
@@ -78,6 +79,7 @@ class QuadDetector(Detector):
             bank = Bank(self.encode(beside.bank, batch_size=size)["features"], classes_of(beside.bank))
         found, classes = self.encode(runs, batch_size=size)["features"], classes_of(runs)
         k, metric = self.args.k, self.args.metric
+        other_bank = self.decision is not None and beside.bank is not None
         return Scores(
             system=SYSTEM,
             name=selection.name,
@@ -88,8 +90,12 @@ class QuadDetector(Detector):
             split=selection.choice.split,
             defects=[run.class_name for run in runs],
             own=knn_figures(bank, found, classes, k=k, metric=metric),
-            notes=[*beside.skipped, *knn_report(bank, found, classes, k=k, metric=metric)],
+            notes=[*beside.skipped, *[OTHER_BANK] * other_bank, *knn_report(bank, found, classes, k=k, metric=metric)],
         )
+
+    def decision_for(self, selection: Selection) -> Decision | None:
+        """The stored decision; margins to other training runs than those kept are other scores."""
+        return self.decision if selection.beside.bank is None else None
 
     def _predict(self, inputs: Any) -> Prediction:
         """`inputs`: one or many run folders or runs. Parts: the score head and the probability of each class."""
