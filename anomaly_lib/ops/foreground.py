@@ -32,7 +32,7 @@ def foreground(maps: Tensor, threshold: float, *, border: float = 0.2, least: fl
     scores = first_component(maps.flatten(2).mT).reshape(batch, height, width)
     mask = scores > threshold
     centre = mask[:, int(height * border) : int(height * (1 - border)), int(width * border) : int(width * (1 - border))]
-    empty = centre.sum((1, 2)) <= least * centre[0].numel()
+    empty = centre.sum((1, 2)).double() <= least * centre[0].numel()  # float32 would round the limit up to a count
     mask = torch.where(empty[:, None, None], -scores > threshold, mask)
     grown = _dilate(mask.float().unsqueeze(1))
     closed = -_dilate(-_dilate(grown))

@@ -94,7 +94,10 @@ def mean_maps(features: Features, layers: Sequence[str]) -> Tensor:
     if any(x.ndim != 5 or x.shape != maps[0].shape for x in maps):
         shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in zip(layers, maps, strict=True))
         raise ValueError(f"layers={' '.join(layers)}: maps [B, V, C, h, w] of one shape expected, got {shapes}")
-    return torch.stack(maps).mean(0) if len(maps) > 1 else maps[0]
+    total = maps[0]
+    for x in maps[1:]:  # a stack of fifteen outputs would take their memory once more
+        total = total + x
+    return total / len(maps) if len(maps) > 1 else total
 
 
 def one_of(features: Mapping[str, Tensor], place: int) -> Features:

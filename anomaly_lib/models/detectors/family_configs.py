@@ -140,7 +140,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "visionad": {
         "config": VisionAdConfig,
         "module": "visionad:VisionAd",
-        "training": {"backbone": "timm:vit_large_patch14_reg4_dinov2", "image_size": [448, 448], "batch_size": 4},
+        "training": {"backbone": "timm:vit_large_patch14_reg4_dinov2", "image_size": [448, 448], "batch_size": 1},
         "demo": {"layers": ["layer.1", "layer.2", "layer.3"]},
     },
     "rad": {

@@ -70,3 +70,15 @@ def test_top_mean_and_unit_rows():
     assert top_mean(values, 0.01).tolist() == [4.0, 1.0]
     maps = torch.rand(2, 3, 4, 2, 5)
     assert torch.allclose(unit_rows(maps)[1, 2, 7], maps[1, 2, :, 1, 2] / maps[1, 2, :, 1, 2].norm())
+
+
+def test_the_centre_is_empty_up_to_exactly_the_share():
+    """20 x 25 patches, whose centre has 12 x 15 = 180: 62 are too few for 35 %, 63 are enough (0.35 * 180 < 63)."""
+    for count in (62, 63):
+        centre = torch.zeros(180)
+        centre[:count] = 4.0
+        grid = torch.zeros(20, 25)
+        grid[4:16, 5:20] = centre.reshape(12, 15)
+        grid[:2] = -2.0  # the other side of the component
+        found = foreground(grid[None, None], 1.0, least=0.35)[0]
+        assert bool(found[0, 0]) == (count == 62)
