@@ -66,3 +66,27 @@ def test_the_table_loads_no_torch() -> None:
     code = "import sys, anomaly_lib.models.detectors.family_configs; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+class Answer(nn.Module):
+    """A detector's scores and maps as plain tensors."""
+
+    def __init__(self, detector: FeatureDetector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        found = self.detector(images)
+        return found.score, found.map
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_fitted_member_is_one_graph(name: str) -> None:
+    """What torch.export keeps of it answers as it does itself."""
+    config = FAMILY[name]["config"](**FAMILY[name]["demo"])
+    detector = module_of(name)(config, extractor=Demo(config.layers)).fit([torch.rand(2, 3, 128, 128)]).eval()
+    images = torch.rand(2, 3, 128, 128)
+    graph = torch.export.export(Answer(detector), (torch.rand(2, 3, 128, 128),), strict=False).module()
+    for found, want in zip(graph(images), Answer(detector)(images), strict=True):
+        torch.testing.assert_close(found, want)
