@@ -13,6 +13,7 @@ from anomaly_lib.__main__ import main
 from anomaly_lib.data.demo.items import demo_items, render
 from anomaly_lib.detect.decision import Decision
 from anomaly_lib.engine.checkpoint import save_checkpoint
+from anomaly_lib.files import read_json
 from anomaly_lib.systems.registry import SYSTEMS
 
 
@@ -85,6 +86,13 @@ def test_train_calibrate_predict(
         rows = list(csv.DictReader(stream))
     assert sum(int(row["anomalous"]) for row in rows if Path(row["path"]).parent.name == "good") == 3
     assert float(rows[0]["threshold"]) == wanted.at_rate(0.2).threshold
+
+    argv = ["evaluate", "--checkpoint", str(decided), "--false-alarms", "0.2", "--no-figures", "--bootstrap", "0"]
+    assert main([*argv, "--output", str(tmp_path / "tables")]) == 0
+    assert "(promised 20.0%), found " in capsys.readouterr().out
+    record = read_json(tmp_path / "tables" / "metrics.json")["runs"][0]["decision"]
+    assert Decision.from_plain(record) == wanted.at_rate(0.2)
+    assert "capsule,crack,found," in (tmp_path / "tables" / "decisions.csv").read_text()
 
 
 def test_in_place_and_too_few(undecided: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
