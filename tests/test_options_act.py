@@ -40,7 +40,7 @@ ELSEWHERE = {
 }
 CONTEXT: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("crystal", "text_max_tokens"): ({"cross_modal_tokens": True}, 4),
-    ("crystal", "warmup_steps"): ({}, 1),  # the default is longer than a tiny run
+    ("crystal", "warmup_steps"): ({"epochs": 4}, 1),  # the default is longer than a tiny run
     ("crystal", "early_stopping_patience"): ({"epochs": 4, "learning_rate": 0.3}, 1),
     ("promptad", "batch_size"): ({"shot": 2}, 1),
     ("detectors", "batch_size"): ({"model": "draem", "epochs": 1}, 3),

@@ -100,7 +100,7 @@ if __name__ == "__main__":
 
     def argv_of(name: str) -> list[str]:
         words = ["--config", options, "--output-dir", str(root / name)]
-        if "cache_dir" in json.loads(Path(options).read_text()):
+        if json.loads(Path(options).read_text()).get("cache") in ("auto", "disk"):
             words += ["--cache-dir", str(root / f"{name}_cache")]
         return words
 

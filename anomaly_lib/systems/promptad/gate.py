@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anomaly_lib.config import shown
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.scores import Scores, summary
 from anomaly_lib.errors import UserError
@@ -63,9 +64,8 @@ def find_checkpoints(args: GateArgs) -> list[Found]:
         and (not args.shot or one.k in args.shot)
     ]
     if not kept:
-        raise UserError(
-            f"checkpoint_dir={root}: {len(found)} checkpoints, none of the data, classes, k and tasks asked for"
-        )
+        asked = [f"{name}={shown(value)}" for name in ("dataset", "obj", "shot", "task") if (value := vars(args)[name])]
+        raise UserError(f"checkpoint_dir={root}: {len(found)} checkpoints, none of {', '.join(asked)}")
     return kept
 
 
