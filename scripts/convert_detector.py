@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Optional
 
 from anomaly_lib.command_line import command
 from anomaly_lib.config import Options, arg, default_of, override, shown, to_plain
-from anomaly_lib.errors import OptionError, UserError
+from anomaly_lib.errors import OptionError, UserError, reason_of
 from anomaly_lib.files import atomic_file, write_atomic
 from anomaly_lib.models.detectors.registry import Entry, entry_of
 from anomaly_lib.options import BackboneArgs, DataArgs
@@ -73,7 +73,9 @@ def from_anomalib(source: Path, output: Path, args: Args) -> None:
     try:
         found = load_anomalib(detector, content.get("state_dict", content) if isinstance(content, dict) else {})
     except (ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{source}: not an anomalib checkpoint of model={options.model}: {error}") from None
+        raise UserError(
+            f"{source}: not an anomalib checkpoint of model={options.model}, or not one of these sizes ({reason_of(error)})"
+        ) from None
     if frozen:
         options = replace(options, weights=write_backbone(detector, output))
     weights = weights_of(build(options, torch.device("cpu")))  # read back, as loading will find it

@@ -43,19 +43,21 @@ def export(made: Made) -> Walk:
     )
 
 
+SIZE = "another size is refused, in words of tensors"
+
+
 @walk_of("scripts/convert_detector.py")
 def convert(made: Made) -> Walk:
-    """Sizes of networks have to be those of the checkpoint: another value is refused or shows in what is written."""
     return Walk(
         {"source": "theirs.ckpt", "model": "draem", "image_size": 32, "repair_width": 4, "segment_width": 4},
         {
             "source": ({}, "no.ckpt"),
             "to": ({}, "anomalib"),
             "model": ({}, "draem_sevnet"),
-            "repair_width": ({}, 8),
-            "segment_width": ({}, 8),
             "image_size": ({}, 64),
+            "score": ({}, "mean21-max"),
         },
+        {"repair_width": SIZE, "segment_width": SIZE},
         files={"theirs.ckpt": made.anomalib()},
     )
 
