@@ -74,7 +74,7 @@ def from_anomalib(source: Path, output: Path, args: Args) -> None:
         found = load_anomalib(detector, content.get("state_dict", content) if isinstance(content, dict) else {})
     except (ValueError, KeyError, RuntimeError) as error:
         raise UserError(
-            f"{source}: not an anomalib checkpoint of model={options.model}, or not one of these sizes ({reason_of(error)})"
+            f"{source}: not an anomalib checkpoint of model={options.model}, or one of other sizes ({reason_of(error)})"
         ) from None
     if frozen:
         options = replace(options, weights=write_backbone(detector, output))

@@ -115,8 +115,9 @@ def silent_options(program: Program, walk: Walk, root: Path) -> list[str]:
             bases[key] = (one, unstable_between(one, two))
         return bases[key]
 
+    chosen = type(program.Args(**walk.base)) if program.Args.CHOOSES else program.Args  # options may go with a choice
     silent = []
-    for f in fields(program.Args):
+    for f in fields(chosen):
         handed_on = _declared_by(walk.inherited, f) and f.name not in walk.tries
         if f.name in walk.elsewhere or handed_on or only_one(f):
             continue
