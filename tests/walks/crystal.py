@@ -39,7 +39,11 @@ def diagnose(made: Made) -> Walk:
 
 @walk_of("scripts/crystal/monitor_text_scale.py")
 def monitor(made: Made) -> Walk:
-    return Walk({"checkpoint_dir": "run"}, {"checkpoint_pattern": ({}, "best_*.pt")}, files={"run": made.crystal_run()})
+    return Walk(
+        {"checkpoint_dir": "run"},
+        {"checkpoint_pattern": ({}, "best_*.pt"), "output_plot": ({}, "other.png")},
+        files={"run": made.crystal_run()},
+    )
 
 
 @walk_of("scripts/crystal/scale_checkpoint_weights.py")
