@@ -145,12 +145,16 @@ def check_name(path: Path | str, where: str = "") -> None:
     try:
         parts = [len(part.encode()) for part in text.split("/")]
     except UnicodeEncodeError:
-        shown = text.encode("ascii", "backslashreplace").decode()
-        raise UserError(f"{where}{shown}: the name is not text in UTF-8; rename it") from None
+        raise UserError(f"{where}{readable(path)}: the name is not text in UTF-8; rename it") from None
     if any(ord(letter) < 32 for letter in text):
         raise UserError(f"{where}{text!r:.200}: the name holds control characters; rename it")
     if max(parts) > LONGEST_NAME or sum(parts) + len(parts) > LONGEST_PATH:
         raise UserError(f"{where}{text[:60]}...: the name is longer than any file system takes ({max(parts)} bytes)")
+
+
+def readable(path: Path | str) -> str:
+    """A path as text that can be printed and written: what is no text in it is escaped."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def check_file(path: Path | str, what: str = "file") -> None:

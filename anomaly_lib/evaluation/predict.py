@@ -21,7 +21,7 @@ from anomaly_lib.detect.scoring import decided_cells
 from anomaly_lib.errors import UserError
 from anomaly_lib.evaluation.inputs import check_inputs, expand
 from anomaly_lib.evaluation.options import PredictArgs
-from anomaly_lib.files import lock_folder, read_json, remove_leftovers, write_json
+from anomaly_lib.files import lock_folder, read_json, readable, remove_leftovers, write_json
 from anomaly_lib.systems.registry import Registry
 from anomaly_lib.viz.overlays import map_range, overlay, save_image
 
@@ -169,7 +169,7 @@ def _score(
         if isinstance(outcome, UserError):
             if args.on_error == "fail":
                 raise outcome
-            writer.writerow({"path": str(path), "error": str(outcome)})
+            writer.writerow({"path": readable(path), "error": str(outcome)})
             stream.skipped += 1
         else:
             decoded.append((path, name, outcome))

@@ -65,12 +65,12 @@ def file_key(*paths: Path | str, by: str = "stat") -> str:
     """
     digest = hashlib.sha256(by.encode())
     for path in map(Path, paths):
-        files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
-        for file in files:
-            try:
+        try:
+            files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+            for file in files:
                 digest.update(_file_identity(file, by))
-            except OSError as error:
-                raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+        except OSError as error:
+            raise UserError(f"{error.filename or path}: cannot be read ({error.strerror})") from None
     return digest.hexdigest()
 
 

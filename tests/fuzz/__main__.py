@@ -2,11 +2,11 @@
 
 from collections import Counter
 
-from tests.fuzz.kinds import reader_cases
+from tests.fuzz.kinds import long_cases, quick_cases, reader_cases
 
 
 def main() -> None:
-    cases = reader_cases()
+    cases = [*reader_cases(), *quick_cases(), *long_cases()]
     counts = Counter((case.kind, case.expect) for case in cases)
     columns = ("accept", "refuse", "either")
     print(f"{'kind':>14} {' '.join(f'{name:>7}' for name in (*columns, 'all'))}")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from tests.fuzz import lists, pictures, recordings, structures, transfer
+from tests.fuzz import detectors, lists, pictures, programs, recordings, structures, transfer
 from tests.fuzz.oracle import Case
 
 SEED = 21
@@ -20,6 +20,19 @@ READERS: tuple[Callable[[np.random.Generator], Iterator[Case]], ...] = (
 def reader_cases() -> list[Case]:
     """What readers are handed; each generator draws from numbers of its own."""
     return [case for index, make in enumerate(READERS) for case in make(np.random.default_rng([SEED, index]))]
+
+
+def quick_cases() -> list[Case]:
+    """What programs and the detectors that train in a second or two are handed."""
+    handed = detectors.cases(np.random.default_rng([SEED, 100]), detectors.QUICK)
+    return [*programs.cheap(np.random.default_rng([SEED, 101])), *handed]
+
+
+def long_cases() -> list[Case]:
+    """What the other detectors are handed; programs over trained detectors, whole trainings, damaged checkpoints."""
+    others = tuple(name for name in detectors.SYSTEMS if name not in detectors.QUICK)
+    handed = detectors.cases(np.random.default_rng([SEED, 102]), others)
+    return [*programs.cases(np.random.default_rng([SEED, 103]), detectors.QUICK), *handed]
 
 
 def share(cases: list[Case], count: int) -> list[Case]:

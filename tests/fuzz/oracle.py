@@ -18,7 +18,7 @@ from typing import Any
 
 from anomaly_lib.errors import UserError
 
-SECONDS = 30  # a case that takes longer hangs
+SECONDS = 60  # a case that takes longer hangs
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def program(main: Callable[[list[str]], int], *words: object) -> bool:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(word) for word in words])
-    said = [line for line in err.getvalue().splitlines() if re.match(r"\S.*: ", line)]
+    written = err.getvalue().encode("ascii", "backslashreplace").decode()  # as Python's own stderr does
+    said = [line for line in written.splitlines() if re.match(r"\S.*: ", line)]
     if code == 2:
         assert said, f"exit code 2 without a word: {err.getvalue()!r}"
         raise UserError(said[-1])

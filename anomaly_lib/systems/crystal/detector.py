@@ -15,7 +15,7 @@ from anomaly_lib.detect.decision import Decision
 from anomaly_lib.detect.scores import Scores
 from anomaly_lib.engine.amp import autocast_for, pick_device
 from anomaly_lib.engine.checkpoint import Checkpoint
-from anomaly_lib.errors import UserError
+from anomaly_lib.errors import UserError, reason_of
 from anomaly_lib.models.crystal.alignn import ALIGNN
 from anomaly_lib.models.crystal.fusion import CrystalFusionModel, CrystalOutput, TextRegressor
 from anomaly_lib.ops.graph import segment_mean
@@ -205,8 +205,7 @@ def load_parameters(model: nn.Module, checkpoint: Checkpoint, which: str = "auto
     try:
         model.load_state_dict(checkpoint["model"] if use is None else use)
     except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"{checkpoint.path}: does not fit its own options: {reason}") from error
+        raise UserError(f"{checkpoint.path}: does not fit its own options: {reason_of(error)}") from error
     return use is not None
 
 

@@ -77,11 +77,7 @@ class TrainedPart:
         return {n: t for n, t in self.module.state_dict().items() if not n.startswith(FROZEN)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        try:
-            missing, unexpected = self.module.load_state_dict(state, strict=False)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise UserError(f"the checkpoint does not fit this detector: {reason[:120]}") from None
+        missing, unexpected = self.module.load_state_dict(state, strict=False)
         missing = [name for name in missing if not name.startswith(FROZEN)]
         if missing or unexpected:
-            raise UserError(f"the checkpoint does not fit this detector: {[*missing, *unexpected][:3]}")
+            raise ValueError(f"parts that are missing or too many: {', '.join([*missing, *unexpected][:3])}")

@@ -6,6 +6,7 @@ from typing import Any
 
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import check_name
+from anomaly_lib.systems.weld.data.folder import find_recordings, holds_recordings
 from anomaly_lib.systems.weld.data.manifest import WeldRun, read_manifest
 
 EXPECTED = "give a run folder (video, sound, sensor table, images/), a WeldRun or a list of these"
@@ -31,10 +32,8 @@ def _run_of(one: Any) -> WeldRun:
     folder = Path(one)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; {EXPECTED}")
+    find_recordings(folder)
     return WeldRun(folder.name, "unknown", "", folder)
-
-
-PARTS = frozenset({".avi", ".mp4", ".flac", ".wav", ".csv"})
 
 
 def normal_runs_below(folder: Path) -> list[WeldRun]:
@@ -45,11 +44,7 @@ def normal_runs_below(folder: Path) -> list[WeldRun]:
         found = [run for run in read_manifest(folder) if not run.label]
     else:
         inner = sorted(path for path in (folder, *folder.rglob("*")) if path.is_dir())
-        found = [_run_of(path) for path in inner if _is_run(path)]
+        found = [_run_of(path) for path in inner if holds_recordings(path)]
     if not found:
         raise UserError(f"{folder}: no normal weld run in or below it; {EXPECTED}")
     return found
-
-
-def _is_run(folder: Path) -> bool:
-    return any(one.suffix.lower() in PARTS or (one.name == "images" and one.is_dir()) for one in folder.iterdir())

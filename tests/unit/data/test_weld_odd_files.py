@@ -17,7 +17,7 @@ from anomaly_lib.systems.weld.data.runs import load_raw
 from anomaly_lib.systems.weld.data.signal import read_audio, read_sensor_csv
 from anomaly_lib.systems.weld.features import readable_runs
 from anomaly_lib.systems.weld.options import WeldSettings
-from anomaly_lib.systems.weld.runs_of import runs_of
+from anomaly_lib.systems.weld.runs_of import normal_runs_below, runs_of
 from scripts.weld.check_labels import main as check_labels
 
 HEADER = "CATEGORY,SUBDIRS,SPLIT\n"
@@ -91,6 +91,14 @@ def test_what_is_no_run(wrong: object) -> None:
     with pytest.raises(UserError) as refused:
         runs_of(wrong)
     assert "\n" not in str(refused.value)
+
+
+def test_a_folder_without_recordings_is_no_run_and_is_not_searched(tmp_path: Path) -> None:
+    put_runs(tmp_path, "a/1")
+    with pytest.raises(UserError, match="holds no video, sound, sensor table or photo"):
+        runs_of(tmp_path)  # its files would have been hashed one by one, were it "/"
+    assert runs_of(tmp_path / "a" / "1")[0].run_id == "1"
+    assert [run.run_id for run in normal_runs_below(tmp_path)] == ["1"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")

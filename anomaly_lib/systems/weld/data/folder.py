@@ -41,6 +41,15 @@ def find_recordings(folder: Path) -> Recordings:
     return found
 
 
+def holds_recordings(folder: Path) -> bool:
+    """Is this the folder of a run?"""
+    try:
+        find_recordings(folder)
+    except UserError:
+        return False
+    return True
+
+
 def _frame_folder(folder: Path) -> Path | None:
     """Frames as images lie in `frames/` or `video/`; never in `images/`, which shows the finished weld."""
     return next((folder / name for name in ("frames", "video") if (folder / name).is_dir()), None)
