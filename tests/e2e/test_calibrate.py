@@ -155,6 +155,8 @@ def test_what_cannot_be_calibrated_says_so(
     assert "nowhere: no such image" in capsys.readouterr().err
     assert calibrate(tmp_path / "none.pt", parts) == 2
     assert "none.pt: no such checkpoint" in capsys.readouterr().err
+    assert calibrate(undecided, parts, "--obj", "nut") == 2
+    assert "--obj nut: has no meaning for a trained detectors detector" in capsys.readouterr().err
     assert calibrate(undecided, parts, "--false-alarms", "0.7") == 2
     assert "--false-alarms 0.7: must be at most 0.5" in capsys.readouterr().err
 
