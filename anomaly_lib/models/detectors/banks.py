@@ -52,7 +52,7 @@ class BankDetector(FeatureDetector):
         """The same of images of the fit (in their query views), each compared with the others alone. Exact."""
         return self.judge(features, size, torch.tensor(list(numbers)))
 
-    def memory_in_words(self, features: Features, count: int) -> str:
+    def memory_in_words(self, features: Features, count: int) -> str | None:
         """What `count` images take when they are learnt, judged by the features of one."""
         rows = [next(iter(some)) for some in self.rows_of(features)]
         patches, size = sum(map(len, rows)), sum(map(Tensor.numel, rows))

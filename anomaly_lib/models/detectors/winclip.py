@@ -51,6 +51,10 @@ class WinClip(BankDetector):
             super().fit_features(batches)
         return self
 
+    def memory_in_words(self, features: Features, count: int) -> str | None:
+        """What `count` images take when they are learnt; nothing where words alone are compared."""
+        return super().memory_in_words(features, count) if self.config.few_shot else None
+
     def rows_of(self, features: Features) -> Sequence[Iterable[Tensor]]:
         """For each output but the pooled one the unit rows [B, M, C]."""
         return [unit_rows(maps[:, 0]) for maps in maps_of(features, self.compared)]

@@ -96,6 +96,9 @@ def test_one_image_left_out_a_saved_state_and_what_is_said():
     assert "banks [18, 32], [8, 32], [32, 64]" in repr(make().fit([pictures(2, 64)]))
     zero = make(few_shot=False).fit(iter([]))
     images = pictures(2, 64, seed=7)
+    features = zero.features_of(images, zero.query_views)
+    assert zero.memory_in_words(features, 2) is None
+    assert "58 patches" in make().memory_in_words(features, 2)  # 9 + 4 windows and 16 patches an image
     assert torch.equal(zero(images).map, make()(images).map)
     odd = images.clone()
     odd[:, :, 16:32, 32:48] = (torch.arange(16)[:, None] // 2 + torch.arange(16) // 2) % 2
