@@ -53,7 +53,7 @@ def convert(made: Made) -> Walk:
         {
             "source": ({}, "no.ckpt"),
             "to": ({}, "anomalib"),
-            "model": ({}, "draem_sevnet"),
+            "model": ({"image_size": 128}, "draem_sevnet"),
             "image_size": ({}, 64),
             "score": ({}, "mean21-max"),
         },

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anomaly_lib.errors import UserError, reason_of
 from anomaly_lib.files import write_json
 from anomaly_lib.metrics import auroc, expected_calibration_error
 from anomaly_lib.models.deploy import export_torch, export_torchscript, prune_linears, quantize_linears
@@ -18,7 +19,7 @@ from anomaly_lib.systems.registry import SYSTEMS
 from anomaly_lib.systems.weld.data.manifest import CLASSES, WeldRun, select_runs
 from anomaly_lib.systems.weld.encoders import block_of
 from anomaly_lib.systems.weld.features import WeldFeatures
-from anomaly_lib.systems.weld.supcon.detector import QuadDetector, load
+from anomaly_lib.systems.weld.supcon.detector import SYSTEM, QuadDetector, load
 from anomaly_lib.systems.weld.supcon.knn import defect_margin, hide, missing_subsets, subset_name
 from anomaly_lib.systems.weld.supcon.task import classes_of, open_runs, quad_batch
 from anomaly_lib.viz import map_range, overlay, save_figure, save_image, training_lines
@@ -28,13 +29,24 @@ from scripts.weld.studies.study_data import found_shifts, synthetic_defect_probe
 OUTPUTS = ("features", "logits", "anomaly_score")
 
 
+def read_v4(option: str, path: str, features: WeldFeatures | None) -> QuadDetector:
+    """The detector of a checkpoint, which has to be one of V4 on the features handed in."""
+    checkpoint = SYSTEMS.read(path)
+    if checkpoint.system != SYSTEM:
+        raise UserError(f"{option}={path}: a checkpoint of {checkpoint.system}; this program studies V4 only")
+    try:
+        return load(checkpoint, features=features)
+    except RuntimeError as error:  # of tensors that do not fit
+        raise UserError(f"{option}={path}: does not fit the data of the others ({reason_of(error)})") from None
+
+
 def run_study(args: StudyArgs, say: Callable[[str], object], *, features: WeldFeatures | None = None) -> dict[str, Any]:
     """Every part, printed and written to study.json. `features` shares an encoding of the checkpoint's data."""
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
-    detector = load(SYSTEMS.read(str(args.checkpoint)), features=features)
+    detector = read_v4("checkpoint", str(args.checkpoint), features)
     runs = open_runs(detector.args)
-    others = [load(SYSTEMS.read(path), features=detector.features) for path in args.ensemble]
+    others = [read_v4("ensemble", path, detector.features) for path in args.ensemble]
     each = [calibration(one, runs) for one in (detector, *others)]
     results: dict[str, Any] = {"calibration": {name: mean_of(row[name] for row in each) for name in each[0]}}
     say("calibration: " + spell(results["calibration"]))
