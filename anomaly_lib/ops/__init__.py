@@ -12,7 +12,7 @@ from anomaly_lib.ops.foreground import first_component, foreground
 from anomaly_lib.ops.near import best_nearby, nearest_in_each
 from anomaly_lib.ops.patches import grid_to_rows, neighbourhood_mean, pad_to_multiple, stack_layers
 from anomaly_lib.ops.perlin import perlin_noise, random_perlin
-from anomaly_lib.ops.rows import top_mean, unit_rows
+from anomaly_lib.ops.rows import scaled_rows, top_mean, unit_rows
 from anomaly_lib.ops.smooth import cell_of, gaussian_blur, gaussian_kernel, upsample_and_smooth, upsample_maps
 from anomaly_lib.ops.views import generator_of, six_views, turned
 from anomaly_lib.ops.windows import window_partition, window_reverse
@@ -38,6 +38,7 @@ __all__ = [
     "perlin_noise",
     "projection_size",
     "random_perlin",
+    "scaled_rows",
     "six_views",
     "sparse_projection",
     "stack_layers",

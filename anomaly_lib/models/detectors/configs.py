@@ -41,6 +41,12 @@ class PatchCoreConfig(Options):
         type=int,
         at_least=1,
     )
+    rows: str = arg(
+        "auto",
+        "vectors of each layer as they are, of length 1, or of mean 0 and deviation 1; auto = unit for transformers "
+        "(a few of whose channels outweigh all others), raw for others",
+        choices=["auto", "raw", "unit", "layernorm"],
+    )
     squared: Switch = arg(False, "squared distances, as in the original PatchCore")
     embedding: str = arg("concat", "patch vectors: anomalib's or the original's", choices=["concat", "aggregate"])
     aggregate_dim: int = arg(1024, "length of aggregated patch vectors", at_least=1, needs={"embedding": "aggregate"})
@@ -61,6 +67,7 @@ class PadimConfig(Options):
         aliases=["n-features"],
     )
     layers: list[str] = override(PatchCoreConfig, "layers", ["layer1", "layer2", "layer3"])
+    rows: str = override(PatchCoreConfig, "rows")
     sigma: float = override(PatchCoreConfig, "sigma")
     seed: int = override(RunArgs, "seed")
 

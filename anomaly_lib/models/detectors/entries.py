@@ -24,7 +24,7 @@ add(
         published={"backbone": "wide_resnet50_2", "batch_size": 32},
         demo=DEMO_CLIP,
         small=RANDOM_RESNET | {"coreset_size": 60},
-        presets=[Preset(when={"protocol": "paper"}, then={"upsample": "nearest"})],  # anomalib
+        presets=[Preset(when={"protocol": "paper"}, then={"upsample": "nearest", "rows": "raw"})],  # anomalib
     )
 )
 add(
@@ -36,7 +36,10 @@ add(
         published={"backbone": "resnet18", "batch_size": 32},
         demo=DEMO_CLIP,
         small=RANDOM_RESNET,
-        presets=[Preset(when={"backbone": "wide_resnet50_2"}, then={"features": 550})],
+        presets=[
+            Preset(when={"backbone": "wide_resnet50_2"}, then={"features": 550}),
+            Preset(when={"protocol": "paper"}, then={"rows": "raw"}),
+        ],
     )
 )
 add(

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from anomaly_lib.config import configure
 from anomaly_lib.models.detectors.configs import PadimConfig, summary_of
 from anomaly_lib.models.detectors.contract import FeatureDetector, Features, Size
-from anomaly_lib.models.detectors.shapes import gigabytes, maps_by_image
-from anomaly_lib.ops import cell_of, mahalanobis, stack_layers, upsample_and_smooth, whitening_matrix
+from anomaly_lib.models.detectors.shapes import gigabytes, maps_by_image, rows_for
+from anomaly_lib.ops import cell_of, mahalanobis, scaled_rows, stack_layers, upsample_and_smooth, whitening_matrix
 from anomaly_lib.ops.left_out import left_out_mahalanobis
 from anomaly_lib.types import Prediction
 
@@ -80,7 +80,8 @@ class Padim(FeatureDetector):
 
         Channels are chosen before the resize: the others are never enlarged.
         """
-        maps = maps_by_image(features, self.config.layers)
+        how = rows_for(self.config.rows, self.extractor)
+        maps = [scaled_rows(maps, how) for maps in maps_by_image(features, self.config.layers)]
         widths = [x.shape[1] for x in maps]
         if not self.channels.numel():
             self._draw_channels(sum(widths), maps[0].device)

@@ -11,7 +11,7 @@ from anomaly_lib.config import configure
 from anomaly_lib.models.detectors.configs import PatchCoreConfig, summary_of
 from anomaly_lib.models.detectors.contract import FeatureDetector, Features, Size
 from anomaly_lib.models.detectors.memory_bank import MemoryBank
-from anomaly_lib.models.detectors.shapes import gigabytes, maps_by_image
+from anomaly_lib.models.detectors.shapes import gigabytes, maps_by_image, rows_for
 from anomaly_lib.ops import (
     cell_of,
     coreset_of_chunks,
@@ -19,6 +19,7 @@ from anomaly_lib.ops import (
     grid_to_rows,
     neighbourhood_mean,
     projection_size,
+    scaled_rows,
     sparse_projection,
     stack_layers,
     upsample_and_smooth,
@@ -51,7 +52,8 @@ class PatchCore(FeatureDetector):
 
     def embed(self, features: Features) -> Tensor:
         """Patch vectors on the first layer's grid, [B, D, h, w]."""
-        maps = maps_by_image(features, self.config.layers)
+        how = rows_for(self.config.rows, self.extractor)
+        maps = [scaled_rows(maps, how) for maps in maps_by_image(features, self.config.layers)]
         if self.config.embedding == "concat":
             return stack_layers([neighbourhood_mean(x) for x in maps])
         return aggregate_patches(maps, self.config.aggregate_dim)

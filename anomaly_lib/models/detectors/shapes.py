@@ -34,6 +34,11 @@ def maps_by_image(found: Mapping[str, Tensor], layers: Sequence[str]) -> list[Te
     return [maps.flatten(0, 1) for maps in maps_of(found, layers)]
 
 
+def rows_for(how: str, extractor: torch.nn.Module) -> str:
+    """What ``rows=auto`` means for a frozen network."""
+    return how if how != "auto" else "unit" if getattr(extractor, "is_transformer", False) else "raw"
+
+
 def take_saved_sizes(module: nn.Module, names: Sequence[str], saved: Mapping[str, Any], prefix: str) -> None:
     """Give the named buffers, whose sizes depend on what was learnt, the sizes of a saved state before it is loaded."""
     for name in names:

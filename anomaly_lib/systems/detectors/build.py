@@ -28,6 +28,7 @@ class FrozenFeatures(nn.Module):
     def __init__(self, net: nn.Module, *, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.net = net
+        self.is_transformer = getattr(net, "patch_size", None) is not None
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
