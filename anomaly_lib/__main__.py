@@ -1,4 +1,4 @@
-"""python -m anomaly_lib list | info | check | demo DIR | cache | evaluate FILE | predict IMAGES |
+"""python -m anomaly_lib list | info | check | demo DIR | cache | new-detector NAME | evaluate FILE | predict IMAGES |
     calibrate FILE | export FILE
 
 Looks around and uses trained detectors; training is train_*.py and scripts/.
@@ -57,6 +57,14 @@ class DemoArgs(Options):
 
 
 @dataclass
+class NewDetectorArgs(Options):
+    """Files of a detector of your own, which runs as it is written."""
+
+    name: str = arg("my_detector", "its name: lower-case letters, digits and _")
+    output: str = arg(".", "folder to write into")
+
+
+@dataclass
 class CacheInfoArgs(Options):
     """The feature cache."""
 
@@ -68,9 +76,11 @@ def show_list(_: ListArgs) -> None:
     from anomaly_lib.backbones import list_backbones
     from anomaly_lib.data.names import DATASET_NAMES
     from anomaly_lib.fusion.names import FUSION_NAMES
+    from anomaly_lib.models.detectors.registry import entries
 
     rows: dict[str, Iterable[str]] = {
         "systems": SYSTEMS,
+        "detectors (train_detector.py --model)": [entry.name for entry in entries()],
         "data sets": DATASET_NAMES,
         "backbones": list_backbones(),
         "score fusions": FUSION_NAMES,
@@ -124,6 +134,15 @@ def write_demo_files(args: DemoArgs) -> None:
     print(f"wrote {count} files to {folder}")
 
 
+def new_detector(args: NewDetectorArgs) -> None:
+    from anomaly_lib.systems.detectors.new import write_detector
+
+    for path in write_detector(args.name, Path(args.output)):
+        print(path)
+    plugin = Path(args.output) / "detectors" / f"{args.name}.py"
+    print(f"next: python scripts/train_detector.py --plugin {plugin} --model {args.name}")
+
+
 def cache(args: CacheInfoArgs) -> None:
     from anomaly_lib.features import clear_store, default_cache_dir, store_info
 
@@ -165,6 +184,7 @@ COMMANDS: dict[str, tuple[type[Options], Callable[[Any], object], Sequence[str]]
     "check": (CheckArgs, check, ["system"]),
     "demo": (DemoArgs, write_demo_files, ["output"]),
     "cache": (CacheInfoArgs, cache, ["action"]),
+    "new-detector": (NewDetectorArgs, new_detector, ["name"]),
     "evaluate": (EvaluateArgs, run_evaluation, ["checkpoint"]),
     "predict": (PredictArgs, run_prediction, ["input"]),
     "calibrate": (CalibrateArgs, run_calibration, ["checkpoint"]),

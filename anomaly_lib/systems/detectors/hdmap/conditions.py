@@ -13,13 +13,6 @@ from anomaly_lib.systems.detectors.hdmap.names import DOMAINS
 from anomaly_lib.systems.detectors.hdmap.options import Args, Training, sizes_of_demo
 from anomaly_lib.systems.detectors.options import options_of
 
-OPTIONS = {
-    spelling.lstrip("-").replace("-", "_"): f.name
-    for entry in entries()
-    for f in fields(options_of(Args, entry))
-    for spelling in (f.name, *f.metadata["aliases"])
-}
-"""Name in a condition's config -> option."""
 TRAINING = frozenset(f.name for f in fields(Training))
 """What only models that are trained read."""
 TUPLES = ("patch_width_range", "patch_ratio_range")
@@ -110,16 +103,27 @@ def extract_target_domains_from_config(config: dict[str, Any]) -> list[str]:
     return list(targets)
 
 
+def option_names() -> dict[str, str]:
+    """Name in a condition's config -> option, of all detectors that are known now."""
+    return {
+        spelling.lstrip("-").replace("-", "_"): f.name
+        for entry in entries()
+        for f in fields(options_of(Args, entry))
+        for spelling in (f.name, *f.metadata["aliases"])
+    }
+
+
 def values_of(condition: dict[str, Any], model: str) -> dict[str, Any]:
     """The options that a condition sets, by their names here; an unknown name in it is refused."""
     values: dict[str, Any] = {"model": model, "condition": condition["name"]}
+    known = option_names()
     for name, value in condition["config"].items():
         if name == "pre_trained":
             values |= {} if value else {"weights": "random"}
         elif name == "scheduler":
             values |= _schedule(value)
-        elif name in OPTIONS:
-            values[OPTIONS[name]] = list(value) if isinstance(value, tuple) else value
+        elif name in known:
+            values[known[name]] = list(value) if isinstance(value, tuple) else value
         else:
             raise UserError(f"condition {condition['name']!r}: unknown config name {name!r}")
     if "image_size" in values:

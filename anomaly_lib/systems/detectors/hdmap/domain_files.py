@@ -38,7 +38,8 @@ def write_domain(folder: Path, data: DomainSplit, scores: Scores, decision: Deci
     save_figure(histogram, analysis / "score_distributions.png")
     place = folder / "visualize"
     place = place / "source_domain" if role == "source" else place / "target_domains" / data.domain
-    _sample_maps(place, data, scores.maps[rows], args.sample_images)
+    if scores.maps is not None:
+        _sample_maps(place, data, scores.maps[rows], args.sample_images)
 
 
 def _sample_maps(place: Path, data: DomainSplit, maps: np.ndarray, count: int) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 from anomaly_lib.backbones.identity import weight_remarks
 from anomaly_lib.config import to_plain
+from anomaly_lib.engine.checkpoint import Checkpoint, load_checkpoint
 from anomaly_lib.files import read_json
 from anomaly_lib.models.detectors.registry import entry_of
 from anomaly_lib.systems.detectors.hdmap.conditions import args_of, training_names, values_of
+from anomaly_lib.systems.detectors.hdmap.detector import load
 from anomaly_lib.systems.detectors.hdmap.experiment_utils import (
     analyze_experiment_results,
     cleanup_gpu_memory,
@@ -48,6 +50,29 @@ def options_for(condition: dict[str, Any], model: str, script: ScriptArgs, folde
     return args_of(values), remark
 
 
+def train_model_multi_domain(
+    model: str, datamodule: Any, config: dict[str, Any], results_base_dir: str | Path, logger: Any
+) -> tuple[Any, Any, Path | None]:
+    """A model trained on a data module with a condition's config: its module, its detector, its best checkpoint.
+
+    The checkpoint is None for a model that is fitted, not trained.
+    """
+    values = values_of({"name": "experiment", "config": config}, model) | {"output_dir": str(results_base_dir)}
+    args = args_of(values | {"data_path": None if datamodule.root is None else str(datamodule.root)})
+    logger.info("%s: from %s to %s", model, datamodule.source_domain, ", ".join(datamodule.target_domains))
+    outcome = train(args, datamodule)
+    assert outcome.checkpoint is not None
+    detector = load(Checkpoint(outcome.checkpoint, load_checkpoint(outcome.checkpoint, system="hdmap")))
+    return detector.model, detector, outcome.checkpoint if entry_of(model).trained else None
+
+
+def run_single_experiment(model: str, condition: dict[str, Any], log_dir: str | None = None) -> dict[str, Any]:
+    """The result of one condition in `log_dir`, by default ``results/MODEL/TIME``."""
+    folder = Path(log_dir or f"results/{model}/{time.strftime('%Y%m%d_%H%M%S')}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return run_condition(condition, 0, model, ScriptArgs(log_dir=str(folder)), folder)
+
+
 def run_condition(
     condition: dict[str, Any], number: int, model: str, script: ScriptArgs, log_dir: Path
 ) -> dict[str, Any]:
@@ -56,7 +81,7 @@ def run_condition(
     folder = experiment_folder(log_dir, model, condition["name"], fresh=script.fresh)
     logger = setup_experiment_logging(log_dir / f"{model}_experiment_{number:02d}.log", f"{model}.{condition['name']}")
     result: dict[str, Any] = {
-        "condition": condition, "experiment_name": condition["name"], "model_type": TITLES[model],
+        "condition": condition, "experiment_name": condition["name"], "model_type": TITLES.get(model, model),
         "status": "failed", "source_results": {}, "target_results": {}, "best_checkpoint": None, "training_info": {},
         "experiment_path": str(folder), "avg_target_auroc": None, "gpu_id": script.gpu_id,
     }  # fmt: skip

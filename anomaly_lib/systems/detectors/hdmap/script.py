@@ -1,4 +1,4 @@
-"""The body of the five ``multi_domain_hdmap_<model>-training.py`` scripts. Loads torch only when there is work."""
+"""The body of the ``multi_domain_hdmap_<model>-training.py`` scripts. Loads torch only when there is work."""
 
 import os
 import sys
@@ -71,7 +71,7 @@ def script_main(model: str, script_file: str, argv: Sequence[str] | None = None)
         lambda script: run_script(model, beside, script),
         words,
         prog=path.name,
-        description=f"{TITLES[model]} from one HDMAP domain to the others: one condition of {beside.name}.",
+        description=f"{TITLES.get(model, model)} from one HDMAP domain to the others: one condition of {beside.name}.",
     )
 
 

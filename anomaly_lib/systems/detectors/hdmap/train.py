@@ -16,6 +16,7 @@ from anomaly_lib.systems.detectors.fitting import BEST, cost_lines, fit
 from anomaly_lib.systems.detectors.hdmap.detector import TransferDetector, open_domains
 from anomaly_lib.systems.detectors.hdmap.domain_files import write_domain
 from anomaly_lib.systems.detectors.hdmap.options import Args
+from anomaly_lib.systems.detectors.hdmap.reader import MultiDomainHDMAPDataModule
 from anomaly_lib.systems.detectors.hdmap.transfer import (
     domain_results,
     domains_of,
@@ -27,10 +28,13 @@ from anomaly_lib.systems.detectors.train import without_meaning
 from anomaly_lib.types import RunResult
 
 
-def train(args: Args) -> RunResult:
-    """Fit on the source, set the threshold there, score the source and every target once."""
+def train(args: Args, data: MultiDomainHDMAPDataModule | None = None) -> RunResult:
+    """Fit on the source, set the threshold there, score the source and every target once.
+
+    `data`: domains that have been read already; None = those of the options.
+    """
     args, device = resumed("hdmap", args), pick_device(args.device)
-    data = open_domains(args)
+    data = open_domains(args) if data is None else data
     name = f"{args.condition}-{args.model}-{args.source_domain}"
     known, kept = with_textures(data.fingerprint(), args), [BEST]
     with process_group(device), Run.open("hdmap", args, name=name, data=known, kept=kept) as run:
