@@ -69,7 +69,7 @@ def demo_contact_sheet(folder: Path) -> Path:
 def draw_run(run: FinishedRun, folder: Path) -> None:
     """The figure that says most about a run, and its training curve."""
     from anomaly_lib import viz
-    from anomaly_lib.evaluation.evaluate import find_checkpoints
+    from anomaly_lib.evaluation.checkpoints import find_checkpoints
 
     detector = SYSTEMS.load(find_checkpoints(str(run.folder))[0])
     found = detector.score(detector.items())

@@ -15,6 +15,7 @@ from anomaly_lib.detect.drift import DriftCheck
 from anomaly_lib.engine.checkpoint import Checkpoint, save_checkpoint
 from anomaly_lib.engine.log import progress
 from anomaly_lib.errors import UserError
+from anomaly_lib.evaluation.checkpoints import one_checkpoint
 from anomaly_lib.evaluation.inputs import inputs_of
 from anomaly_lib.evaluation.options import CalibrateArgs
 from anomaly_lib.systems.registry import Registry
@@ -27,7 +28,7 @@ def calibrate(args: CalibrateArgs, systems: Registry, say: Callable[[str], objec
     """Score the normal files and write the checkpoint with the decision that they make."""
     if not args.checkpoint or not args.normal:
         raise UserError("usage: python -m anomaly_lib calibrate --checkpoint FILE --normal FOLDER [--output FILE]")
-    checkpoint = systems.read(args.checkpoint)
+    checkpoint = systems.read(one_checkpoint(args.checkpoint))
     output = Path(args.output) if args.output else checkpoint.path
     if checkpoint.adopted and output.resolve() == checkpoint.path.resolve():
         raise UserError(f"{output}: a file of the system's authors is not written to; give output=FILE")

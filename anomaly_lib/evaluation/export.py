@@ -16,6 +16,7 @@ from anomaly_lib.detect.decision import CALIBRATE, Decision, at_asked_rate
 from anomaly_lib.detect.images import ImageDetector
 from anomaly_lib.detect.tables import Table
 from anomaly_lib.errors import UserError
+from anomaly_lib.evaluation.checkpoints import one_checkpoint
 from anomaly_lib.evaluation.options import ExportArgs
 from anomaly_lib.files import atomic_file, write_json
 from anomaly_lib.models.detectors.memory_bank import MemoryBank
@@ -79,7 +80,7 @@ def export(args: ExportArgs, systems: Registry, say: Callable[[str], object]) ->
     """Write the file and its description, compare it with the detector on fresh input, time both."""
     if not args.checkpoint:
         raise UserError("checkpoint= is needed: the checkpoint file of an image detector")
-    checkpoint = Path(args.checkpoint)
+    checkpoint = one_checkpoint(args.checkpoint)
     detector = systems.load(checkpoint, device=args.device, weights=args.weights)
     if not isinstance(detector, ImageDetector):
         raise UserError(f"{checkpoint}: not an image detector; only these can be exported")

@@ -19,6 +19,7 @@ from anomaly_lib.detect.drift import DriftCheck
 from anomaly_lib.detect.images import ImageDetector
 from anomaly_lib.detect.scoring import decided_cells
 from anomaly_lib.errors import UserError
+from anomaly_lib.evaluation.checkpoints import one_checkpoint
 from anomaly_lib.evaluation.inputs import check_inputs, expand
 from anomaly_lib.evaluation.options import PredictArgs
 from anomaly_lib.files import lock_folder, read_json, readable, remove_leftovers, write_json
@@ -130,7 +131,7 @@ def predict_stream(args: PredictArgs, systems: Registry, say: Callable[[str], ob
         raise UserError("usage: python -m anomaly_lib predict --checkpoint FILE IMAGE|DIR|GLOB ... --out DIR")
     if not args.watch:
         check_inputs(args.input)
-    checkpoint = Path(args.checkpoint)
+    checkpoint = one_checkpoint(args.checkpoint)
     detector = systems.load(checkpoint, device=args.device, weights=args.weights)
     if not isinstance(detector, ImageDetector):
         raise UserError(f"{checkpoint}: {detector.system} is no image system; predict scores images only")

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -94,3 +95,17 @@ def test_wrong_names_and_files_that_are_there_are_one_line(folder: Path, capsys:
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["colours", "mean_patch"])
+def test_the_examples_of_the_manual_run(name: str, tmp_path: Path) -> None:
+    page = (Path(anomaly_lib.__file__).parents[1] / "docs" / "manual" / "own_detector.md").read_text(encoding="utf-8")
+    (text,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if f'"{name}"' in block]
+    assert len(text.splitlines()) < 60
+    (tmp_path / f"{name}.py").write_text(text)
+    words = ["--plugin", str(tmp_path / f"{name}.py"), "--model", name, "--no-figures", "--image-size", "64"]
+    try:
+        assert train_detector.main([*words, "--output-dir", str(tmp_path / "run")]) == 0
+        assert anomaly_lib.load(tmp_path / "run" / "checkpoint.pt").decision is not None
+    finally:
+        registry._ENTRIES.pop(name, None)

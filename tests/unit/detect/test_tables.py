@@ -18,7 +18,7 @@ from anomaly_lib.detect.scoring import class_table, prediction_rows
 from anomaly_lib.detect.tables import Table
 from anomaly_lib.detect.thresholds import choose_decision, false_alarm_threshold
 from anomaly_lib.errors import UserError
-from anomaly_lib.evaluation.evaluate import find_checkpoints
+from anomaly_lib.evaluation.checkpoints import find_checkpoints
 from anomaly_lib.types import Prediction
 
 RNG = np.random.default_rng(0)
