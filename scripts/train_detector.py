@@ -1,4 +1,4 @@
-"""Train PatchCore, PaDiM, Reverse Distillation, DRAEM or DRAEM-SevNet on one class of any image data set."""
+"""Train a detector on one class of any image data set. `--model NAME --help` shows the options of that one."""
 
 import sys
 from collections.abc import Sequence
