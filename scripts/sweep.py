@@ -38,7 +38,12 @@ class Args(Options):
         "", "run folder of the command, with {axis}: its metrics go to the results table", needs={"command": ANY}
     )
     output_dir: str = arg("runs/sweep", "results table, states and logs", aliases=["output"])
-    parallel: int = arg(1, "commands at a time; the cores are divided among them", at_least=1)
+    parallel: Optional[int] = arg(
+        None,
+        "commands at a time, which share the cores; None = one, or with --launcher ray as many as the cluster holds",
+        type=int,
+        at_least=1,
+    )
     gpus: str = arg("", 'one queue per GPU: "0,1,2"; empty = CPU', needs={"launcher": "local"})
     launcher: str = arg("local", "local, or ray for many machines", choices=["local", "ray"])
     ray_address: Optional[str] = arg(
@@ -73,7 +78,7 @@ def launcher_of(args: Args) -> Launcher:
         return RayLauncher(
             address=args.ray_address, parallel=args.parallel, cpus=args.cpus_per_job, gpus=args.gpus_per_job
         )
-    return LocalLauncher(parallel=args.parallel, gpus=[gpu for gpu in args.gpus.split(",") if gpu])
+    return LocalLauncher(parallel=args.parallel or 1, gpus=[gpu for gpu in args.gpus.split(",") if gpu])
 
 
 def sweep(args: Args) -> int:

@@ -99,10 +99,19 @@ def sample_remarks(scores: Scores) -> list[str]:
     """What must stand beside figures that rest on few samples of a kind, or on one label alone."""
     if scores.kind == "regression":
         return [f"only {len(scores)} samples"] if len(scores) < FEW else []
-    labels = to_numpy(scores.labels) > 0
-    counts = {"anomalous": int(labels.sum()), "normal": int((~labels).sum())}
-    few = [f"{count} {name}" for name, count in counts.items() if count < FEW]
-    return [f"only {' and '.join(few)} samples"] if few else []
+    labels, groups = to_numpy(scores.labels) > 0, np.array(scores.groups)
+    found: dict[str, str] = {}
+    for name in sorted(set(groups)) if scores.averaged else [""]:  # a mean over classes rests on the figures of each
+        here = labels[groups == name] if name else labels
+        counts = {"anomalous": int(here.sum()), "normal": int((~here).sum())}
+        few = [f"{count} {kind}" for kind, count in counts.items() if count < FEW]
+        if few:
+            found[name] = f"only {' and '.join(few)} samples"
+    if not found:
+        return []
+    name, remark = next(iter(found.items()))
+    more = f" and of {len(found) - 1} more classes as few" if len(found) > 1 else ""
+    return [f"{remark} of {name}{more}" if name else remark]
 
 
 def summary(scores: Scores, decision: Decision | None = None) -> dict[str, float]:

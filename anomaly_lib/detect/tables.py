@@ -57,11 +57,13 @@ class Table:
 
     def markdown(self, digits: int = 3) -> str:
         def line(cells: Sequence[str]) -> str:
-            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+            return "| " + " | ".join(map(markdown_escape, cells)) + " |"
 
         rule = "| --- |" + " ---: |" * (len(self.columns) - 1)
         return (
-            "\n".join([line(self.columns), rule, *map(line, self.cells(digits)), *(f"\n{n}" for n in self.notes)])
+            "\n".join(
+                [line(self.columns), rule, *map(line, self.cells(digits)), *(f"\n{one_line(n)}" for n in self.notes)]
+            )
             + "\n"
         )
 
@@ -78,7 +80,7 @@ class Table:
             line(self.shown_columns()),
             r"\midrule",
         ]
-        notes = [f"% {note}" for note in self.notes]
+        notes = [f"% {one_line(note)}" for note in self.notes]
         return "\n".join([*head, *body, r"\bottomrule", r"\end{tabular}", *notes]) + "\n"
 
     def write(self, stem: Path) -> list[Path]:
@@ -106,4 +108,13 @@ def format_cell(cell: Cell, digits: int) -> str:
 
 
 def latex_escape(text: str) -> str:
-    return "".join(LATEX_SPECIAL.get(sign, sign) for sign in text)
+    return "".join(LATEX_SPECIAL.get(sign, sign) for sign in one_line(text))
+
+
+def markdown_escape(text: str) -> str:
+    """A name as it is read in a cell: no column, markup or line of its own."""
+    return "".join(f"\\{sign}" if sign in "\\|<>`*" else sign for sign in one_line(text))
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.splitlines())

@@ -110,8 +110,15 @@ class RayLauncher:
     """
 
     def __init__(
-        self, *, address: str | None = None, parallel: int = 1, cpus: float = 1, gpus: float = 0, retries: int = 3
+        self,
+        *,
+        address: str | None = None,
+        parallel: int | None = None,
+        cpus: float = 1,
+        gpus: float = 0,
+        retries: int = 3,
     ) -> None:
+        """`parallel`: at most so many jobs at a time; None = as many as the cluster holds."""
         try:
             import ray
         except ImportError:
@@ -124,10 +131,17 @@ class RayLauncher:
                 include_dashboard=False,
                 log_to_driver=False,
             )
-        self.capacity = parallel
+        self.parallel = parallel
         self._options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": retries}
         self._threads = max(1, int(cpus))
         self._running: dict[Any, tuple[Job, float]] = {}
+
+    @property
+    def capacity(self) -> int:
+        """Jobs at a time; machines that join or leave the cluster count at once."""
+        if self.parallel is not None:
+            return self.parallel
+        return jobs_that_fit(self._ray.cluster_resources(), self._options["num_cpus"], self._options["num_gpus"])
 
     def describe(self, job: Job) -> str:
         environment = thread_limits(self._threads)
@@ -158,6 +172,13 @@ class RayLauncher:
         if self._running:
             self._ray.wait(list(self._running), num_returns=len(self._running), timeout=GRACE_SECONDS)
         self._running.clear()
+
+
+def jobs_that_fit(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
+    """How many jobs of these cores and GPUs a cluster with these resources runs at a time; at least one."""
+    needed = {name: need for name, need in (("CPU", cpus), ("GPU", gpus)) if need}
+    fitting = [int(resources.get(name, 0.0) / need) for name, need in needed.items()]
+    return max(1, min(fitting, default=1))
 
 
 def _run_on_worker(argv: list[str], environment: Mapping[str, str], log: str, folder: str) -> int:

@@ -54,7 +54,9 @@ class Ended:
 class Launcher(Protocol):
     """Where jobs run."""
 
-    capacity: int
+    @property
+    def capacity(self) -> int:
+        """Jobs at a time."""
 
     def describe(self, job: Job) -> str:
         """The equivalent shell command."""
@@ -153,7 +155,7 @@ class Sweep:
             elif (seconds := self._finished_alone(job)) is not None:
                 self._note(Ended(job, 0, seconds), waiting, summary)
             else:
-                log = job.log or self._job_folder(job) / "log.txt"
+                log = self._log_of(job)
                 log.parent.mkdir(parents=True, exist_ok=True)
                 started = {"status": "running", "exit_code": None, "started": time.time()}
                 write_json(
@@ -185,8 +187,7 @@ class Sweep:
         status = "failed" if code or absent else "finished"
         state = {"key": dict(job.key), "argv": list(job.argv), "status": status, "exit_code": code or int(bool(absent))}
         row = dict(job.key) | {"status": status, "exit_code": code, "seconds": round(ended.seconds, 1)}
-        if status == "finished":
-            row |= dict(self.metrics(job))
+        row |= dict(self.metrics(job)) if status == "finished" else {"why": why_of(job, absent, self._log_of(job))}
         self.table.put(row)  # before the state: killed in between, the job is looked at again and its row replaced
         write_json(self._job_folder(job) / "state.json", state | {"seconds": ended.seconds})
         self._release(job)
@@ -199,6 +200,9 @@ class Sweep:
         left = waiting + len(self._locks)
         mean = sum(self._durations) / len(self._durations)
         return f"{left} left, about {mean * left / self.launcher.capacity:.0f} s" if left else "nothing left"
+
+    def _log_of(self, job: Job) -> Path:
+        return job.log or self._job_folder(job) / "log.txt"
 
     def _job_folder(self, job: Job) -> Path:
         return self.folder / "jobs" / job.name
@@ -224,10 +228,26 @@ class Sweep:
 
 
 def run_metrics(job: Job) -> dict[str, Any]:
-    """The `metrics` of the job's run.json."""
-    if job.run_dir is None or not (job.run_dir / "run.json").exists():
-        return {}
-    return dict(read_json(job.run_dir / "run.json").get("metrics") or {})
+    """The `metrics` of the job's run.json, with what must stand beside them."""
+    record = _record_of(job)
+    remarks = record.get("remarks") or []
+    return dict(record.get("metrics") or {}) | ({"remarks": "; ".join(remarks)} if remarks else {})
+
+
+def why_of(job: Job, absent: Sequence[str], log: Path) -> str:
+    """Why a job failed, in one line: what it did not write, what its run.json says, or the last line of its log."""
+    if absent:
+        return f"did not write {', '.join(absent)}"
+    error = _record_of(job).get("error")
+    if error:
+        return str(error)
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
+    return lines[-1][:300] if lines else "no reason is known"
+
+
+def _record_of(job: Job) -> dict[str, Any]:
+    path = None if job.run_dir is None else job.run_dir / "run.json"
+    return dict(read_json(path)) if path is not None and path.exists() else {}
 
 
 def expand_grid(

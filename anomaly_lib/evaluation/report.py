@@ -1,7 +1,7 @@
 """The HTML report of an evaluation."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from anomaly_lib.detect.scores import Evaluated
@@ -28,10 +28,22 @@ def write_evaluation_report(folder: Path, done: list[Evaluated], table: Table) -
         for one in shown
     ]
     title = "Evaluation of " + (done[0].scores.name if len(done) == 1 else f"{len(done)} checkpoints")
-    rows = table.cells(3)
-    return write_report(
-        folder, runs, title=title, columns=table.shown_columns(), rows=rows, notes=table.notes, tile=size
-    )
+    notes = table.notes
+    for one in done:  # a page that is passed on says nothing of the machine it was made on
+        notes = [note.replace(f"{_root(one.scores.paths)}/", "") for note in notes]
+    columns, rows = table.shown_columns(), table.cells(3)
+    return write_report(folder, runs, title=title, columns=columns, rows=rows, notes=notes, tile=size)
+
+
+def _root(paths: Sequence[str]) -> str:
+    """The folder that all of these files lie below, as far as it has a name of its own."""
+    folders = [os.path.dirname(path) for path in paths]
+    return os.path.commonpath(folders) if folders and all(map(os.path.isabs, folders)) else "\0"
+
+
+def shown_path(path: str, root: str) -> str:
+    """A file's name below `root`, or the whole of it where it lies elsewhere."""
+    return path.removeprefix(f"{root.rstrip('/')}/")
 
 
 def _link(folder: Path, target: Path) -> str | None:
@@ -43,9 +55,10 @@ def _images(one: Evaluated, size: int) -> Iterator[ReportImage]:
     scores, labels = to_numpy(evaluation.scores), to_numpy(evaluation.labels)
     maps = None if evaluation.maps is None else to_numpy(evaluation.maps)
     value_range = (0.0, 1.0) if maps is None else map_range(maps[:: max(1, len(maps) // 500)])
+    root = _root(evaluation.paths)
     for index, path in enumerate(evaluation.paths):
         yield report_image(
-            path,
+            shown_path(path, root),
             evaluation.groups[index],
             int(labels[index]),
             float(scores[index]),

@@ -18,7 +18,7 @@ def run(args: SweepArgs) -> int:
     from anomaly_lib.systems.promptad.sweep import sweep_jobs
 
     log = Log()
-    launcher: Launcher = LocalLauncher(parallel=args.parallel, gpus=args.gpus)
+    launcher: Launcher = LocalLauncher(parallel=args.parallel or 1, gpus=args.gpus)
     if args.launcher == "ray" and not args.dry_run:
         gpus = 1.0 if args.gpus else 0.0
         launcher = RayLauncher(address=args.ray_address, parallel=args.parallel, cpus=1.0, gpus=gpus)
@@ -28,7 +28,7 @@ def run(args: SweepArgs) -> int:
         for line in sweep.plan():
             log.line(line)
         return 0
-    log.line(f"{len(jobs)} runs, {args.parallel} at a time")
+    log.line(f"{len(jobs)} runs, {launcher.capacity} at a time")
     summary = sweep.run()
     failed = f"{len(summary.failed)} failed" + (f" ({', '.join(summary.failed)})" if summary.failed else "")
     log.line(f"{len(summary.done)} done, {len(summary.skipped)} done before, {failed}; results in {sweep.table.path}")

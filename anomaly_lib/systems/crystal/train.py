@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from anomaly_lib.backbones.identity import weights_of
 from anomaly_lib.config import to_plain
 from anomaly_lib.detect.decision import in_words
-from anomaly_lib.detect.scores import summary
+from anomaly_lib.detect.scores import sample_remarks, summary
 from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
 from anomaly_lib.engine.checkpoint import Checkpoint, TrainState, load_checkpoint
 from anomaly_lib.engine.early_stop import EarlyStopping
@@ -237,18 +237,20 @@ def _finish(run: Run, state: TrainState, detector: CrystalDetector, data: Crysta
         shutil.copyfile(run.dir / BEST, run.dir / "best_val_model.pt")
     load_parameters(model, Checkpoint(chosen, load_checkpoint(chosen, system=SYSTEM)))
     metrics: dict[str, float] = {}
+    remarks = list(detector.facts.notes)
     for name in ("val", "test"):
         path = run.dir / f"predictions_best_val_model_{name}.csv"
         scores = write_scores(path, detector, data, name)
         shutil.copyfile(path, run.dir / f"prediction_results_{name}_set.csv")
         metrics |= summary(scores, detector.decision)
+        remarks += [f"{name}: {remark}" for remark in sample_remarks(scores)]
     if args.figures:
         draw(run.dir / "figures", scores, detector)
     metrics |= _baselines(data, detector) | scales_of(model)
     for line in published_lines(metrics):
         run.log.line(line)
     decision = in_words(detector.decision, detector.undecided)
-    return run.finish(None, metrics, final=chosen, remarks=detector.facts.notes, decision=decision)
+    return run.finish(None, metrics, final=chosen, remarks=remarks, decision=decision)
 
 
 def _baselines(data: CrystalData, detector: CrystalDetector) -> dict[str, float]:

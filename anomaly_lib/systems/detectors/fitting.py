@@ -86,7 +86,8 @@ def train_epochs(run: Run, state: TrainState, learnt: Inputs, args: Any, validat
         better = False
         if validate is not None:
             values["val_image_AUROC"] = validate()
-            better = stopping.improved(values["val_image_AUROC"], epoch)
+            warm = epoch >= min(args.warmup_epochs, args.epochs // 2)  # an untrained model is no candidate
+            better = warm and stopping.improved(values["val_image_AUROC"], epoch)
             if better:
                 state.best = {"epoch": epoch, "val_image_AUROC": values["val_image_AUROC"]}
         run.end_epoch(state, epoch, values, best=BEST if better else None)

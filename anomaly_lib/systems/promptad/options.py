@@ -185,7 +185,12 @@ class SweepArgs(Options):
     fusion_mode: str = override(ScoreConfig, "fusion_mode", help="fusion of every run")
     output_dir: str = arg("result/harmonic_baseline", "tree of checkpoints and logs", aliases=["output"])
     train_flags: str = arg("", "more flags for every training command, in quotes")
-    parallel: int = arg(1, "runs at a time; the cores are divided among them", at_least=1)
+    parallel: Optional[int] = arg(
+        None,
+        "runs at a time, which share the cores; None = one, or with --launcher ray as many as the cluster holds",
+        type=int,
+        at_least=1,
+    )
     gpus: list[str] = arg([], "one queue per GPU, e.g. 0 1; empty = CPU", type=str)
     launcher: str = arg("local", "local, or ray for many machines", choices=["local", "ray"])
     ray_address: Optional[str] = arg(

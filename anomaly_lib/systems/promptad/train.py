@@ -10,7 +10,7 @@ import torch
 
 from anomaly_lib.data.views import with_views
 from anomaly_lib.detect.figures import draw_maps
-from anomaly_lib.detect.scores import summary
+from anomaly_lib.detect.scores import sample_remarks, summary
 from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
 from anomaly_lib.engine.checkpoint import TrainState
 from anomaly_lib.engine.distributed import single_process_only
@@ -140,6 +140,5 @@ def finish(run: Run, state: TrainState, experiment: Experiment) -> RunResult:
         run.note(figures=[path.name for path in draw_maps(run.dir, scores, decision)])
     final = run.save(state, len(state.history), "best_model.pt") if chosen else None
     model.learner.load_state_dict(last)
-    return run.finish(
-        state, summary(scores, decision), final=final, remarks=detector.facts.notes, decision=decision.describe()
-    )
+    remarks = [*detector.facts.notes, *sample_remarks(scores)]
+    return run.finish(state, summary(scores, decision), final=final, remarks=remarks, decision=decision.describe())

@@ -13,12 +13,13 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from anomaly_lib.detect.decision import Decision
-from anomaly_lib.detect.scores import Evaluated, Scores, summary
+from anomaly_lib.detect.scores import Evaluated, Scores, sample_remarks, summary
 from anomaly_lib.detect.scoring import class_table, prediction_rows
 from anomaly_lib.detect.tables import Table
 from anomaly_lib.detect.thresholds import choose_decision, false_alarm_threshold
 from anomaly_lib.errors import UserError
 from anomaly_lib.evaluation.checkpoints import find_checkpoints
+from anomaly_lib.evaluation.report import write_evaluation_report
 from anomaly_lib.types import Prediction
 
 RNG = np.random.default_rng(0)
@@ -214,3 +215,40 @@ def test_checkpoints_by_file_folder_and_pattern(tmp_path: Path) -> None:
         find_checkpoints(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="is needed"):
         find_checkpoints(None)
+
+
+def test_names_are_no_markup_of_a_table() -> None:
+    table = Table(["class", "auroc"], [{"class": "a|b <i>*x*\nnext & 5%", "auroc": 0.5}], ["two\nlines"])
+    markdown = table.markdown().splitlines()
+    assert markdown[2] == r"| a\|b \<i\>\*x\* next & 5% | 0.500 |"
+    assert markdown[4] == "two lines"
+    assert r"a|b <i>*x* next \& 5\% & 0.500 \\" in table.latex()
+    assert table.latex().splitlines()[-1] == "% two lines"
+
+
+def test_few_samples_of_a_kind_are_said() -> None:
+    labels = np.array([0] * 12 + [1] * 3)
+    one = evaluation(scores=labels * 1.0, labels=labels, paths=[str(i) for i in range(15)], groups=["nut"] * 15)
+    assert sample_remarks(one) == ["only 3 anomalous samples"]
+    assert sample_remarks(replace(one, labels=labels * 0)) == ["only 0 anomalous samples"]
+    assert sample_remarks(evaluation()) == []
+
+
+def test_a_mean_over_classes_says_which_class_is_small() -> None:
+    labels = np.array(([0] * 12 + [1] * 12) * 2 + [0] * 4 + [1] * 12)
+    groups = ["bolt"] * 24 + ["nut"] * 24 + ["ring"] * 16
+    scores = Scores("demo", "run", labels * 1.0, labels, [str(i) for i in range(64)], groups, averaged=True)
+    assert sample_remarks(scores) == ["only 4 normal samples of ring"]
+    assert sample_remarks(replace(scores, averaged=False)) == []
+
+
+def test_a_report_says_nothing_of_the_machine(tmp_path: Path) -> None:
+    labels = np.array([0, 1] * 12)
+    paths = [(tmp_path / "data" / "nut" / ("good" if i % 2 else "hole") / f"{i}.png").as_posix() for i in range(24)]
+    scores = Scores("demo", "run", labels * 1.0, labels, paths, ["nut"] * 24)
+    table = class_table([evaluated(scores)], bootstrap=0)
+    table.notes.append(f"skipped {paths[0]}: unreadable image")
+    page = write_evaluation_report(tmp_path / "report", [evaluated(scores)], table).read_text()
+    assert str(tmp_path) not in page
+    assert "hole/0.png" in page
+    assert "skipped hole/0.png: unreadable image" in page

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from anomaly_lib.engine.launchers import LocalLauncher, visible_cores
+from anomaly_lib.engine.launchers import LocalLauncher, RayLauncher, jobs_that_fit, visible_cores
+from anomaly_lib.engine.results import ResultsTable
 from anomaly_lib.engine.sweep import Job, Sweep, expand_grid, read_jobs
 from anomaly_lib.errors import UserError
 from scripts.sweep import main
@@ -256,3 +257,69 @@ def test_local_ray_runs_the_same_jobs() -> None:
     assert sorted(calls()) == ["a", "b", "c"]
     assert [row["status"] for row in sweep([job("a")]).table.rows()] == ["finished"] * 3
     assert "CUDA" not in Path("sweep/jobs/a/log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("resources", "cpus", "gpus", "jobs"),
+    [
+        ({"CPU": 16.0}, 1, 0, 16),
+        ({"CPU": 16.0}, 3, 0, 5),
+        ({"CPU": 16.0, "GPU": 3.0}, 2, 1, 3),
+        ({"CPU": 16.0, "GPU": 3.0}, 2, 0.5, 6),
+        ({"CPU": 1.0}, 4, 0, 1),  # waits for a machine that is large enough
+        ({"CPU": 2.0}, 0, 0, 1),
+    ],
+)
+def test_as_many_jobs_as_a_cluster_holds(resources: dict[str, float], cpus: float, gpus: float, jobs: int) -> None:
+    assert jobs_that_fit(resources, cpus, gpus) == jobs
+
+
+def test_a_row_says_why_its_job_failed_or_what_stands_beside_its_figures() -> None:
+    record = {"metrics": {"auroc": 1.0}, "remarks": ["only 3 anomalous samples"], "error": None}
+    for name, more in {"good": {}, "told": {"error": "x.png: unreadable image"}}.items():
+        Path(name).mkdir()
+        Path(name, "run.json").write_text(json.dumps(record | more))
+    jobs = [
+        Job(key={"name": "good"}, argv=python("pass"), run_dir=Path("good")),
+        Job(key={"name": "told"}, argv=python("raise SystemExit(2)"), run_dir=Path("told")),
+        Job(key={"name": "logged"}, argv=python("print(1, flush=True); raise SystemExit('no such folder')")),
+        Job(key={"name": "lazy"}, argv=python("pass"), outputs=(Path("lazy.out"),)),
+    ]
+    sweep(jobs).run()
+    found = {row.pop("name"): row for row in sweep(jobs).table.rows()}
+    assert found["good"]["remarks"] == "only 3 anomalous samples"
+    assert "why" not in found["good"]
+    assert [found[name]["why"] for name in ("told", "logged", "lazy")] == [
+        "x.png: unreadable image", "no such folder", "did not write lazy.out",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_machine_of_the_cluster_dies_in_mid_sweep() -> None:
+    pytest.importorskip("ray")
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    import ray
+
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        second = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        launcher = RayLauncher(address=cluster.address)
+        assert launcher.capacity == 2
+        jobs = [job(name, seconds=1.0) for name in "abcdef"]
+        said: list[str] = []
+
+        def say(line: str) -> None:
+            said.append(line)
+            if sum("finished" in one for one in said) == 2:
+                cluster.remove_node(second, allow_graceful=False)
+
+        summary = Sweep(jobs, "sweep", launcher=launcher, say=say).run()
+        assert sorted(summary.done) == list("abcdef")
+        rows = ResultsTable("sweep/results.csv", key=["name"]).rows()
+        assert sorted((row["name"], row["status"]) for row in rows) == [(name, "finished") for name in "abcdef"]
+        assert set(calls()) == set("abcdef")
+        assert launcher.capacity == 1
+    finally:
+        ray.shutdown()
+        cluster.shutdown()

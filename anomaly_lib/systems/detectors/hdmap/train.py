@@ -2,7 +2,7 @@
 
 from anomaly_lib.backbones.identity import weights_of
 from anomaly_lib.detect.choice import Choice
-from anomaly_lib.detect.scores import summary
+from anomaly_lib.detect.scores import sample_remarks, summary
 from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.distributed import is_main, process_group
 from anomaly_lib.engine.resume import resumed
@@ -79,6 +79,6 @@ def train(args: Args, data: MultiDomainHDMAPDataModule | None = None) -> RunResu
             state,
             summary(scores, decision),
             final=final,
-            remarks=detector.facts.notes,
+            remarks=[*detector.facts.notes, *sample_remarks(scores)],
             decision=decision.describe(),
         )

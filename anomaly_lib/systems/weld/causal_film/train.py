@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.decision import in_words
-from anomaly_lib.detect.scores import summary
+from anomaly_lib.detect.scores import Scores, sample_remarks, summary
 from anomaly_lib.engine import distributed
 from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
 from anomaly_lib.engine.checkpoint import Checkpoint, TrainState, add_to_checkpoint, load_checkpoint
@@ -201,7 +201,8 @@ def loop(
             "global_step": float((epoch + 1) * len(batches)),
             **validate(args, task, ema, features, val_runs),
         }  # fmt: skip
-        better = stopper.improved(row["val_auroc"], epoch)
+        learnt = epoch >= min(args.warmup_epochs, args.epochs // 2)  # an untrained model is no candidate
+        better = learnt and stopper.improved(row["val_auroc"], epoch)
         if better:
             state.best = {"epoch": epoch + 1, "val_auroc": row["val_auroc"]}
         run.end_epoch(state, epoch, row, best=BEST if better else None)
@@ -264,6 +265,7 @@ def finish(args: Args, run: Run, state: WeldState, features: WeldFeatures, runs:
     final = best if args.select == "val" and best.is_file() else run.checkpoint
     features.prepare(select_runs(runs, "test"))
     metrics: dict[str, float] = {}
+    remarks: list[str] = []
     decision = ""
     if distributed.is_main():
         for line in diagnose(state.history):
@@ -271,8 +273,9 @@ def finish(args: Args, run: Run, state: WeldState, features: WeldFeatures, runs:
         detector = decided(args, final, features, runs)
         decision = in_words(detector.decision, detector.undecided)
         run.log.line(f"{final.name}: {detector.facts.notes[0]}")
-        metrics = report(run, detector, state.history, runs)
-    return run.finish(None, metrics, final=final, decision=decision)
+        scores = report(run, detector, state.history, runs)
+        metrics, remarks = summary(scores, detector.decision), sample_remarks(scores)
+    return run.finish(None, metrics, final=final, remarks=remarks, decision=decision)
 
 
 def decided(args: Args, final: Path, features: WeldFeatures, runs: list[WeldRun]) -> CausalFiLMDetector:
@@ -284,10 +287,8 @@ def decided(args: Args, final: Path, features: WeldFeatures, runs: list[WeldRun]
     return load(Checkpoint(final, content), features=features)
 
 
-def report(
-    run: Run, detector: CausalFiLMDetector, history: list[dict[str, Any]], runs: list[WeldRun]
-) -> dict[str, float]:
-    """Figures of the test split; tables into the log, drawings into the run folder."""
+def report(run: Run, detector: CausalFiLMDetector, history: list[dict[str, Any]], runs: list[WeldRun]) -> Scores:
+    """Scores of the test split; tables into the log, drawings into the run folder."""
     selection = detector.select(runs, Choice())
     scores = detector.score(selection)
     normal = [one for one in runs if one.split == "train" and not one.label]
@@ -296,4 +297,4 @@ def report(
         run.log.line(line)
     if run.args.figures:
         run.note(figures=draw_run(run.dir, scores, selection.items, history))
-    return summary(scores, detector.decision)
+    return scores

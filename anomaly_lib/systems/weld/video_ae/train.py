@@ -6,7 +6,7 @@ from anomaly_lib.backbones.identity import weights_of
 from anomaly_lib.detect.calibration import KEPT, decision_from, hold_out
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.decision import Decision, in_words
-from anomaly_lib.detect.scores import summary
+from anomaly_lib.detect.scores import sample_remarks, summary
 from anomaly_lib.engine.amp import autocast_for, make_scaler, pick_device
 from anomaly_lib.engine.checkpoint import Checkpoint, TrainState, add_to_checkpoint, load_checkpoint
 from anomaly_lib.engine.distributed import epoch_batches, single_process_only
@@ -94,4 +94,5 @@ def finish(run: Run, state: TrainState, encoder: ClipEncoder, runs: list[WeldRun
     add_to_checkpoint(best, system=SYSTEM, decision=None if decision is None else decision.plain())
     scores = detector.score(detector.select(runs, Choice()))
     told = in_words(decision, detector.undecided)
-    return run.finish(state, summary(scores, decision), final=best, decision=told)
+    remarks = sample_remarks(scores)
+    return run.finish(state, summary(scores, decision), final=best, remarks=remarks, decision=told)
