@@ -49,6 +49,8 @@ class Args(ModelArgs):
 
     def check(self) -> None:
         usual = {f.name: default_of(f) for f in fields(self)} | self.implied({})
+        if self.backbone != usual["backbone"] and not entry_of(self.model).frozen:
+            raise OptionError(f"backbone={self.backbone}: has no effect, {self.model} reads no frozen network")
         for name in usual if self.to == "anomalib" else ():
             value = getattr(self, name)
             if name not in ("source", "to", "write_to", "weights") and value != usual[name]:

@@ -56,8 +56,9 @@ def convert(made: Made) -> Walk:
             "model": ({"image_size": 128}, "draem_sevnet"),
             "image_size": ({}, 64),
             "score": ({}, "mean21-max"),
+            "focal_alpha": ({}, 0.5),
         },
-        {"repair_width": SIZE, "segment_width": SIZE},
+        {"repair_width": SIZE, "segment_width": SIZE, "channels": SIZE},
         files={"theirs.ckpt": made.anomalib()},
     )
 
