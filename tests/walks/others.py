@@ -101,3 +101,9 @@ def train(_: Made) -> Walk:
             "evaluate": "a minute; measure.py is walked by itself",
         },
     )
+
+
+@walk_of("scripts/detectors/study_rows.py")
+def rows(_: Made) -> Walk:
+    names = ("output", "categories", "blocks", "seeds", "write_docs")
+    return Walk({}, elsewhere=dict.fromkeys(names, "real weights and data: $ANOMALY_LIB_DATA"))

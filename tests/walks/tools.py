@@ -79,3 +79,8 @@ def sweep(made: Made) -> Walk:
         },
         files={"jobs.txt": made.jobs()},
     )
+
+
+@walk_of("python -m anomaly_lib new-detector")
+def new_detector(_: Made) -> Walk:
+    return Walk({}, {"output": ({}, "there")})
