@@ -1,6 +1,7 @@
 """Every program of the repository, found by looking: its options and its main."""
 
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,7 +67,9 @@ def all_programs() -> dict[str, Program]:
     """Name -> program, of all there are."""
     mains: dict[str, Callable[[list[str]], int]] = {}
     for path in paths_of_programs():
-        mains[path] = load_script(path).main
+        main = load_script(path).main
+        if inspect.signature(main).parameters:  # else it has no options at all
+            mains[path] = main
     for name in commands.COMMANDS:
         mains[PREFIX + name] = lambda argv, name=name: commands.main([name, *argv])
     return {name: Program(name, args_class_of(main), main) for name, main in mains.items()}
