@@ -6,7 +6,7 @@ a normal image by all the others also supplies `left_out_features` and says in `
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,10 @@ Size = tuple[int, int]
 class FeatureDetector(nn.Module):
     """Images [B, 3, H, W] -> scores [B] and maps [B, H, W] by way of a frozen `extractor`."""
 
+    config: Any
     extractor: nn.Module  # images [N, 3, H, W] with values 0..1 -> {output: [N, C, h, w] or [N, C]}
     least_images: ClassVar[int | None] = None  # from how many normal images on one can be left out; None: it cannot
+    refitted_below: ClassVar[int] = 0  # images: with fewer, one is left out by fitting a `sibling` to the others
     transductive: ClassVar[bool] = False  # a score depends on the other images scored with it
     progress: Callable[[int, int], None] | None = None  # told (done, total) by what takes long after the encoding
 
@@ -53,6 +55,10 @@ class FeatureDetector(nn.Module):
         them. `numbers`: the place of each image in the fit.
         """
         raise NotImplementedError
+
+    def sibling(self, share: float) -> "FeatureDetector":  # noqa: ARG002 - of those whose size depends on it
+        """A detector like this one that has learnt nothing yet, for `share` of the images that this one has learnt."""
+        return type(self)(self.config, extractor=self.extractor)
 
     def memory_in_words(self, features: Features, count: int) -> str | None:  # noqa: ARG002 - of those that need much
         """What `count` images take when they are learnt, judged by the features of one; None: nothing worth saying."""

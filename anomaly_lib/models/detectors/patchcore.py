@@ -1,6 +1,7 @@
 """PatchCore (Roth et al., CVPR 2022): distance to the nearest patch of a coreset of normal patches."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -38,6 +39,9 @@ class PatchCore(FeatureDetector):
     """
 
     least_images = 2
+    # A coreset keeps rows that lie far from all others. Without its own, an image looks stranger than a new one does,
+    # whose rows were never asked for: with few images by several standard deviations (docs/manual/decisions.md).
+    refitted_below = 60
 
     def __init__(self, config: PatchCoreConfig | None = None, *, extractor: nn.Module, **options: Any) -> None:
         super().__init__()
@@ -80,6 +84,11 @@ class PatchCore(FeatureDetector):
         embedded = self.embed(features)
         counts += [embedded.shape[2] * embedded.shape[3]] * len(embedded)
         return grid_to_rows(embedded)
+
+    def sibling(self, share: float) -> "PatchCore":
+        size = self.config.coreset_size
+        config = self.config if size is None else replace(self.config, coreset_size=max(1, int(share * size)))
+        return PatchCore(config, extractor=self.extractor)
 
     def memory_in_words(self, features: Features, count: int) -> str:
         _, dim, height, width = self.embed(features).shape

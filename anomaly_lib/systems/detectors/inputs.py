@@ -80,6 +80,13 @@ class Inputs:
         rows = self.store.rows([self.keys[i] for i in index])
         return {name: x.to(self.device) for name, x in rows.items()}
 
+    def features(self, index: Sequence[int]) -> Iterator[Features]:
+        """The features of some images, in batches."""
+        for start in range(0, len(index), self.args.batch_size):
+            batch = self.batch(index[start : start + self.args.batch_size])
+            assert not isinstance(batch, Tensor)
+            yield batch
+
     def batches(self, title: str, size: int | None = None) -> Iterator[tuple[list[int], Batch]]:
         """All images in order: (their numbers, `batch` of them)."""
         if self.store is not None:

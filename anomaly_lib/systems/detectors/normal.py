@@ -1,6 +1,5 @@
 """The normal images of a run: which are learned from, and the decision that normal images not learned set."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +11,14 @@ from anomaly_lib.data.splits import k_shot
 from anomaly_lib.data.views import with_views
 from anomaly_lib.detect.calibration import decision_from, decision_of_views, hold_out
 from anomaly_lib.detect.decision import Decision
+from anomaly_lib.engine.log import progress
 from anomaly_lib.models.detectors.contract import FeatureDetector
 from anomaly_lib.models.detectors.registry import entry_of
 from anomaly_lib.systems.detectors.data import image_transform, input_channels
 from anomaly_lib.systems.detectors.inputs import Images, Inputs, images_of, joined, on_cpu, score_all
+from anomaly_lib.types import Prediction
 
-Say = Callable[[str], None]
+FEW, FOLDS = 10, 5
 
 
 @dataclass
@@ -57,7 +58,11 @@ def decide(module: nn.Module, normal: NormalImages, args: Any, device: torch.dev
     if isinstance(module, FeatureDetector) and module.least_images is not None:
         if len(normal.learn) < module.least_images:
             return view_decision(module, normal, args, device)
-        return left_out_decision(module, Inputs(module, normal.images(args, normal.learn), args, device, learnt=False))
+        learn = normal.images(args, normal.learn)
+        scored = Inputs(module, learn, args, device, learnt=False)
+        if len(normal.learn) < module.refitted_below:
+            return refitted_decision(module, Inputs(module, learn, args, device, learnt=True), scored)
+        return left_out_decision(module, scored)
     if not len(normal.kept):
         return None
     kept = Inputs(module, normal.images(args, normal.kept), args, device, learnt=False)
@@ -76,6 +81,29 @@ def left_out_decision(module: FeatureDetector, scored: Inputs) -> Decision:
         if not isinstance(features, Tensor)
     ]
     return decision_from(joined(found), args.false_alarms, of="normal images, each left out of what is known")
+
+
+@torch.no_grad()
+def refitted_decision(module: FeatureDetector, learnt: Inputs, scored: Inputs) -> Decision:
+    """The decision of a memory that judges a left-out image too harshly: each by one that is fitted to the others.
+
+    Up to ten images one by one, more of them in five folds.
+    """
+    args, count = scored.args, len(scored)
+    size = args.image_size[0], args.image_size[1]
+    folds = count if count <= FEW else FOLDS
+    place = torch.arange(count) % folds
+    found: dict[int, Prediction] = {}
+    for fold in progress(range(folds), "normal scores"):
+        others, mine = (place != fold).nonzero().flatten(), (place == fold).nonzero().flatten()
+        twin = module.sibling(len(others) / count).eval().to(scored.device)
+        twin.fit_features(learnt.features(others.tolist()))
+        for number in mine.tolist():
+            (features,) = scored.features([number])
+            found[number] = on_cpu(twin.score_features(features, size))
+    whole = joined([found[number] for number in range(count)])
+    how = "each" if folds == count else "a fifth at a time"
+    return decision_from(whole, args.false_alarms, of=f"normal images, {how} judged by a memory of the others")
 
 
 def view_decision(module: nn.Module, normal: NormalImages, args: Any, device: torch.device) -> Decision:

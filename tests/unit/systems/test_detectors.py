@@ -17,6 +17,7 @@ from anomaly_lib.detect.scores import summary
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json
 from anomaly_lib.metrics import auroc, f1_max_threshold, threshold_metrics
+from anomaly_lib.models.detectors import PatchCore
 from anomaly_lib.systems.detectors.data import image_transform, open_class
 from anomaly_lib.systems.detectors.hdmap.conditions import args_of, training_names, values_of
 from anomaly_lib.systems.detectors.hdmap.demo_maps import write_hdmap_demo
@@ -133,6 +134,21 @@ def test_images_kept_from_training_decide_and_are_never_trained_on(
     np.testing.assert_allclose(detector.decision.normal, np.sort(found.score.numpy()), rtol=1e-5, atol=1e-7)
     assert detector.decision.map_threshold is not None
     assert detector.decision.false_alarms == 0.1
+
+
+def test_a_left_out_image_is_judged_by_a_memory_fitted_to_the_others(run: Path) -> None:
+    detector = anomaly_lib.load(run / "checkpoint.pt")
+    train = [one for one in open_class("mvtec", detector.args.data_path, "nut")[1] if one.split == "train"]
+    images = ImageDataset(train, transform=detector.transform)
+    stack = torch.stack([images[i]["image"] for i in range(4)])
+    found = []
+    for i in range(4):
+        others = stack[[number for number in range(4) if number != i]]
+        config = replace(detector.args, coreset_size=45)  # three quarters of 60
+        twin = PatchCore(config, extractor=detector.model.extractor).eval().fit(others.split(1))
+        found.append(float(twin(stack[i : i + 1]).score))
+    np.testing.assert_allclose(detector.decision.normal, sorted(found), rtol=1e-5)
+    assert "4 normal images, each judged by a memory of the others" in detector.decision.source
 
 
 @pytest.mark.parametrize("model", ["patchcore", "padim"])
