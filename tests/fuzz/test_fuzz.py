@@ -58,6 +58,8 @@ def trained_first(systems: Iterable[str]) -> None:
 def test_cases_are_many_and_distinct() -> None:
     cases = [*reader_cases(), *quick_cases(), *long_cases()]
     assert len(cases) >= 4000
+    page = Path(__file__).resolve().parents[2] / "docs" / "manual" / "reliability.md"
+    assert f"{len(cases):,} seeded cases" in page.read_text(encoding="utf-8")
     assert max(Counter((case.kind, case.name) for case in cases).values()) == 1
     either = sum(case.expect == "either" for case in cases)
     assert either < 0.1 * len(cases)  # nearly every case knows what must become of it
