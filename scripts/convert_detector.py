@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from anomaly_lib.command_line import command
-from anomaly_lib.config import Options, arg, default_of, override, shown, to_plain
+from anomaly_lib.config import Options, Preset, arg, default_of, given_options, override, shown, to_plain
 from anomaly_lib.errors import OptionError, UserError, reason_of
 from anomaly_lib.files import atomic_file, write_atomic
 from anomaly_lib.models.detectors.registry import Entry, entry_of
@@ -51,10 +51,19 @@ class Args(ModelArgs):
         usual = {f.name: default_of(f) for f in fields(self)} | self.implied({})
         if self.backbone != usual["backbone"] and not entry_of(self.model).frozen:
             raise OptionError(f"backbone={self.backbone}: has no effect, {self.model} reads no frozen network")
-        for name in usual if self.to == "anomalib" else ():
-            value = getattr(self, name)
-            if name not in ("source", "to", "write_to", "weights") and value != usual[name]:
-                raise OptionError(f"{name}={shown(value)}: has no effect without to=here, the checkpoint says it")
+
+    @classmethod
+    def presets_of(cls, entry: Entry) -> tuple[Preset, ...]:  # noqa: ARG003
+        return (Preset(when={"to": "here"}, then={"upsample": "nearest", "rows": "raw"}),)  # what anomalib computes
+
+
+READING = ("source", "to", "write_to", "weights")  # options that mean something for one of our checkpoints
+
+
+def refuse_options_of_writing(args: Args) -> None:
+    """One of our checkpoints says itself what it is."""
+    for name in sorted(given_options(args) - set(READING)):
+        raise OptionError(f"{name}={shown(getattr(args, name))}: has no effect without to=here, the checkpoint says it")
 
 
 def from_anomalib(source: Path, output: Path, args: Args) -> None:
@@ -135,6 +144,7 @@ def run(args: Args) -> None:
     if args.to == "here":
         from_anomalib(source, output, args)
     else:
+        refuse_options_of_writing(args)
         to_their_file(source, output, args.weights)
     print(f"written: {output}")
 

@@ -5,10 +5,14 @@
 Run it after benchmarks/false_alarms.py.
 """
 
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anomaly_lib.command_line import command
+from anomaly_lib.config import Options, arg
 from anomaly_lib.files import read_json, write_between
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,10 +64,20 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*head, *(line(groups[key]) for key in sorted(groups)), "", count])
 
 
-def main() -> None:
-    report = read_json(ROOT / "benchmarks" / "results" / "false_alarms.json")
-    write_between(ROOT / "docs" / "manual" / "decisions.md", MARKS, table(report["rows"]))
+@dataclass
+class Args(Options):
+    """The table of false alarms."""
+
+    rows: str = arg("benchmarks/results/false_alarms.json", "JSON file of the benchmark")
+
+
+def run(args: Args) -> None:
+    write_between(ROOT / "docs" / "manual" / "decisions.md", MARKS, table(read_json(ROOT / args.rows)["rows"]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return command(Args, run, argv, prog="false_alarm_table.py", description=__doc__ or "")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -140,7 +140,7 @@ def test_promptad_training_finds_what_was_filled_for_it(
     assert main([*common, "--system", "promptad", f"--options={options}"]) == 0
     monkeypatch.setattr(FrozenBackbone, "encode", refuse)
     train = ["--epochs", "1", "--resolution", "64", "--no-figures", "--output-dir", str(tmp_path / "run")]
-    assert train_cls.main([*common, *train, "--shot", "2", *options.split()]) == 0
+    assert train_cls.main([*common, *train, "--shot", "2", "--class-text", "object", *options.split()]) == 0
 
 
 def test_sowa_training_finds_what_was_filled_for_it(
@@ -150,7 +150,7 @@ def test_sowa_training_finds_what_was_filled_for_it(
     common += ["--cache-dir", str(tmp_path / "cache"), "--cache", "disk"]
     assert main([*common, "--system", "sowa", "--options=--feature-map-idx 1 4"]) == 0
     monkeypatch.setattr(FeatureStore, "put", refuse)
-    train = ["--train-classes", "grid", "--test-classes", "capsule", "--shot", "1", "--epochs", "1", "--select", "last"]
+    train = ["--train-classes", "grid", "--test-classes", "capsule", "--shot", "2", "--epochs", "1", "--select", "last"]
     train += ["--no-figures", "--output-dir", str(tmp_path / "run"), "--feature-map-idx", "1", "4"]
     assert train_sowa.main([*common, *train]) == 0
 

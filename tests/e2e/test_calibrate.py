@@ -154,7 +154,7 @@ def test_what_cannot_be_calibrated_says_so(
     assert calibrate(undecided, tmp_path / "nowhere") == 2
     assert "nowhere: no such image" in capsys.readouterr().err
     assert calibrate(tmp_path / "none.pt", parts) == 2
-    assert "none.pt: no such checkpoint" in capsys.readouterr().err
+    assert "none.pt: no such file, and no checkpoint" in capsys.readouterr().err
     assert calibrate(undecided, parts, "--obj", "nut") == 2
     assert "--obj nut: has no meaning for a trained detectors detector" in capsys.readouterr().err
     assert calibrate(undecided, parts, "--false-alarms", "0.7") == 2

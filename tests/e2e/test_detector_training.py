@@ -120,6 +120,8 @@ def test_anomalib_checkpoints_come_and_go(model, tiny_data, tmp_path, capsys):
     assert main(["--source", str(tmp_path / "lightning.ckpt"), *flags, "--write-to", str(tmp_path / "here.pt")]) == 0
     here = anomaly_lib.load(tmp_path / "here.pt")
     assert here.decision.threshold == 0.25
+    if model == "patchcore":  # what anomalib computes
+        assert (here.args.upsample, here.args.rows) == ("nearest", "raw")
     assert "anomalib" in here.decision.describe()
     assert trained.decision is not None
     images = torch.rand(2, 3, 32, 32)

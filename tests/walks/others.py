@@ -107,3 +107,8 @@ def train(_: Made) -> Walk:
 def rows(_: Made) -> Walk:
     names = ("output", "categories", "blocks", "seeds", "write_docs")
     return Walk({}, elsewhere=dict.fromkeys(names, "real weights and data: $ANOMALY_LIB_DATA"))
+
+
+@walk_of("scripts/pages/false_alarm_table.py")
+def alarms(_: Made) -> Walk:
+    return Walk({}, elsewhere={"rows": RECORDED})

@@ -45,7 +45,7 @@ def test_another_detector_coreset_seed_or_shot_encodes_nothing(encoded: list[int
         train(tmp_path, "e", model="padim", features=8),
     ]
     assert sum(encoded) == once + len(other)
-    assert len({result.metrics["image_auroc"] for result in [first, *other]}) > 1
+    assert len({result.metrics["pixel_auroc"] for result in [first, *other]}) > 1
 
 
 @pytest.mark.parametrize("model", ["patchcore", "padim", "anomalydino"])
