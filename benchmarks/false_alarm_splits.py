@@ -22,6 +22,7 @@ from anomaly_lib.models.detectors import Padim, PatchCore
 from anomaly_lib.models.promptad.model import PromptAD
 from anomaly_lib.models.promptad.scores import Scoring
 from anomaly_lib.systems.detectors.build import make_extractor
+from anomaly_lib.systems.detectors.normal import FEW, FOLDS
 from anomaly_lib.systems.detectors.options import Args as DetectorArgs
 from anomaly_lib.systems.promptad.detector import decision_of
 from anomaly_lib.systems.promptad.features import Towers
@@ -32,7 +33,7 @@ from anomaly_lib.systems.sowa.scoring import remember, score_items
 from anomaly_lib.types import Prediction
 
 SIDE, MOST_NORMAL, MOST_BROKEN = 128, 130, 40
-FITTED, FOLDS = 30, 5
+FITTED = 30
 CPU = torch.device("cpu")
 
 
@@ -89,9 +90,9 @@ def demo_data(name: str) -> Data:
 # -- detectors that are fitted in each split --------------------------------------------------------------------------
 
 
-def memory(model: str, name: str, weights: Path, most: int = FITTED, *, folds: bool = False) -> Split:
-    """PatchCore or PaDiM on `most` images: every one of them left out sets the decision, or (`folds`) every fifth
-    by a memory that is fitted anew on the others.
+def memory(model: str, name: str, weights: Path, most: int = FITTED, *, masked: bool = False) -> Split:
+    """PatchCore or PaDiM on `most` images, which set the decision as in training: those of few images in a PatchCore
+    are judged by memories of the others, all others are left out of what is known (`masked`: in PatchCore, too).
     """
     data = data_of(name)
     fitted = min(most, len(data.normal) // 2)
@@ -114,7 +115,7 @@ def memory(model: str, name: str, weights: Path, most: int = FITTED, *, folds: b
     def split(generator: np.random.Generator) -> Outcome:
         order = torch.from_numpy(generator.permutation(count))
         mine, others = order[:fitted], order[fitted:]
-        if folds:
+        if fitted < module.refitted_below and not masked:
             known = folded(module, some, mine, size)
             module.fit_features([some(mine)])
         else:
@@ -128,9 +129,10 @@ def memory(model: str, name: str, weights: Path, most: int = FITTED, *, folds: b
 
 def folded(module: Any, some: Callable[[Tensor], dict[str, Tensor]], mine: Tensor, size: tuple[int, int]) -> Prediction:
     """Scores and maps of the images of each fold by a memory of the other folds."""
-    fold = torch.arange(len(mine)) % FOLDS
+    folds = len(mine) if len(mine) <= FEW else FOLDS
+    fold = torch.arange(len(mine)) % folds
     scores, maps = torch.zeros(len(mine)), torch.zeros(len(mine), *size)
-    for number in range(FOLDS):
+    for number in range(folds):
         module.fit_features([some(mine[fold != number])])
         found = module.score_features(some(mine[fold == number]), size)
         scores[fold == number], maps[fold == number] = found.score, found.map

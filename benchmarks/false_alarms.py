@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from false_alarm_splits import FOLDS, Outcome, Split, data_folder, memory, promptad, short, sowa, trained
+from false_alarm_splits import Outcome, Split, data_folder, memory, promptad, short, sowa, trained
 from harness import BenchmarkArgs, finish, machine
 
 from anomaly_lib.command_line import command
@@ -91,7 +91,8 @@ def works(args: Args) -> Iterator[tuple[str, str, Callable[[], Split], int]]:
     for data in (*REAL, *(f"demo {name}" for name in DEMO)):
         for model in ("patchcore", "padim"):
             yield model, data, partial(memory, model, data, weights), args.splits
-        yield f"patchcore, {FOLDS} folds", data, partial(memory, "patchcore", data, weights, folds=True), args.splits
+        if data in TRAINED_ON:
+            yield "patchcore, masked", data, partial(memory, "patchcore", data, weights, masked=True), args.splits
         if data in TRAINED_ON:
             for model, epochs in (("reverse_distillation", 2), ("draem", 12), ("draem_sevnet", 12)):
                 yield model, data, partial(trained, model, data, weights, epochs), args.splits
@@ -101,6 +102,8 @@ def works(args: Args) -> Iterator[tuple[str, str, Callable[[], Split], int]]:
     for few in (4, 8, 16):  # what leaving one out costs where there are few
         for model in ("patchcore", "padim"):
             yield f"{model} n={few}", REAL[0], partial(memory, model, REAL[0], weights, few), args.splits
+        masked = partial(memory, "patchcore", REAL[0], weights, few, masked=True)
+        yield f"patchcore n={few}, masked", REAL[0], masked, args.splits
 
 
 def bench(args: Args) -> int:

@@ -26,9 +26,8 @@ FAST = ("video_ae",)
 QUIET: Mapping[str, Any] = {"figures": False, "cache": "ram"}
 
 
-def quiet(system: str) -> dict[str, Any]:
-    known = to_plain(SYSTEMS[system].tiny())
-    return {name: value for name, value in QUIET.items() if name in known}
+def quiet(built: Any) -> dict[str, Any]:
+    return {name: value for name, value in QUIET.items() if hasattr(built, name)}
 
 
 def checkpoint_of(system: str, path: Path, **extra: Any) -> Path:
@@ -70,7 +69,7 @@ def test_a_run_goes_on_elsewhere_with_its_options_and_its_best_model(
     monkeypatch.setattr(EarlyStopping, "improved", lambda *_: False)  # what follows is never better
     longer = {} if system == "crystal" else {"epochs": built.epochs + 1}  # its one-cycle schedule has a fixed length
     args = SYSTEMS[system].Args(
-        resume=str(done.run_dir / "checkpoint.pt"), output_dir=str(tmp_path / "b"), **longer, **quiet(system)
+        resume=str(done.run_dir / "checkpoint.pt"), output_dir=str(tmp_path / "b"), **longer, **quiet(built)
     )
     found = SYSTEMS[system].train(args)
     record, said = read_json(found.run_dir / "run.json"), capsys.readouterr().out
@@ -86,8 +85,10 @@ def test_a_run_goes_on_elsewhere_with_its_options_and_its_best_model(
     if system in KEEPS:
         assert found.checkpoint == found.run_dir / KEEPS[system]
     if system in set(KEEPS) - {"video_ae"}:  # the loss of an auto-encoder falls by itself
-        best = [torch.load(one / KEEPS[system], weights_only=True)["epoch"] for one in (done.run_dir, found.run_dir)]
-        assert best[0] == best[1]
+        best = [torch.load(one / KEEPS[system], weights_only=True) for one in (done.run_dir, found.run_dir)]
+        assert all(torch.equal(best[0]["model"][name], best[1]["model"][name]) for name in best[0]["model"])
+    if system in set(KEEPS) - {"video_ae", "hdmap"}:  # whose decision and history are written into it at the end
+        assert best[0]["epoch"] == best[1]["epoch"]
         assert (done.run_dir / KEEPS[system]).read_bytes() == (found.run_dir / KEEPS[system]).read_bytes()
     assert SYSTEMS[system].train(args).already_done
 

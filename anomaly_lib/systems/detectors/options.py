@@ -1,8 +1,9 @@
 """Options of the registered detectors: shared ones, and those of the ``model`` chosen. This file loads no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, Optional
 
 from anomaly_lib.config import ANY, Options, Preset, Switch, arg, default_of, override, shown
@@ -61,7 +62,7 @@ class TrainingArgs(Options):
 class ModelArgs(Options):
     """The detector."""
 
-    CHOOSES: ClassVar = ("model", "plugin")
+    CHOOSES: ClassVar[Sequence[str]] = ("model", "plugin")
     TRAINING: ClassVar[type[Options]] = TrainingArgs
     model: str = arg(DEFAULT, f"which detector: {', '.join(entry.name for entry in entries())}, or one of plugin")
     plugin: Optional[str] = arg(
@@ -120,9 +121,21 @@ class ModelArgs(Options):
 class DetectorArgs(RunArgs, TrackArgs, DataArgs, ModelArgs):
     """What every program that trains these detectors takes."""
 
+    CHOOSES: ClassVar = ("model", "plugin", "resume")
     batch_size: int = override(OptimArgs, "batch_size", 32, help="images a step, or encoded together")
     protocol: str = override(EvalArgs, "protocol")
     figures: Switch = override(EvalArgs, "figures")
+
+    @classmethod
+    def variant(cls, given: Mapping[str, Any]) -> type[Options]:
+        """This class with the options of the model that is chosen, or is in the file that a run goes on from."""
+        resume = given.get("resume")
+        if "model" not in given and resume and Path(resume).is_file():
+            from anomaly_lib.engine.checkpoint import load_checkpoint
+
+            saved = load_checkpoint(resume, lazily=True)["args"]
+            given = {**given, "model": saved.get("model", DEFAULT)}
+        return super().variant(given)
 
 
 def spellings(options: type[Options]) -> set[str]:
