@@ -89,6 +89,6 @@ for name, row in FAMILY.items():
             transductive=name == "musc",
             published=row["training"],
             demo={"backbone": "demo-clip"} | row["demo"],
-            small={"backbone": "tiny-clip", "weights": "random"} | row["demo"],
+            small={"backbone": "tiny-clip", "weights": "random"} | row.get("small", row["demo"]),
         )
     )
