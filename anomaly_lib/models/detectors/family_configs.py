@@ -62,6 +62,14 @@ class VisionAdConfig(Options):
     top_share: float = override(SubspaceAdConfig, "top_share")
     sigma: float = override(AnomalyDinoConfig, "sigma", 0.0)
 
+    def check(self) -> None:
+        sides = getattr(self, "image_size", [])
+        if self.augment_support and len(set(sides)) > 1:
+            raise OptionError(
+                f"image_size={shown(sides)}: quarter turns of the six views take squares; give one number, or "
+                "augment_support=False"
+            )
+
 
 @dataclass
 class RadConfig(Options):
@@ -142,6 +150,7 @@ FAMILY: dict[str, dict[str, Any]] = {
         "module": "visionad:VisionAd",
         "training": {"backbone": "timm:vit_large_patch14_reg4_dinov2", "image_size": [448, 448], "batch_size": 1},
         "demo": {"layers": ["layer.1", "layer.2", "layer.3"]},
+        "small": {"layers": ["layer.1", "layer.2", "layer.3"], "augment_support": False},
     },
     "rad": {
         "config": RadConfig,

@@ -113,6 +113,12 @@ def test_an_unknown_model_and_an_option_of_another_are_one_line(capsys: pytest.C
         assert error.count("\n") == 1
 
 
+def test_six_views_take_squares() -> None:
+    with pytest.raises(OptionError, match=r"^image_size=32 96: quarter turns of the six views take squares"):
+        Args(model="visionad", image_size=[32, 96], augment_support=True)
+    assert Args(model="visionad", image_size=[32, 96], augment_support=False).image_size == [32, 96]
+
+
 def test_a_configuration_file_may_choose_the_model(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     file.write_text('{"model": "padim", "net": {"features": 7}}')
