@@ -14,9 +14,10 @@ from anomaly_lib.engine.run import machine_facts
 from anomaly_lib.metrics import aupro, auroc, pixel_auroc
 from anomaly_lib.models.detectors.anomalib_keys import load_anomalib
 from anomaly_lib.ops import greedy_coreset
+from anomaly_lib.ops.predictions import joined
 from anomaly_lib.systems.detectors.build import build, make_extractor
 from anomaly_lib.systems.detectors.data import image_transform, open_class, stack_images
-from anomaly_lib.systems.detectors.inputs import joined, on_cpu
+from anomaly_lib.systems.detectors.inputs import on_cpu
 from anomaly_lib.systems.detectors.options import published
 from anomaly_lib.types import Prediction
 

@@ -103,9 +103,3 @@ def mean_maps(features: Features, layers: Sequence[str]) -> Tensor:
 def one_of(features: Mapping[str, Tensor], place: int) -> Features:
     """The features of one of the images."""
     return {name: x[place : place + 1] for name, x in features.items()}
-
-
-def joined(ones: Sequence[Prediction]) -> Prediction:
-    """The predictions of several images as one."""
-    maps = torch.cat([one.map for one in ones if one.map is not None])
-    return Prediction(torch.cat([one.score for one in ones]), maps, cell=ones[0].cell)

@@ -161,6 +161,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "musc": {
         "config": MuScConfig,
         "module": "musc:MuSc",
+        "transductive": True,
         "training": {"backbone": "ViT-L-14-336:openai", "image_size": [518, 518], "batch_size": 4},
         "demo": {"layers": [SUMMARY, "layer.1", "layer.3"]},
     },

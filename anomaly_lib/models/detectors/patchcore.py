@@ -25,6 +25,7 @@ from anomaly_lib.ops import (
     stack_layers,
     upsample_and_smooth,
 )
+from anomaly_lib.ops.predictions import joined
 from anomaly_lib.types import Prediction
 
 
@@ -137,8 +138,7 @@ class PatchCore(FeatureDetector):
                 found.append(self._predict(embedded, size))
         finally:
             self.bank = whole
-        maps = [one.map for one in found if one.map is not None]
-        return Prediction(torch.cat([one.score for one in found]), torch.cat(maps), cell=found[0].cell)
+        return joined(found)
 
     def _predict(self, embedded: Tensor, size: Size) -> Prediction:
         """Of patch vectors [B, D, h, w] of images of `size`."""

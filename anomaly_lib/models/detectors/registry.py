@@ -48,7 +48,7 @@ class Entry:
 
 
 _ENTRIES: dict[str, Entry] = {}
-_FILES: dict[Path, str] = {}  # plugin -> the detector it registered last
+_FILES: set[Path] = set()  # plugins that have been run
 
 
 def add(entry: Entry) -> None:
@@ -123,12 +123,4 @@ def load_plugin(file: str | Path) -> None:
         raise OptionError(f"plugin={file}: {type(error).__name__}: {reason_of(error)}") from error
     if set(_ENTRIES) == before:
         raise OptionError(f"plugin={file}: registers no detector; decorate its class with @register(NAME, config=...)")
-    _FILES[path] = spec.name
-
-
-def load_entry_points() -> None:
-    """Import the detectors that installed packages offer under ``anomaly_lib.detectors``."""
-    from importlib.metadata import entry_points
-
-    for point in entry_points(group="anomaly_lib.detectors"):
-        point.load()
+    _FILES.add(path)

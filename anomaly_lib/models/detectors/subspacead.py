@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_lib.config import configure
-from anomaly_lib.models.detectors.banks import joined, mean_maps, one_of
+from anomaly_lib.models.detectors.banks import mean_maps, one_of
 from anomaly_lib.models.detectors.configs import summary_of
 from anomaly_lib.models.detectors.contract import FeatureDetector, Features, Size
 from anomaly_lib.models.detectors.family_configs import SubspaceAdConfig
 from anomaly_lib.models.detectors.shapes import take_saved_sizes
 from anomaly_lib.ops import cell_of, gaussian_blur, generator_of, top_mean, turned, upsample_maps
+from anomaly_lib.ops.predictions import joined
 from anomaly_lib.types import Prediction
 
 LARGEST_TURN = 345.0  # degrees

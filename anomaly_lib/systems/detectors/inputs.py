@@ -14,6 +14,7 @@ from anomaly_lib.engine.amp import autocast_for
 from anomaly_lib.engine.log import progress
 from anomaly_lib.features import FeatureSpec, FeatureStore, extract, item_key
 from anomaly_lib.models.detectors.contract import FeatureDetector, Features
+from anomaly_lib.ops.predictions import joined
 from anomaly_lib.systems.detectors.data import image_transform, stack_images
 from anomaly_lib.types import Prediction
 
@@ -163,14 +164,3 @@ def on_cpu(prediction: Prediction) -> Prediction:
     branches = {name: part.float().cpu() for name, part in prediction.parts.items() if part.ndim == 1}
     maps = None if prediction.map is None else prediction.map.float().cpu()
     return Prediction(prediction.score.float().cpu(), maps, branches, cell=prediction.cell)
-
-
-def joined(found: Sequence[Prediction]) -> Prediction:
-    """The predictions of several batches as one."""
-    maps = [one.map for one in found if one.map is not None]
-    return Prediction(
-        torch.cat([one.score for one in found]),
-        torch.cat(maps) if maps else None,
-        {name: torch.cat([one.parts[name] for one in found]) for name in found[0].parts},
-        cell=found[0].cell,
-    )

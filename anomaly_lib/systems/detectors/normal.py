@@ -14,8 +14,9 @@ from anomaly_lib.detect.decision import Decision
 from anomaly_lib.engine.log import progress
 from anomaly_lib.models.detectors.contract import FeatureDetector
 from anomaly_lib.models.detectors.registry import entry_of
+from anomaly_lib.ops.predictions import joined
 from anomaly_lib.systems.detectors.data import image_transform, input_channels
-from anomaly_lib.systems.detectors.inputs import Images, Inputs, images_of, joined, on_cpu, score_all
+from anomaly_lib.systems.detectors.inputs import Images, Inputs, images_of, on_cpu, score_all
 from anomaly_lib.types import Prediction
 
 FEW, FOLDS = 10, 5

@@ -13,6 +13,7 @@ from anomaly_lib.detect.calibration import decision_from, decision_of_views
 from anomaly_lib.detect.decision import Decision
 from anomaly_lib.models.sowa.model import AnomalyCLIP
 from anomaly_lib.models.sowa.scores import Memory
+from anomaly_lib.ops import predictions
 from anomaly_lib.systems.sowa.options import Args
 from anomaly_lib.systems.sowa.scoring import remember, score_items
 from anomaly_lib.systems.sowa.taps import Taps
@@ -53,12 +54,9 @@ def decide(
     found, of = normal_scores(model, taps, args, support, normal)
 
     def decision(some: Sequence[Prediction], of: str) -> Decision:
-        maps = torch.cat([one.map for one in some if one.map is not None])
-        joined = Prediction(torch.cat([one.score for one in some]), maps)
+        whole = predictions.joined(some)
         return (
-            decision_of_views(joined, of=of)
-            if of.startswith(VIEWS)
-            else decision_from(joined, args.false_alarms, of=of)
+            decision_of_views(whole, of=of) if of.startswith(VIEWS) else decision_from(whole, args.false_alarms, of=of)
         )
 
     if not found:
