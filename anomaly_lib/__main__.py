@@ -76,11 +76,11 @@ def show_list(_: ListArgs) -> None:
     from anomaly_lib.backbones import list_backbones
     from anomaly_lib.data.names import DATASET_NAMES
     from anomaly_lib.fusion.names import FUSION_NAMES
-    from anomaly_lib.models.detectors.registry import entries
+    from anomaly_lib.models.detectors.registry import names as detector_names
 
     rows: dict[str, Iterable[str]] = {
         "systems": SYSTEMS,
-        "detectors (train_detector.py --model)": [entry.name for entry in entries()],
+        "detectors (train_detector.py --model)": detector_names(),
         "data sets": DATASET_NAMES,
         "backbones": list_backbones(),
         "score fusions": FUSION_NAMES,

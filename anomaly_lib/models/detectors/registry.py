@@ -4,14 +4,18 @@ A file of your own registers its detector where it defines it, and is named with
 
     @register("histogram", config=HistogramConfig)
     class Histogram(nn.Module): ...
+
+An installed package names the module that does so in its metadata, as the entry point ``histogram`` of `GROUP`.
 """
 
 import difflib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +23,7 @@ from anomaly_lib.config import Options, Preset
 from anomaly_lib.errors import OptionError, reason_of
 
 ROOM = "anomaly_lib.models.detectors"
+GROUP = "anomaly_lib.detectors"  # of entry points
 Class = TypeVar("Class", bound=type)
 
 
@@ -84,13 +89,21 @@ def register(name: str, *, config: type[Options], **facts: Any) -> Callable[[Cla
 
 
 def entry_of(name: str) -> Entry:
-    """The detector of that name."""
+    """The detector of that name; one of an installed package is imported now."""
     _built_in()
     if name not in _ENTRIES:
-        close = difflib.get_close_matches(str(name), _ENTRIES, n=1, cutoff=0.5)
+        _load_installed(str(name))
+    if name not in _ENTRIES:
+        known = names()
+        close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
         remedy = f"; did you mean {close[0]}?" if close else " (a detector of your own: give plugin=, its file)"
-        raise OptionError(f"model={name}: choose from {', '.join(_ENTRIES)}{remedy}")
+        raise OptionError(f"model={name}: choose from {', '.join(known)}{remedy}")
     return _ENTRIES[name]
+
+
+def names() -> list[str]:
+    """Names of all detectors, those of installed packages too, of which nothing is imported."""
+    return list(dict.fromkeys([*(entry.name for entry in entries()), *(point.name for point in _installed())]))
 
 
 def entries() -> list[Entry]:
@@ -104,6 +117,21 @@ def _built_in() -> None:
         importlib.import_module(f"{ROOM}.entries")
 
 
+def _installed() -> list[EntryPoint]:
+    return sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value))
+
+
+def _load_installed(name: str) -> None:
+    """Import what an installed package says of a detector, if one does."""
+    points = {point.value: point for point in _installed() if point.name == name}
+    owners = ", ".join(point.dist.name if point.dist else value for value, point in points.items())
+    if len(points) > 1:
+        raise OptionError(f"model={name}: several packages have a detector of this name ({owners}); uninstall one")
+    for value, point in points.items():
+        with _registering(f"model={name} of the package {owners} ({value})", name):
+            point.load()
+
+
 def load_plugin(file: str | Path) -> None:
     """Run a Python file that registers detectors. Only a file that the user names is ever run."""
     path = Path(file).resolve()
@@ -111,16 +139,25 @@ def load_plugin(file: str | Path) -> None:
         return
     if not path.is_file():
         raise OptionError(f"plugin={file}: no such file")
-    before = set(_ENTRIES)
     spec = importlib.util.spec_from_file_location(f"anomaly_lib_plugin_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise OptionError(f"plugin={file}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their own module up there
-    try:
+    with _registering(f"plugin={file}"):
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file raises
-        raise OptionError(f"plugin={file}: {type(error).__name__}: {reason_of(error)}") from error
-    if set(_ENTRIES) == before:
-        raise OptionError(f"plugin={file}: registers no detector; decorate its class with @register(NAME, config=...)")
     _FILES.add(path)
+
+
+@contextmanager
+def _registering(source: str, name: str | None = None) -> Iterator[None]:
+    """Around code of a user's: what it raises is one line, and so is that it registers nothing (of that name)."""
+    before = set(_ENTRIES)
+    try:
+        yield
+    except Exception as error:  # whatever a user's file raises
+        raise OptionError(f"{source}: {type(error).__name__}: {reason_of(error)}") from error
+    if set(_ENTRIES) == before or name not in {None, *_ENTRIES}:
+        missing, shown = ("", "NAME") if name is None else (" of this name", repr(name))
+        remedy = f"decorate its class with @register({shown}, config=...)"
+        raise OptionError(f"{source}: registers no detector{missing}; {remedy}")

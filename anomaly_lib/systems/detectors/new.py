@@ -9,7 +9,7 @@ from pathlib import Path
 
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import write_text
-from anomaly_lib.models.detectors.registry import entries
+from anomaly_lib.models.detectors.registry import names
 
 MODULE = '''"""@CLASS@: how far the colours of an image lie from those of normal images."""
 
@@ -154,7 +154,7 @@ def write_detector(name: str, folder: Path) -> list[Path]:
     """Write the files of a new detector into `folder`; nothing that is there is overwritten."""
     if not name.isidentifier() or name != name.lower():
         raise UserError(f"name={name}: takes lower-case letters, digits and _, e.g. my_detector")
-    if name in {entry.name for entry in entries()}:
+    if name in names():
         raise UserError(f"name={name}: there is such a detector already")
     files = [(folder / path, text) for path, text in files_of(name)]
     there = [path for path, _ in files if path.exists()]

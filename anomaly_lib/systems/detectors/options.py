@@ -64,7 +64,10 @@ class ModelArgs(Options):
 
     CHOOSES: ClassVar[Sequence[str]] = ("model", "plugin")
     TRAINING: ClassVar[type[Options]] = TrainingArgs
-    model: str = arg(DEFAULT, f"which detector: {', '.join(entry.name for entry in entries())}, or one of plugin")
+    model: str = arg(
+        DEFAULT,
+        f"which detector: {', '.join(entry.name for entry in entries())}, one of plugin= or of a package",
+    )
     plugin: Optional[str] = arg(
         None, "Python file that registers a detector of your own; it is run", type=str, result=False
     )

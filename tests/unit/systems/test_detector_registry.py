@@ -1,5 +1,6 @@
 """A detector is one file: registered, found by name, trained, scored and loaded without a change to the library."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 import anomaly_lib
 import evaluate
+from anomaly_lib.__main__ import main as program
 from anomaly_lib.errors import OptionError, UserError
 from anomaly_lib.models.detectors import registry
 from anomaly_lib.systems.detectors.options import Args
@@ -89,6 +91,72 @@ def test_a_file_of_one_s_own_trains_decides_and_is_scored(plugin: Path, tmp_path
     words = ["--checkpoint", str(run), "--output-dir", str(tmp_path / "out"), "--no-figures", "--bootstrap", "0"]
     assert evaluate.main(words) == 2
     assert evaluate.main([*words, "--plugin", str(plugin)]) == 0
+
+
+PACKAGE = {"histogram": "their_detectors", "broken": "their_broken", "renamed": "their_other:nothing"}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An installed package with two detectors, one of which cannot be imported, and a third that it does not define."""
+    (tmp_path / "their_detectors.py").write_text(HISTOGRAM)
+    (tmp_path / "their_broken.py").write_text("import anomaly_lib.nothing")
+    (tmp_path / "their_other.py").write_text(HISTOGRAM.replace('"histogram"', '"other"') + "\nnothing = None\n")
+    install(tmp_path, "their_package", PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    forget()
+    registry._ENTRIES.pop("other", None)
+    for value in PACKAGE.values():
+        sys.modules.pop(value.partition(":")[0], None)
+
+
+def install(folder: Path, name: str, points: dict[str, str]) -> None:
+    """The metadata of a package."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    lines = "".join(f"{point} = {value}\n" for point, value in points.items())
+    (info / "entry_points.txt").write_text(f"[anomaly_lib.detectors]\n{lines}")
+
+
+def test_a_detector_of_an_installed_package_is_imported_when_it_is_named(
+    package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert program(["list"]) == 0
+    assert "broken, draem, draem_sevnet, histogram, musc" in capsys.readouterr().out
+    with pytest.raises(OptionError, match=r"model=histgram: choose from .*; did you mean histogram\?"):
+        Args(model="histgram")
+    assert not hasattr(Args(model="padim"), "bins")
+    assert not {"their_detectors", "their_broken", "their_other"} & set(sys.modules)  # for none of these
+    words = ["--model", "histogram", "--bins", "4", "--output-dir", str(tmp_path / "run"), "--no-figures"]
+    assert script.main(words) == 0
+    assert "their_broken" not in sys.modules
+    forget()
+    sys.modules.pop("their_detectors")
+    assert anomaly_lib.load(tmp_path / "run" / "checkpoint.pt").args.bins == 4  # no plugin= is needed
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("broken", r"model=broken of the package their_package \(their_broken\): ModuleNotFoundError: No module named"),
+        (
+            "renamed",
+            r"model=renamed .*registers no detector of this name; .* its class with @register\('renamed'",
+        ),
+    ],
+)
+def test_a_broken_package_is_one_line(model: str, said: str, package: Path) -> None:
+    with pytest.raises(OptionError, match=said) as caught:
+        Args(model=model)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_packages_with_one_name_are_told_apart_by_nobody(package: Path) -> None:
+    install(package, "another_package", {"histogram": "another:thing"})
+    with pytest.raises(OptionError, match=r"model=histogram: several packages have .*another_package.*their_package"):
+        Args(model="histogram")
 
 
 def test_its_options_are_its_own(plugin: Path) -> None:
