@@ -26,6 +26,7 @@ class ImageDetector(Detector):
     """
 
     reads_grey: ClassVar[bool] = False  # `predict_batch` takes [B, 1, H, W] as well
+    transductive: bool = False  # a score depends on the images that are scored together
 
     transform: ImageTransform
     device: torch.device

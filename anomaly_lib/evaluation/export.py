@@ -84,6 +84,8 @@ def export(args: ExportArgs, systems: Registry, say: Callable[[str], object]) ->
     detector = systems.load(checkpoint, device=args.device, weights=args.weights)
     if not isinstance(detector, ImageDetector):
         raise UserError(f"{checkpoint}: not an image detector; only these can be exported")
+    if detector.transductive:
+        raise UserError(f"{checkpoint}: scores images by one another, a file scores one alone: it cannot be exported")
     decision = at_asked_rate(detector.decision, args.false_alarms)
     module = ExportedDetector(detector)
     height, width = detector.transform.output_size(1000, 1000)

@@ -37,8 +37,9 @@ class ClassicalDetector(ImageDetector):
     ) -> None:
         self.model, self.args, self.device, self.decision = model.eval(), args, device, decision
         self.transform = image_transform(args)
+        self.transductive = getattr(model, "transductive", False)
         notes = []
-        if getattr(model, "transductive", False):
+        if self.transductive:
             notes = ["transductive: images are scored by one another"]
             self.undecided = "its scores depend on the images that are scored together"
         self.facts = Facts(weights=weights_of(model), notes=notes, shown={"model": args.model, "seed": args.seed})
