@@ -36,14 +36,17 @@ from anomaly_lib.data.fingerprint import DataFingerprint
 from anomaly_lib.engine import distributed
 from anomaly_lib.engine.checkpoint import TrainState, check_weights, load_checkpoint, save_checkpoint
 from anomaly_lib.engine.log import Log, Trackers
+from anomaly_lib.engine.record import NAME, WHOLE, checkpoint_in, in_a_word, new_record, record_of
 from anomaly_lib.engine.resume import CHECKPOINT, carry_best, changes, check_data, resume_file
 from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.engine.words import closing_lines, data_in_words, told_each_epoch
 from anomaly_lib.errors import UserError
 from anomaly_lib.features import MissingFeatures
-from anomaly_lib.files import copy_file, lock_folder, read_json, remove_leftovers, write_json, write_text
+from anomaly_lib.files import copy_file, lock_folder, remove_leftovers, write_json, write_text
 from anomaly_lib.interrupt import stop_signals
 from anomaly_lib.types import RunResult
+
+NOTICEABLE = 2e9  # bytes: seconds to read, on most disks
 
 
 def options_hash(args: Any) -> str:
@@ -80,30 +83,6 @@ def machine_facts() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": gpu,
     }
-
-
-RECORD_TYPES: dict[str, type] = {"system": str, "status": str, "args": dict, "metrics": dict}
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """A run.json that is one: what it must hold is there, in its type."""
-    record = read_json(path)
-    wrong = [
-        name
-        for name, kind in RECORD_TYPES.items()
-        if not isinstance(record, dict) or not isinstance(record.get(name), kind)
-    ]
-    if wrong:
-        raise UserError(f"{path}: not the record of a run ({', '.join(wrong)} missing or odd); give fresh=True")
-    return dict(record)
-
-
-def new_record(system: str, args: Any) -> dict[str, Any]:
-    """run.json of a run that begins."""
-    return {
-        "system": system, "status": "new", "args": to_plain(args), "seed": args.seed,
-        "seconds": 0.0, "metrics": {}, "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
-    }  # fmt: skip
 
 
 class Run:
@@ -156,11 +135,12 @@ class Run:
                 f"fresh=True: would delete what resume={self.args.resume} is to go on from; give one of them"
             )
         earlier = self._earlier()
+        self._say_what_is_read(earlier or {})
         if earlier is not None:
             self._refuse_other_run(earlier, options=not inside)
         distributed.barrier()
         if self.args.fresh and distributed.is_main():
-            for leftover in ["run.json", CHECKPOINT, "metrics.jsonl", "log.txt"]:
+            for leftover in [NAME, CHECKPOINT, "metrics.jsonl", "log.txt"]:
                 (self.dir / leftover).unlink(missing_ok=True)
         distributed.barrier()
         self.record = earlier or {}
@@ -180,12 +160,17 @@ class Run:
 
     def _earlier(self) -> dict[str, Any] | None:
         """The record of this folder's run; one that failed before its first checkpoint stands in nobody's way."""
-        path = self.dir / "run.json"
-        if self.args.fresh or not path.is_file():
+        earlier = {} if self.args.fresh else record_of(self.dir, WHOLE)
+        if not earlier:
             return None
-        earlier = read_record(path)
         nothing_done = earlier["status"] in ("new", "failed") and not self.checkpoint.is_file()
         return None if nothing_done else earlier
+
+    def _say_what_is_read(self, record: Mapping[str, Any]) -> None:
+        """Reading all data to know them again takes time; with equal sizes and times of all files it is left out."""
+        size = 0 if self.data is None or self.data.looks_like(record.get("fingerprint", {})) else self.data.bytes
+        if size > NOTICEABLE:
+            self.log.line(f"cost: reading {size / 1e9:.1f} GB once to know the data again (fingerprint)")
 
     def _read(self, source: Path | None) -> None:
         """Open the checkpoint to go on from; it must have been trained on these data."""
@@ -221,7 +206,7 @@ class Run:
     def _refuse_other_run(self, earlier: dict[str, Any], *, options: bool) -> None:
         """The folder's run must be of this system, on these data and (unless it is resumed) with these options."""
         if earlier.get("system") != self.system:
-            raise UserError(f"{self.dir}: holds a run of {earlier.get('system')!r}; give another output_dir=")
+            raise UserError(f"{self.dir}: holds a run of {in_a_word(earlier['system'])}; give another output_dir=")
         changed = self._other_options(earlier) if options else []
         if changed:
             raise UserError(
@@ -236,7 +221,8 @@ class Run:
     def _other_options(self, earlier: dict[str, Any]) -> list[str]:
         """What is not as in an earlier record, in words."""
         old, new = earlier["args"], result_options(self.args)
-        return [f"{name}={old.get(name)} -> {value}" for name, value in new.items() if old.get(name) != value]
+        changed = {name: value for name, value in new.items() if old.get(name) != value}
+        return [f"{name}={in_a_word(old.get(name))} -> {value}" for name, value in changed.items()]
 
     # -- state --------------------------------------------------------------------------------------------------
 
@@ -377,7 +363,7 @@ class Run:
 
     def _write_record(self) -> None:
         if distributed.is_main():
-            write_json(self.dir / "run.json", self.record)
+            write_json(self.dir / NAME, self.record)
 
     def finish(
         self,
@@ -408,10 +394,10 @@ class Run:
 
     def result(self) -> RunResult:
         """What the record says, for a run that is done (now or earlier)."""
-        checkpoint = Path(self.record.get("checkpoint", self.checkpoint))
-        if self.args.save_path and checkpoint.is_file():
+        checkpoint = checkpoint_in(self.dir, self.record)
+        if self.args.save_path and checkpoint is not None:
             published = Path(self.args.save_path)
             if distributed.is_main() and not published.is_file():
                 copy_file(checkpoint, published)
             checkpoint = published
-        return RunResult(self.dir, checkpoint if checkpoint.is_file() else None, dict(self.record["metrics"]))
+        return RunResult(self.dir, checkpoint, dict(self.record["metrics"]))

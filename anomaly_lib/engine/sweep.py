@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from filelock import lock_descriptor
 
+from anomaly_lib.engine.record import record_of
 from anomaly_lib.engine.results import ResultsTable
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json, write_json
@@ -115,11 +116,8 @@ class Sweep:
 
     def finished(self, job: Job) -> bool:
         """Did this very command end well, and is what it wrote still there?"""
-        path = self._job_folder(job) / "state.json"
-        if not path.exists():
-            return False
-        state = read_json(path)
-        same = state["argv"] == list(job.argv) and state["exit_code"] == 0
+        state = self._state_of(job)
+        same = state.get("argv") == list(job.argv) and state.get("exit_code") == 0
         return bool(same and all(output.exists() for output in job.outputs))
 
     def run(self) -> Summary:
@@ -168,12 +166,13 @@ class Sweep:
         """Seconds, if the job ended well after its runner was killed: nobody holds it and all it should write is
         new.
         """
-        path = self._job_folder(job) / "state.json"
-        state = read_json(path) if path.exists() else {}
-        if state.get("status") != "running" or state["argv"] != list(job.argv) or not job.outputs:
+        state = self._state_of(job)
+        started = state.get("started")
+        running = state.get("status") == "running" and state.get("argv") == list(job.argv)
+        if not running or not isinstance(started, float) or not job.outputs:
             return None
         written = [output.stat().st_mtime if output.exists() else 0.0 for output in job.outputs]
-        return max(written) - state["started"] if min(written) >= state["started"] else None
+        return max(written) - started if min(written) >= started else None
 
     def _note(self, ended: Ended, waiting: "deque[Job]", summary: Summary) -> None:
         job, code = ended.job, ended.exit_code
@@ -184,17 +183,26 @@ class Sweep:
             waiting.append(job)
             self.say(f"{job.name}: failed (exit code {code}), tried again later")
             return
-        status = "failed" if code or absent else "finished"
-        state = {"key": dict(job.key), "argv": list(job.argv), "status": status, "exit_code": code or int(bool(absent))}
-        row = dict(job.key) | {"status": status, "exit_code": code, "seconds": round(ended.seconds, 1)}
-        row |= dict(self.metrics(job)) if status == "finished" else {"why": why_of(job, absent, self._log_of(job))}
+        status, found = self._outcome(job, code, absent)
+        failed = status == "failed"
+        state = {"key": dict(job.key), "argv": list(job.argv), "status": status, "exit_code": code or int(failed)}
+        row = dict(job.key) | {"status": status, "exit_code": code, "seconds": round(ended.seconds, 1)} | found
         self.table.put(row)  # before the state: killed in between, the job is looked at again and its row replaced
         write_json(self._job_folder(job) / "state.json", state | {"seconds": ended.seconds})
         self._release(job)
         self._durations.append(ended.seconds)
-        (summary.done if status == "finished" else summary.failed).append(job.name)
+        (summary.failed if failed else summary.done).append(job.name)
         why = f", did not write {', '.join(absent)}" if absent else f" (exit code {code})" if code else ""
         self.say(f"{job.name}: {status}{why} in {ended.seconds:.0f} s; {self._outlook(len(waiting))}")
+
+    def _outcome(self, job: Job, code: int, absent: list[str]) -> tuple[str, dict[str, Any]]:
+        """How a job that is over went, and its figures or why it failed."""
+        try:
+            if not code and not absent:
+                return "finished", dict(self.metrics(job))
+            return "failed", {"why": why_of(job, absent, self._log_of(job))}
+        except UserError as error:  # what it wrote is no record of a run
+            return "failed", {"why": str(error)}
 
     def _outlook(self, waiting: int) -> str:
         left = waiting + len(self._locks)
@@ -203,6 +211,12 @@ class Sweep:
 
     def _log_of(self, job: Job) -> Path:
         return job.log or self._job_folder(job) / "log.txt"
+
+    def _state_of(self, job: Job) -> dict[str, Any]:
+        """What the last runner noted; nothing where there is no note, or an odd one: the job is then done again."""
+        path = self._job_folder(job) / "state.json"
+        state = read_json(path) if path.exists() else {}
+        return state if isinstance(state, dict) else {}
 
     def _job_folder(self, job: Job) -> Path:
         return self.folder / "jobs" / job.name
@@ -246,8 +260,7 @@ def why_of(job: Job, absent: Sequence[str], log: Path) -> str:
 
 
 def _record_of(job: Job) -> dict[str, Any]:
-    path = None if job.run_dir is None else job.run_dir / "run.json"
-    return dict(read_json(path)) if path is not None and path.exists() else {}
+    return {} if job.run_dir is None else record_of(job.run_dir)
 
 
 def expand_grid(

@@ -4,8 +4,8 @@ import glob
 from collections.abc import Iterator
 from pathlib import Path
 
+from anomaly_lib.engine.record import checkpoint_in, record_of
 from anomaly_lib.errors import UserError
-from anomaly_lib.files import read_json
 
 SUFFIXES = (".pt", ".pth", ".ckpt")
 PREFERRED = ("best_model.pt", "best_model.pth", "checkpoint.pt")
@@ -38,12 +38,10 @@ def one_checkpoint(text: str | None) -> Path:
 
 def _below(folder: Path) -> Iterator[Path]:
     """One checkpoint a folder, the folder itself and everything below it; a run folder names its own."""
-    record = folder / "run.json"
-    if record.is_file() and (named := read_json(record).get("checkpoint")):
-        for candidate in (Path(named), folder / Path(named).name):  # the second: the folder has been moved
-            if candidate.is_file():
-                yield candidate
-                return
+    named = checkpoint_in(folder, record_of(folder))
+    if named is not None:
+        yield named
+        return
     here = [path for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES and path.is_file()]
     named_first = [path for name in PREFERRED for path in here if path.name == name]
     if named_first or here:

@@ -15,10 +15,12 @@ from anomaly_lib.detect.scores import AT_DECISION, Evaluated, sample_remarks, su
 from anomaly_lib.detect.scoring import class_table, prediction_rows
 from anomaly_lib.detect.tables import Table, plain
 from anomaly_lib.detect.thresholds import choose_decision
+from anomaly_lib.engine.record import record_of
+from anomaly_lib.errors import UserError
 from anomaly_lib.evaluation.checkpoints import find_checkpoints
 from anomaly_lib.evaluation.figures import draw_figures
 from anomaly_lib.evaluation.options import EvaluateArgs
-from anomaly_lib.files import read_json, write_json, write_text
+from anomaly_lib.files import write_json, write_text
 from anomaly_lib.systems.registry import Registry
 
 DECIDED = [f"image_{name}" for name in AT_DECISION]
@@ -96,12 +98,14 @@ def _say_metrics(one: Evaluated, args: EvaluateArgs, say: Callable[[str], object
 
 def compare_with_training(one: Evaluated, args: EvaluateArgs) -> list[str]:
     """Does this process reach the numbers that training recorded? Asked only on the training run's own test data."""
-    record = one.checkpoint.parent / "run.json"
     asked = (args.data_path, args.dataset, args.obj, args.shot)
     other_parameters = args.policy != "stored" or args.parameters != "auto" or args.false_alarms is not None
-    if args.split != "test" or any(asked) or other_parameters or not record.is_file():
+    if args.split != "test" or any(asked) or other_parameters:
         return []
-    run = read_json(record)
+    try:
+        run = record_of(one.checkpoint.parent)
+    except UserError as error:  # the checkpoint itself is whole
+        return [f"not compared with training: {error}"]
     trained = run.get("metrics", {})
     if one.decision is not None and not any(one.decision.describe() in line for line in run.get("closing", ())):
         trained = {name: value for name, value in trained.items() if name not in DECIDED}  # calibrated since

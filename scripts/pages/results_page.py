@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_lib.detect.tables import Cell, Table
+from anomaly_lib.engine.record import WHOLE, read_record
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json, write_text
 from scripts.pages import beside_peer
@@ -32,7 +33,7 @@ def finished_runs(root: Path) -> list[FinishedRun]:
     """Every finished run below `root`, by system and folder name."""
     if not root.is_dir():
         raise UserError(f"runs={root}: no such folder; train something first, for instance python train_cls.py")
-    records = [(path.parent, read_json(path)) for path in sorted(root.rglob("run.json"))]
+    records = [(path.parent, read_record(path, WHOLE)) for path in sorted(root.rglob("run.json"))]
     runs = [FinishedRun(folder, record) for folder, record in records if _has_ended(record)]
     if not runs:
         raise UserError(f"runs={root}: holds no finished run")

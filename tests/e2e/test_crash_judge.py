@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
+from tests.support.crashing import MARKS, PAGE, RESULTS, table
+
 ROOT = Path(__file__).resolve().parents[2]
 JUDGE = ROOT / "tests" / "support" / "crashing.py"
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 SYSTEMS = ("promptad", "sowa", "detectors", "hdmap", "causal_film", "video_ae", "weld_supcon", "crystal")
+PUBLISH = ["--publish"] if os.environ.get("PUBLISH_COUNTS") else []  # the slow tests then write the manual's table
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir() or not hasattr(os, "fork"), reason="Linux only")
 
 
@@ -28,6 +31,13 @@ def judged(*words: str) -> list[dict[str, Any]]:
     return found
 
 
+def test_the_manual_says_what_the_judge_found() -> None:
+    rows = json.loads(RESULTS.read_text())["rows"]
+    assert f"{MARKS[0]}\n{table(rows)}\n{MARKS[1]}" in PAGE.read_text(encoding="utf-8")  # `crashing.py --publish`
+    assert all(row["kills"] > 0 and row["differences"] == 0 for row in rows)
+    assert {row["case"] for row in rows if row["ranks"] == 1} >= {"tables", "store", "predictions", "engine"}
+
+
 def test_a_sample_of_all_changes() -> None:
     found = judged("tables", "store", "engine", "video_ae", "--stride", "12", "--more", "60")
     assert {"write", "replace", "fsync", "open"} <= set(found[2]["kinds"])
@@ -36,7 +46,7 @@ def test_a_sample_of_all_changes() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["tables", "store", "engine", "predictions"])
 def test_every_change(case: str) -> None:
-    (found,) = judged(case)
+    (found,) = judged(case, *PUBLISH)
     writes = found["kinds"]["write"] + found["kinds"].get("more", 0)
     assert found["kills"] == found["changes"] + writes  # before each, and half way through each write
 
@@ -45,10 +55,10 @@ def test_every_change(case: str) -> None:
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_systems(system: str) -> None:
     """Every fourth change, and every hundredth of the writes that go on writing a checkpoint."""
-    judged(system, "--stride", "4", "--more", "100")
+    judged(system, "--stride", "4", "--more", "100", *PUBLISH)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["engine", "detectors"])
 def test_two_ranks(case: str) -> None:
-    judged(case, "--ranks", "2", "--stride", "9", "--more", "200")
+    judged(case, "--ranks", "2", "--stride", "9", "--more", "200", *PUBLISH)

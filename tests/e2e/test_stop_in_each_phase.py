@@ -93,6 +93,16 @@ CASES = {
         },
         {"compare": True, "cache": "disk"},
     ),
+    "hdmap": Stopped(
+        "hdmap",
+        "tests/support/transfer.py",
+        {
+            "encoding": "2:anomaly_lib.models.detectors.padim:Padim.embed",
+            "validation": f"1:{DETECTORS}.hdmap.train:source_decision",
+            "test": f"1:{DETECTORS}.hdmap.detector:TransferDetector.score",
+        },
+        {"model": "padim"},
+    ),
     "padim": Stopped(
         "detectors",
         "scripts/train_detector.py",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from tests.fuzz import detectors, lists, pictures, programs, recordings, structures, transfer
+from tests.fuzz import detectors, lists, pictures, programs, recordings, records, structures, transfer
 from tests.fuzz.oracle import Case
 
 SEED = 21
@@ -14,6 +14,7 @@ READERS: tuple[Callable[[np.random.Generator], Iterator[Case]], ...] = (
     recordings.sensors, recordings.audio, recordings.video, recordings.runs,
     structures.files, structures.handed, structures.tables, structures.caches,
     transfer.conditions, transfer.maps, transfer.matlab,
+    records.cases,
 )  # fmt: skip
 
 
@@ -32,7 +33,8 @@ def long_cases() -> list[Case]:
     """What the other detectors are handed; programs over trained detectors, whole trainings, damaged checkpoints."""
     others = tuple(name for name in detectors.SYSTEMS if name not in detectors.QUICK)
     handed = detectors.cases(np.random.default_rng([SEED, 102]), others)
-    return [*programs.cases(np.random.default_rng([SEED, 103]), detectors.QUICK), *handed]
+    again = records.of_systems(np.random.default_rng([SEED, 104]), detectors.QUICK)
+    return [*programs.cases(np.random.default_rng([SEED, 103]), detectors.QUICK), *again, *handed]
 
 
 def share(cases: list[Case], count: int) -> list[Case]:

@@ -1,12 +1,13 @@
 """Kill a piece of work at every change it makes on the disk, run it again, and compare with work that was left alone.
 
-    python tests/support/crashing.py CASE ... [--stride N] [--more N] [--ranks 2]
+    python tests/support/crashing.py CASE ... [--stride N] [--more N] [--ranks 2] [--publish]
 
 What changes the disk is counted where Python reaches the operating system: opening for writing, every write of a file
 object, rename, unlink, mkdir, truncate and fsync. A child is killed (SIGKILL) before the n-th change, and again half
 way through it where it is a write; the same work then runs to its end in another child. A kill after the n-th change
 leaves the same disk as one before the (n+1)-th. Imports are paid once: every child is a fork of this process.
-Prints one JSON object: changes, kills, and the differences found.
+Prints one JSON object a case: changes, kills, and the differences found; ``--publish`` keeps the counts in
+benchmarks/results/crash_judge.json and writes the table of docs/manual/reliability.md from it.
 """
 
 import argparse
@@ -27,6 +28,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "crash_judge.json"
+PAGE = ROOT / "docs" / "manual" / "reliability.md"
+MARKS = ("<!-- crash-judge:begin -->", "<!-- crash-judge:end -->")
 Work = Callable[[Path], object]
 CHANGING = (
     "open", "replace", "rename", "unlink", "remove", "mkdir", "rmdir", "truncate", "link", "symlink",
@@ -236,6 +241,8 @@ class Verdict:
 
     case: str
     ranks: int = 1
+    stride: int = 1
+    more: int = 1
     changes: int = 0
     kinds: dict[str, int] = field(default_factory=dict)
     kills: int = 0
@@ -259,7 +266,7 @@ def moments(kinds: list[str], stride: int, more: int) -> Iterator[tuple[int, boo
 
 def judge(case: str, work: Work, *, ranks: int = 1, stride: int = 1, more: int = 1) -> Verdict:
     """Kill `work` at its changes, run it to its end, compare with the work that was left alone."""
-    verdict = Verdict(case, ranks)
+    verdict = Verdict(case, ranks, stride, more)
     with tempfile.TemporaryDirectory() as place:
         root, reference = Path(place) / "work", Path(place) / "reference"
         code, kinds = child(work, root, Changes(str(root)), ranks)
@@ -289,6 +296,38 @@ def said_last(root: Path) -> str:
     return (Path(f"{root}.said").read_text().strip().splitlines() or [""])[-1]
 
 
+# -- publishing --------------------------------------------------------------------------------------------------------
+
+
+def publish(verdict: Verdict) -> None:
+    """Replace the row of this case in the results file, and the table of the page."""
+    from anomaly_lib.engine.run import machine_facts
+    from anomaly_lib.files import read_json, write_between, write_json
+
+    row = {name: value for name, value in vars(verdict).items() if name != "kinds"}
+    row |= {"differences": len(verdict.differences), "commit": machine_facts()["git_commit"]}
+    rows = {(one["case"], one["ranks"]): one for one in read_json(RESULTS)["rows"]}
+    rows[verdict.case, verdict.ranks] = row
+    write_json(RESULTS, {"rows": list(rows.values())})
+    write_between(PAGE, MARKS, table(list(rows.values())))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line for each case."""
+    head = ["case", "ranks", "changes", "killed at", "kills", "differences", "commit"]
+    cells = [[*(one[n] for n in head[:3]), how_often(one), *(one[n] for n in head[4:])] for one in rows]
+    lines = [head, ["---"] * len(head), *cells]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def how_often(row: dict[str, Any]) -> str:
+    """The moments of a row, in words."""
+    if row["stride"] == row["more"] == 1:
+        return "every change"
+    more = f"; of going on to write one file, every {row['more']}th" if row["more"] > 1 else ""
+    return {1: "every change", 3: "every third"}.get(row["stride"], f"every {row['stride']}th") + more
+
+
 def main() -> None:
     from tests.support.crash_cases import CASES
 
@@ -297,6 +336,7 @@ def main() -> None:
     parser.add_argument("--stride", type=int, default=1, help="kill at every so many-th change")
     parser.add_argument("--more", type=int, default=1, help="and of writes that go on, at every so many-th of them")
     parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--publish", action="store_true", help="keep the counts and write them into the manual")
     options = parser.parse_args()
     for case in options.cases:
         with tempfile.TemporaryDirectory() as place, redirect_stdout(io.StringIO()):
@@ -305,6 +345,8 @@ def main() -> None:
                 work(Path(place) / "warm")  # what is imported at first use is imported here
             verdict = judge(case, work, ranks=options.ranks, stride=options.stride, more=options.more)
         print(json.dumps(vars(verdict)), flush=True)
+        if options.publish:
+            publish(verdict)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ class ModelArgs(Options):
 
     @classmethod
     def saved_variant(cls, saved: Mapping[str, Any]) -> type[Options]:
-        return cls.variant({"model": saved.get("model", DEFAULT)})  # what a file says of a plugin is never run
+        return cls.variant({"model": str(saved.get("model", DEFAULT))})  # what a file says of a plugin is never run
 
     @classmethod
     def from_saved(cls, saved: Mapping[str, Any]) -> Any:

@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,10 @@ import pytest
 from anomaly_lib.data.base import Item
 from anomaly_lib.data.demo.items import demo_items
 from anomaly_lib.data.fingerprint import DataFingerprint, files_below, fingerprint_of_items
+from anomaly_lib.engine import run as engine_run
+from anomaly_lib.engine.run import Run
+from anomaly_lib.interrupt import stop_signals
+from tests.support.tiny_recipe import Args
 
 
 def written(folder: Path) -> Path:
@@ -82,3 +89,34 @@ def test_drawn_images_are_known_by_their_names() -> None:
     found = fingerprint_of_items(items, None)
     assert found.files == ()
     assert found.content == fingerprint_of_items(items, None).content != fingerprint_of_items(items[1:], None).content
+
+
+def test_reading_many_bytes_is_announced_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, args = of(written(tmp_path / "data")), Args(output_dir=str(tmp_path / "run"))
+    said = []
+    for limit in (13, 12, 12):  # the data have 13 bytes
+        monkeypatch.setattr(engine_run, "NOTICEABLE", limit)
+        with Run.open("tiny", args, name="x", data=of(tmp_path / "data")):
+            said.append("once to know the data again (fingerprint)" in capsys.readouterr().out)
+        if limit == 13:
+            shutil.rmtree(tmp_path / "run")
+    assert said == [False, True, False]  # the third finds files that look as they did
+    assert data.bytes == 13
+
+
+def test_a_signal_ends_the_reading_of_a_large_file(tmp_path: Path) -> None:
+    with (tmp_path / "large").open("wb") as stream:
+        stream.truncate(1 << 40)  # takes no room, and many minutes to read
+    stop = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
+    began = time.thread_time()
+    with pytest.raises(KeyboardInterrupt):
+        content_until(stop, of(tmp_path))
+    assert time.thread_time() - began < 5
+
+
+def content_until(stop: threading.Timer, data: DataFingerprint) -> str:
+    with stop_signals():
+        stop.start()
+        return data.content

@@ -8,6 +8,7 @@ from typing import Any
 from anomaly_lib.backbones.identity import weight_remarks
 from anomaly_lib.config import to_plain
 from anomaly_lib.engine.checkpoint import Checkpoint, load_checkpoint
+from anomaly_lib.engine.record import WHOLE, record_of
 from anomaly_lib.files import read_json
 from anomaly_lib.models.detectors.registry import entry_of
 from anomaly_lib.systems.detectors.hdmap.conditions import args_of, training_names, values_of
@@ -31,8 +32,7 @@ def experiment_folder(log_dir: Path, model: str, name: str, *, fresh: bool) -> P
     """``MultiDomainHDMAP/{model}/{name}_{time}``; an interrupted one is continued."""
     base = log_dir / "MultiDomainHDMAP" / model
     for folder in sorted(base.glob(f"{name}_[0-9]*"), reverse=True):
-        record = folder / "run.json"
-        if not fresh and record.is_file() and read_json(record)["status"] in ("running", "interrupted", "new"):
+        if not fresh and record_of(folder, WHOLE).get("status") in ("running", "interrupted", "new"):
             return folder
     return base / f"{name}_{time.strftime('%Y%m%d_%H%M%S')}"
 
@@ -115,7 +115,7 @@ def _success(condition: dict[str, Any], args: Args, run_dir: Path, checkpoint: P
         condition["name"], args.model, run_dir, source_domain=args.source_domain, target_domains=list(targets),
         source_results=source, target_results=targets,
     )  # fmt: skip
-    weights = read_json(run_dir / "run.json")["weights"]
+    weights = record_of(run_dir)["weights"]
     return {
         "status": "success",
         "source_domain": args.source_domain,

@@ -1,7 +1,6 @@
 """The thirteen helpers of the template's import block, under the names that its users know."""
 
 import gc
-import json
 import logging
 import time
 import warnings
@@ -12,7 +11,9 @@ from typing import Any
 
 import torch
 
-from anomaly_lib.files import read_json, write_json
+from anomaly_lib.engine.record import NAME, WHOLE, read_record
+from anomaly_lib.errors import OptionError, UserError
+from anomaly_lib.files import parse_json, write_json
 from anomaly_lib.models.detectors.registry import entry_of
 from anomaly_lib.systems.detectors.hdmap.conditions import (
     extract_target_domains_from_config,
@@ -21,6 +22,7 @@ from anomaly_lib.systems.detectors.hdmap.conditions import (
 )
 from anomaly_lib.systems.detectors.hdmap.demo_maps import demo_split
 from anomaly_lib.systems.detectors.hdmap.detector import TransferDetector
+from anomaly_lib.systems.detectors.hdmap.options import Args
 from anomaly_lib.systems.detectors.hdmap.reader import DomainSplit, MultiDomainHDMAPDataModule
 from anomaly_lib.systems.detectors.hdmap.transfer import domain_metrics, score_domain, source_decision
 
@@ -120,17 +122,24 @@ def _evaluate(
 
 def extract_training_info(run_dir: Path | str) -> dict[str, Any]:
     """How training ended, read from the run folder."""
-    record = read_json(Path(run_dir) / "run.json")
-    options = record["args"]
+    record = read_record(Path(run_dir) / NAME, WHOLE)
+    try:
+        options: Any = Args.from_saved(record["args"])
+    except OptionError as error:
+        raise UserError(f"{Path(run_dir) / NAME}: {error}") from None
     history = Path(run_dir) / "metrics.jsonl"
     rows = [line for line in history.read_text(encoding="utf-8").splitlines() if line] if history.is_file() else []
-    if not entry_of(options["model"]).trained:
+    if not entry_of(options.model).trained:
         return {
             "max_epochs_configured": None, "last_trained_epoch": 0, "early_stopped": False, "best_val_auroc": None,
             "completion_type": "fitted", "completion_description": "memory filled in one pass, nothing to train",
         }  # fmt: skip
-    done, wanted, patience = len(rows), options["epochs"], options["early_stopping_patience"]
-    values = [float(read["val_image_AUROC"]) for read in map(json.loads, rows) if "val_image_AUROC" in read]
+    done, wanted, patience = len(rows), options.epochs, options.early_stopping_patience
+    values = [
+        float(read["val_image_AUROC"])
+        for read in (parse_json(row, history) for row in rows)
+        if "val_image_AUROC" in read
+    ]
     stopped = record["status"] == "finished" and done < wanted
     kind = "early_stopping" if stopped else "max_epochs_reached" if done >= wanted else "interrupted"
     about = {
