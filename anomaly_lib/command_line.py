@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import argparse_dataclass
 
 from anomaly_lib.config import FALSE, TRUE, Options, Switch, dashed, kinds_of, shown, to_bool, to_plain
-from anomaly_lib.errors import TrainingFailure, UserError
+from anomaly_lib.errors import OptionError, TrainingFailure, UserError
 from anomaly_lib.files import read_json
 from anomaly_lib.interrupt import stop_signals
 
@@ -184,6 +184,10 @@ def _given_in_file(path: str, cls: Any) -> tuple[list[str], dict[str, Any]]:
     by_flag = {name: f for f in fields(cls) for name in [_flag(f), *f.metadata["aliases"]]}
     argv: list[str] = []
     nulls: dict[str, Any] = {}
+    try:
+        content = cls.in_our_words(content)
+    except OptionError as error:
+        raise UserError(f"{path}: {error}") from None
     for key, value in _flat(content):
         flag = dashed(f"--{key}")
         f = by_flag.get(flag)
@@ -202,6 +206,8 @@ def parse(
 ) -> A:
     """Build `cls` from the command line. Leaves with exit code 2 and one line on stderr when that is impossible."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if "config_file" not in {f.name for f in fields(cast(Any, cls))}:
+        words = [re.sub(r"^--config[-_]file(?==|$)", "--config", word) for word in words]  # as an original spells it
     try:
         cls = cast(type[A], cls.variant(_deciding(words, cls)))  # type: ignore[attr-defined]
     except ValueError as error:

@@ -203,6 +203,11 @@ class Options(metaclass=_FilledFromPresets):
         return implied
 
     @classmethod
+    def in_our_words(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The content of a configuration file by these options' names; some classes know files of an original."""
+        return content
+
+    @classmethod
     def from_saved(cls, saved: Mapping[str, Any]) -> "Any":
         """The options a checkpoint or run.json holds; names of other versions are left out."""
         cls = cls.saved_variant(saved)

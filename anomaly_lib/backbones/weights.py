@@ -52,28 +52,41 @@ def read_state_dict(path: Path) -> StateDict:
 
 
 def read_torch_file(path: Path) -> Any:
-    """A ``torch.save`` file as plain data; objects of foreign classes come back as empty stand-ins."""
+    """A ``torch.save`` file as plain data; objects of foreign classes come back as a `StandIn` each."""
     try:
         mapped = zipfile.is_zipfile(path)  # files of torch < 1.6 are no archives and cannot be mapped
         stand_ins: list[Any] = []
         if mapped:
             names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-            stand_ins = [(_StandIn, name) for name in names]
+            stand_ins = [(StandIn, name) for name in names]
         with torch.serialization.safe_globals(stand_ins):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # whatever is wrong with the file, the user's remedy is the same
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if reason.startswith("Weights only load failed"):
-            reason = "opening it would run foreign code"
+        reason = why_unreadable(error)
         raise UserError(f"{path}: not a readable weight file ({reason}); fetch or convert it again") from error
 
 
-class _StandIn:
-    """Takes the place of a class named in a checkpoint that is not ours to import: nothing of it is ever run."""
+def why_unreadable(error: Exception) -> str:
+    """One line, without the terminal codes of torch's own, of what torch.load says about a file."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    return "opening it would run foreign code" if reason.startswith("Weights only load failed") else reason
+
+
+class StandIn:
+    """Takes the place of an object whose class is not ours to import: nothing of that class is ever run."""
+
+    state: Any = None  # what the file says the object held, as plain data
 
     def __init__(self, *args: object) -> None: ...
 
-    def __setstate__(self, state: object) -> None: ...
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+    def values(self) -> dict[str, Any]:
+        """Attribute -> value, as far as the file tells; pydantic keeps them one level down."""
+        state = self.state if isinstance(self.state, dict) else {}
+        inner = state.get("__dict__", state)
+        return {str(name): value for name, value in inner.items()} if isinstance(inner, dict) else {}
 
 
 def tensors_of(loaded: object, *, source: str) -> StateDict:

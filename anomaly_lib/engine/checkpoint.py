@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from anomaly_lib.backbones.weights import why_unreadable
 from anomaly_lib.engine.seed import rng_state, set_rng_state
 from anomaly_lib.errors import UserError, reason_of
 from anomaly_lib.files import atomic_file
@@ -182,11 +183,10 @@ def load_checkpoint(path: Path | str, *, system: str | None = None, lazily: bool
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except Exception as error:  # noqa: BLE001  (torch raises many kinds; all mean the file cannot be used)
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
+        raise UserError(f"{path}: not a readable checkpoint ({why_unreadable(error)})") from None
     if not is_ours(content):
         raise UserError(
-            f"{path}: not a checkpoint of this library (see scripts/convert_weights.py for foreign weights)"
+            f"{path}: not a checkpoint of this library (evaluate.py and anomaly_lib.load also open the originals')"
         )
     check_format(path, content)
     if system is not None and content["system"] != system:

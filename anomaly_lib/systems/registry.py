@@ -88,7 +88,8 @@ class Registry(Mapping[str, "System"]):
             if found is not None:
                 return replace(found, adopted=True)
         raise UserError(
-            f"{path}: not a checkpoint of this library (see scripts/convert_weights.py for foreign weights)"
+            f"{path}: not a checkpoint of this library, nor one of the original PromptAD, SOWA or crystal programs "
+            "(scripts/convert_detector.py reads those of anomalib)"
         )
 
     def load(
@@ -119,7 +120,7 @@ SYSTEMS = Registry(
     LazySystem("causal_film", "weld.causal_film"),
     LazySystem("video_ae", "weld.video_ae"),
     LazySystem("weld_supcon", "weld.supcon"),
-    LazySystem("crystal", "crystal"),
+    LazySystem("crystal", "crystal", released=True),
     LazySystem("detectors", "detectors"),
     LazySystem("hdmap", "detectors.hdmap"),
 )

@@ -1,15 +1,18 @@
 """Publication figures from alpha_values.npz: gates by cell size, target, element and atom. Large alpha = much text."""
 
-import csv
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from anomaly_lib.command_line import command
 from anomaly_lib.config import Options, arg
 from anomaly_lib.errors import UserError
-from anomaly_lib.files import write_atomic
+from anomaly_lib.files import write_text
+
+if TYPE_CHECKING:  # torch is loaded where there is work: --help and mistakes come at once
+    from anomaly_lib.systems.crystal.diagnosis import Alphas
 
 
 @dataclass
@@ -22,18 +25,27 @@ class FigureArgs(Options):
 
 
 def draw(args: FigureArgs) -> None:
-    """Three figures and one table."""
+    """Three figures and one table of each layer; those of further layers carry its name."""
     if not Path(args.input).is_file():
         raise UserError(f"input={args.input}: no such file; run 1.extract_alpha_final.py first")
     import numpy as np
 
     from anomaly_lib.systems.crystal.diagnosis import Alphas
-    from anomaly_lib.viz.crystal import alpha_by_element_figure, alpha_heatmap_figure, gate_analysis_figure
-    from anomaly_lib.viz.style import save_figure
 
     with np.load(args.input, allow_pickle=False) as saved:
         label = str(saved["property"])
         found = Alphas(**{name: saved[name] for name in ("alphas", "atom_types", "offsets", "targets", "jids")})
+        others = {name.removeprefix("alphas"): saved[name] for name in saved.files if name.startswith("alphas_")}
+    draw_layer(found, args, label, "")
+    for ending, alphas in others.items():
+        draw_layer(replace(found, alphas=alphas), args, label, ending)
+
+
+def draw_layer(found: "Alphas", args: FigureArgs, label: str, ending: str) -> None:
+    """The figures and the table of one layer; file names end in `ending`."""
+    from anomaly_lib.viz.crystal import alpha_by_element_figure, alpha_heatmap_figure, gate_analysis_figure
+    from anomaly_lib.viz.style import save_figure
+
     rows = found.by_element(args.min_atoms)
     if not rows:
         rows = found.by_element()
@@ -45,16 +57,12 @@ def draw(args: FigureArgs) -> None:
     }
     folder = Path(args.output_dir)
     for name, figure in figures.items():
-        for path in save_figure(figure, folder / name, formats=("pdf", "png", "svg")):
+        for path in save_figure(figure, folder / f"{name}{ending}", formats=("pdf", "png", "svg")):
             print(path)
-
-    def fill(stream: object) -> None:
-        writer = csv.writer(stream, lineterminator="\n")  # type: ignore[arg-type]
-        writer.writerow(["Element", "Mean", "Std", "Count"])
-        writer.writerows([name, f"{mean:.6f}", f"{std:.6f}", count] for name, mean, std, count in rows)
-
-    write_atomic(folder / "element_alpha_statistics.csv", fill, mode="w")
-    print(folder / "element_alpha_statistics.csv")
+    table = [f"{name},{mean:.6f},{std:.6f},{count}" for name, mean, std, count in rows]
+    path = folder / f"element_alpha_statistics{ending}.csv"
+    write_text(path, "\n".join(["Element,Mean,Std,Count", *table]) + "\n")
+    print(path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,28 +3,24 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional
 
 from anomaly_lib.command_line import command
-from anomaly_lib.config import Options, arg
+from anomaly_lib.config import arg, override
 from anomaly_lib.errors import UserError
+from anomaly_lib.systems.crystal.sample import SampleArgs
 
 
 @dataclass
-class CompareArgs(Options):
+class CompareArgs(SampleArgs):
     """Comparison of two checkpoints."""
 
-    model1: str = arg("", "first checkpoint")
-    model2: str = arg("", "second checkpoint")
-    data_path: Optional[str] = arg(
-        None, "folder of the data; None = that of the training run", type=str, aliases=["root-dir"]
-    )
-    n_samples: int = arg(50, "crystals to measure", at_least=2)
-    part: str = arg("all", "which crystals", choices=["all", "train", "val", "test"])
+    model1: str = arg("", "first checkpoint, ours or an original program's")
+    model2: str = arg("", "second checkpoint, likewise")
+    n_samples: int = override(SampleArgs, "n_samples", 50)
 
 
 def compare(args: CompareArgs) -> None:
-    """Print both models' figures and what differs."""
+    """Print both models' figures and what differs, for every layer after which text is injected."""
     if not args.model1 or not args.model2:
         raise UserError("give model1= and model2=")
     from anomaly_lib.detect.scores import summary
@@ -32,19 +28,20 @@ def compare(args: CompareArgs) -> None:
 
     summaries = []
     for number, path in enumerate((args.model1, args.model2), start=1):
-        detector = diagnosis.trained_model(path)
-        data = detector.load_data(args.data_path)
-        positions = diagnosis.sample_positions(data, args.n_samples, args.part)
-        values = diagnosis.measure(detector, data, positions)
-        summaries.append(diagnosis.Summary.of(values[sorted(values)[0]]))
+        detector, data, positions = diagnosis.open_sample(path, args, "test")
         own = detector.args
+        values = diagnosis.measure(detector, data, positions)
+        summaries.append({layer: diagnosis.Summary.of(found) for layer, found in values.items()})
         scores = detector.score(detector.selection(data, "test", batch_size=own.batch_size))
         figures = summary(scores, detector.decision)
         scales = ", ".join(f"{name} {value:.4f}" for name, value in diagnosis.text_scales(detector).items())
         print(f"model {number}: {path}")
         print(f"  gate norm {own.middle_fusion_use_gate_norm}, text_scale {scales}")
         print("  " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
-    print("\n".join(diagnosis.comparison_lines(*summaries)))
+        for remark in detector.facts.remarks():
+            print(f"  {remark}")
+    for line in diagnosis.comparison_of_layers(*summaries):
+        print(line)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,23 +3,18 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional
 
 from anomaly_lib.command_line import command
-from anomaly_lib.config import Options, arg
+from anomaly_lib.config import arg
 from anomaly_lib.errors import UserError
+from anomaly_lib.systems.crystal.sample import SampleArgs
 
 
 @dataclass
-class DiagnoseArgs(Options):
+class DiagnoseArgs(SampleArgs):
     """Diagnosis of one checkpoint."""
 
-    checkpoint: str = arg("", "checkpoint file, e.g. best_model.pt")
-    data_path: Optional[str] = arg(
-        None, "folder of the data; None = that of the training run", type=str, aliases=["root-dir"]
-    )
-    n_samples: int = arg(200, "crystals to measure", at_least=2)
-    part: str = arg("all", "which crystals", choices=["all", "train", "val", "test"])
+    checkpoint: str = arg("", "checkpoint file, e.g. best_model.pt; also one of an original program")
     batch_size: int = arg(16, "crystals at a time", at_least=1)
 
 
@@ -27,17 +22,11 @@ def diagnose(args: DiagnoseArgs) -> None:
     """Print the report of every fusion module."""
     if not args.checkpoint:
         raise UserError("give checkpoint=")
-    from anomaly_lib.systems.crystal.diagnosis import (
-        diagnosis_lines,
-        measure,
-        sample_positions,
-        text_scales,
-        trained_model,
-    )
+    from anomaly_lib.systems.crystal.diagnosis import diagnosis_lines, measure, open_sample, text_scales
 
-    detector = trained_model(args.checkpoint)
-    data = detector.load_data(args.data_path)
-    positions = sample_positions(data, args.n_samples, args.part)
+    detector, data, positions = open_sample(args.checkpoint, args)
+    for remark in detector.facts.remarks():
+        print(remark)
     scales = text_scales(detector)
     for layer, values in measure(detector, data, positions, batch_size=args.batch_size).items():
         print(f"{layer}: {len(positions)} crystals, {len(values['alpha'])} atoms, text_scale {scales[layer]:.4f}")

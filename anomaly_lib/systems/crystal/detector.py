@@ -19,9 +19,11 @@ from anomaly_lib.errors import UserError, reason_of
 from anomaly_lib.models.crystal.alignn import ALIGNN
 from anomaly_lib.models.crystal.fusion import CrystalFusionModel, CrystalOutput, TextRegressor
 from anomaly_lib.ops.graph import segment_mean
+from anomaly_lib.systems.crystal.data.dataset import Split
 from anomaly_lib.systems.crystal.data.settings import property_name
 from anomaly_lib.systems.crystal.data.store import build_graphs
 from anomaly_lib.systems.crystal.data.structure import READ_SUFFIXES, Crystal, read_crystal
+from anomaly_lib.systems.crystal.data.text import describe_with_robocrystallographer
 from anomaly_lib.systems.crystal.inputs import (
     Batch,
     CrystalData,
@@ -60,9 +62,9 @@ def forward(model: nn.Module, batch: Batch) -> CrystalOutput:
 class CrystalDetector(Detector):
     """Predicts a property of crystals (or the probability of a class) from structure, description or both.
 
-    ``detector.predict(x)``: `x` is a structure file (CIF, POSCAR, ...), a `Crystal`, a pair (structure, description),
-    or a list of these. `Prediction.score` [B] is the property; `parts` tells for each fusion module how much text it
-    let in: the gate's mean over the atoms and channels of each crystal [B].
+    ``detector.predict(x, text=...)``: `x` is a structure file (CIF, POSCAR, ...), a `Crystal`, a pair (structure,
+    description), or a list of these. `Prediction.score` [B] is the property; `parts` tells for each fusion module how
+    much text it let in: the gate's mean over the atoms and channels of each crystal [B].
     """
 
     system = SYSTEM
@@ -79,22 +81,37 @@ class CrystalDetector(Detector):
         weights: Mapping[str, str],
         encoder: Any = None,
         check_weights: Callable[[Mapping[str, str]], None] = lambda _: None,
+        notes: Sequence[str] = (),
         shown: Mapping[str, Any] | None = None,
+        original: bool = False,
     ) -> None:
-        """`check_weights` refuses a text encoder of other weights than in training; `encoder`: made when needed."""
+        """`check_weights` refuses a text encoder of other weights than in training; `encoder`: made when needed.
+
+        `original`: trained by an original program, whose checkpoints do not tell on which data.
+        """
         self.args, self.model, self.scale, self.device = args, model.to(device), scale, device
-        self._encoder, self._check_weights = encoder, check_weights
-        self.facts = Facts(weights, notes=[ORACLE] if args.select == "best-on-test" else [], shown=shown or {})
+        self._encoder, self._check_weights, self._original = encoder, check_weights, original
+        oracle = [ORACLE] if args.select == "best-on-test" else []
+        self.facts = Facts(weights, notes=[*oracle, *notes], shown=shown or {})
         self.undecided = REGRESSION
         if args.classification:
             self.decision = Decision(args.classification_threshold, "classification_threshold of the training run")
 
     # -- samples of data sets -----------------------------------------------------------------------------------
 
-    def load_data(self, data_path: str | None = None, **changes: Any) -> CrystalData:
-        """A data folder prepared exactly as in training; `changes` are options to change (property, split_file...)."""
+    def load_data(
+        self, data_path: str | None = None, *, chosen: Callable[[Split], Sequence[int]] | None = None, **changes: Any
+    ) -> CrystalData:
+        """A data folder prepared exactly as in training; `changes` are options to change (property, split_file...).
+
+        `chosen`: which rows are needed, of a split of all; None = all of them.
+        """
         args = replace(self.args, **({"data_path": data_path} if data_path is not None else {}), **changes)
-        return load_data(args, data_table(args), self._text_encoder(), self.device)
+        if args.data_path is None and self._original:
+            raise UserError(
+                "give data_path=: the original program's checkpoint does not tell on which data it was trained"
+            )
+        return load_data(args, data_table(args), self._text_encoder(), self.device, chosen=chosen)
 
     def selection(self, data: CrystalData, split: str, *, batch_size: int) -> Selection:
         """The crystals of one part of the data."""
@@ -107,7 +124,7 @@ class CrystalDetector(Detector):
         )
 
     def _items(self, choice: Choice) -> Selection:
-        layout = {"dataset": choice.dataset} if choice.dataset is not None else {}
+        layout: dict[str, Any] = {"dataset": choice.dataset} if choice.dataset is not None else {}
         data = self.load_data(choice.data_path, on_error=choice.on_error, **layout)
         return self.selection(data, choice.split, batch_size=choice.batch_size)
 
@@ -132,12 +149,21 @@ class CrystalDetector(Detector):
 
     # -- single inputs ------------------------------------------------------------------------------------------
 
+    def predict(self, inputs: Any, text: str | Sequence[str] | None = None) -> Prediction:
+        """The property of one or many structures; `text`: the description of each, where a model reads one.
+
+        What has no description is described by robocrystallographer, where that is installed (seconds a crystal).
+        """
+        if text is not None and self.args.modality == "graph":
+            raise UserError("text=: this model reads no text")
+        return super().predict(inputs if text is None else with_text(inputs, text))
+
     def _predict(self, inputs: Any) -> Prediction:
         pairs = described_crystals(inputs)
-        crystals, texts = [crystal for crystal, _ in pairs], [text for _, text in pairs]
         encoder = self._text_encoder()
-        if encoder is not None and None in texts:
-            raise UserError("this model reads text: give pairs (structure, description)")
+        if encoder is not None:
+            pairs = [(crystal, described(crystal) if text is None else text) for crystal, text in pairs]
+        crystals, texts = [crystal for crystal, _ in pairs], [text for _, text in pairs]
         graphs = build_graphs(crystals, self.args)
         for reason in graphs.errors.values():
             raise UserError(reason)
@@ -169,6 +195,26 @@ class CrystalDetector(Detector):
             self._encoder = text_encoder(self.args)
         self._check_weights(weights_of(self._encoder))
         return self._encoder
+
+
+def with_text(inputs: Any, text: str | Sequence[str]) -> list[Any]:
+    """Pairs of structures and their descriptions: one of each, or as many descriptions as structures."""
+    structures = inputs if isinstance(inputs, list) else [inputs]
+    texts = [text] if isinstance(text, str) else list(text)
+    if len(texts) != len(structures):
+        raise UserError(f"text=: {len(texts)} descriptions for {len(structures)} structures; each needs its own")
+    if any(isinstance(one, tuple) for one in structures):
+        raise UserError("text=: the structures have descriptions already (they are pairs)")
+    return list(zip(structures, texts, strict=True))
+
+
+def described(crystal: Crystal) -> str:
+    """A description by robocrystallographer, for a model that reads text."""
+    try:
+        return describe_with_robocrystallographer(crystal)
+    except UserError as error:
+        name = crystal.name or "crystal"
+        raise UserError(f"{name}: this model reads text and none was given: give text=, or {error}") from None
 
 
 def described_crystals(inputs: Any) -> list[tuple[Crystal, str | None]]:
@@ -226,10 +272,12 @@ def load(
         pick_device(device),
         weights=frozen,
         check_weights=checkpoint.check_weights,
+        notes=extra.get("remarks", ()),
+        original=bool(extra.get("original", False)),
         shown={
             "epoch": int(checkpoint["epoch"]),
             "ema": averaged,
             "seed": args.seed,
-            "text_encoder": ", ".join(frozen),
+            "text_encoder": ", ".join(frozen) or ("" if args.modality == "graph" else args.backbone),
         },
     )

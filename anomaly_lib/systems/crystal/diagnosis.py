@@ -2,29 +2,47 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.crystal.diagnosis import fusion_measures
 from anomaly_lib.models.crystal.elements import SYMBOLS
+from anomaly_lib.systems.crystal.data.dataset import Split
 from anomaly_lib.systems.crystal.detector import CrystalDetector
 from anomaly_lib.systems.crystal.inputs import CrystalData
+from anomaly_lib.systems.crystal.sample import SampleArgs
+from anomaly_lib.systems.crystal.scales import crystal_checkpoint
 from anomaly_lib.systems.registry import SYSTEMS
 
 Values = dict[str, np.ndarray]
 
 
-def trained_model(path: str) -> CrystalDetector:
-    """The detector of a checkpoint of this system."""
-    checkpoint = SYSTEMS.read(Path(path))
-    detector = SYSTEMS[checkpoint.system].load(checkpoint)
-    if not isinstance(detector, CrystalDetector):
-        raise UserError(f"{path}: a checkpoint of {checkpoint.system!r}, but 'crystal' was expected")
+def trained_model(path: str, weights: str | None = None) -> CrystalDetector:
+    """The detector of a checkpoint of this system, ours or an original program's; `weights`: of its text encoder."""
+    detector = SYSTEMS.detector_of(crystal_checkpoint(Path(path)), weights=weights)
+    assert isinstance(detector, CrystalDetector)
     return detector
+
+
+def open_sample(path: str, args: SampleArgs, *beside: str) -> tuple[CrystalDetector, CrystalData, list[int]]:
+    """A trained model, the crystals to look at prepared for it (and those of the parts `beside`), their positions."""
+    detector = trained_model(path, args.weights)
+    if not text_scales(detector):
+        raise UserError(f"{path}: has no middle fusion to look into; it is trained with use_middle_fusion=True")
+
+    def chosen(split: Split) -> list[int]:
+        looked_at = range(args.n_samples) if args.part == "all" else getattr(split, args.part)[: args.n_samples]
+        return [*looked_at, *(i for part in beside for i in getattr(split, part))]
+
+    wanted = {"dataset": args.dataset, "property": args.property}
+    options: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
+    data = detector.load_data(args.data_path, chosen=chosen, **options)
+    return detector, data, sample_positions(data, args.n_samples, args.part)
 
 
 @dataclass(frozen=True)
@@ -72,26 +90,21 @@ def measure(
 
 
 def extract_alphas(
-    detector: CrystalDetector,
-    data: CrystalData,
-    positions: Sequence[int],
-    *,
-    layer: str | None = None,
-    batch_size: int = 16,
-) -> Alphas:
-    """The gates of one fusion module (the first by default) with the atoms they belong to."""
+    detector: CrystalDetector, data: CrystalData, positions: Sequence[int], *, batch_size: int = 16
+) -> dict[str, Alphas]:
+    """Fusion module (``layer_2``) -> its gates with the atoms they belong to, in the order of the layers."""
     measured = measure(detector, data, positions, batch_size=batch_size)
-    name = sorted(measured)[0] if layer is None else layer
-    if name not in measured:
-        raise UserError(f"layer={name}: this model has {', '.join(sorted(measured))}")
     numbers = [np.asarray(data.graphs[i].numbers) for i in positions]
-    return Alphas(
-        alphas=measured[name]["alpha"],
-        atom_types=np.concatenate(numbers).astype(np.int64),
-        offsets=np.cumsum([0, *map(len, numbers)]),
-        targets=np.array([data.rows[i].target for i in positions]),
-        jids=np.array([data.rows[i].id for i in positions]),
-    )
+    return {
+        layer: Alphas(
+            alphas=values["alpha"],
+            atom_types=np.concatenate(numbers).astype(np.int64),
+            offsets=np.cumsum([0, *map(len, numbers)]),
+            targets=np.array([data.rows[i].target for i in positions]),
+            jids=np.array([data.rows[i].id for i in positions]),
+        )
+        for layer, values in measured.items()
+    }
 
 
 def standard_error(values: np.ndarray) -> float:
@@ -226,6 +239,20 @@ def comparison_lines(first: Summary, second: Summary) -> list[str]:
     if balance[1] < 0.8 * balance[0]:
         verdicts.append("atoms and text are better balanced")
     return [*lines, "model 2: " + ("; ".join(verdicts) if verdicts else "no clear difference")]
+
+
+def comparison_of_layers(first: Mapping[str, Summary], second: Mapping[str, Summary]) -> list[str]:
+    """Both models at every layer after which both inject text; where there is none, their first ones."""
+    shared = [layer for layer in first if layer in second]
+    pairs = [(layer, layer) for layer in shared] or [(next(iter(first)), next(iter(second)))]
+    lines: list[str] = []
+    for one, other in pairs:
+        lines += [one if one == other else f"model 1 at {one}, model 2 at {other}"]
+        lines += comparison_lines(first[one], second[other])
+    paired = [{one for one, _ in pairs}, {other for _, other in pairs}]
+    for number, (layers, seen) in enumerate(zip((first, second), paired, strict=True), start=1):
+        lines += [f"{layer}: in model {number} only" for layer in layers if layer not in seen]
+    return lines
 
 
 def text_scales(detector: CrystalDetector) -> dict[str, float]:

@@ -173,17 +173,25 @@ def load_data(
     encoder: Any,
     device: torch.device,
     *,
+    chosen: Callable[[Split], Sequence[int]] | None = None,
     say: Callable[[str], object] = lambda _: None,
     track: Any = None,
 ) -> CrystalData:
-    """Check, build and encode everything that is asked of these rows; `encoder` as from `text_encoder`."""
-    cache_dir = _graph_folder(args)
-    sources = [row.source for row in table.rows]
+    """Check, build and encode everything that is asked of these rows; `encoder` as from `text_encoder`.
+
+    `chosen`: rows of a split of all, of which a part is enough; the others are neither read nor encoded.
+    """
+    cache_dir, all_rows = _graph_folder(args), table.rows
+    if chosen is not None:
+        of_all = _split(args, all_rows, table.folder)
+        wanted = set(chosen(of_all))
+        all_rows = [row for i, row in enumerate(all_rows) if i in wanted]
+    sources = [row.source for row in all_rows]
     graphs, cached = cached_graphs(sources, args, cache_dir=cache_dir, workers=args.num_workers)
-    rows, graphs, skipped = _without_broken(table.rows, graphs, args)
+    rows, graphs, skipped = _without_broken(all_rows, graphs, args)
     where = f" (from {cache_dir})" if cached else ""
     say(f"graphs: {len(graphs)} crystals, {graphs.edge_counts.mean():.0f} directed bonds a crystal{where}")
-    split = _split(args, rows, table.folder)
+    split = _split(args, rows, table.folder) if chosen is None else _part_of(of_all, table.rows, rows)
     if args.classification and not {row.target for row in rows} <= {0.0, 1.0}:
         raise UserError("classification=True: needs targets 0 and 1")
     text = encode_texts([row.text for row in rows], args, encoder, device, track)
@@ -219,6 +227,13 @@ def _without_broken(
         raise UserError(f"{reasons[0]}{more}; mend the file or use on_error=skip")
     kept = [i for i in range(len(rows)) if i not in graphs.errors]
     return [rows[i] for i in kept], GraphStore.from_graphs([graphs[i] for i in kept]), reasons
+
+
+def _part_of(split: Split, rows: list[CrystalRow], kept: list[CrystalRow]) -> Split:
+    """The positions among `kept` of what was split among `rows`."""
+    now = {row.id: position for position, row in enumerate(kept)}
+    parts = ([now[rows[i].id] for i in part if rows[i].id in now] for part in (split.train, split.val, split.test))
+    return Split(*parts)
 
 
 def _split(args: Args, rows: list[CrystalRow], folder: Path | None) -> Split:

@@ -1,6 +1,6 @@
 """Every option of the crystal + text system; those of its networks and of its data lie in their own files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 
@@ -9,6 +9,7 @@ from anomaly_lib.errors import OptionError
 from anomaly_lib.models.crystal.config import CrystalFusionConfig
 from anomaly_lib.options import BackboneArgs, CacheArgs, DataArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
 from anomaly_lib.systems.crystal.data.settings import DATASETS, PAPER_GRAPHS, GraphSettings, SplitSettings
+from anomaly_lib.systems.crystal.original_config import in_our_words
 
 HASHED_TEXT = "hashed-text"
 MOST_TOKENS = 512
@@ -66,7 +67,6 @@ class UnusedArgs(Options):
     mask_stopwords: Switch = arg(False, "no meaning")
     remove_stopwords: Switch = arg(False, "no meaning")
     stopwords_dir: str = arg("", "no meaning")
-    config_file: Optional[str] = arg(None, "no meaning; use --config FILE.json", type=str)
 
 
 @dataclass
@@ -135,6 +135,10 @@ class Args(
         Preset(when={"data_path": None}, then={"middle_fusion_layers": [1]}, unless=("alignn_layers",)),
         Preset(when={"data_path": None, "modality": "both"}, then={"compare": True}),
     )
+
+    @classmethod
+    def in_our_words(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        return in_our_words(content)
 
     @property
     def learned_scales(self) -> tuple[str, ...]:

@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from anomaly_lib import viz
 from anomaly_lib.detect.figures import draw_maps
 from anomaly_lib.detect.scores import Scores, summary
@@ -19,8 +22,14 @@ def scored(detector: CrystalDetector, data: CrystalData, split: str) -> Scores:
 
 
 def figures(detector: CrystalDetector, data: CrystalData, split: str) -> dict[str, float]:
-    """val_mae, val_rmse, ... of one part; what epochs are chosen by on the test set is named oracle_test_..."""
-    return summary(scored(detector, data, split), detector.decision)
+    """val_mae, val_loss, ... of one part; what epochs are chosen by on the test set is named oracle_test_..."""
+    scores = scored(detector, data, split)
+    found, wanted = torch.as_tensor(scores.scores), torch.as_tensor(scores.labels)
+    if detector.args.classification:
+        loss = nn.functional.binary_cross_entropy(found.double(), wanted.double())
+    else:
+        loss = nn.functional.mse_loss(detector.scale.to_model(found), detector.scale.to_model(wanted))
+    return {f"{scores.split}_loss": float(loss), **summary(scores, detector.decision)}
 
 
 def write_scores(path: Path, detector: CrystalDetector, data: CrystalData, split: str) -> Scores:
@@ -49,9 +58,10 @@ def draw(folder: Path, scores: Scores, detector: CrystalDetector) -> None:
 
 def write_histories(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
     """history_train.json and history_val.json: figure -> its value at each epoch."""
-    write_json(folder / "history_train.json", {"loss": [row["train_loss"] for row in history]})
-    keys = [key for key in (history[0] if history else {}) if key.startswith("val_")]
-    write_json(folder / "history_val.json", {key[4:]: [row[key] for row in history] for key in keys})
+    for part in ("train", "val"):
+        keys = [key for key in (history[-1] if history else {}) if key.startswith(f"{part}_")]
+        found = {key.removeprefix(f"{part}_"): [row.get(key) for row in history] for key in keys}
+        write_json(folder / f"history_{part}.json", found)
 
 
 def published_lines(metrics: Mapping[str, float]) -> list[str]:

@@ -6,12 +6,21 @@ from pathlib import Path
 
 import torch
 
-from anomaly_lib.engine.checkpoint import load_checkpoint, save_checkpoint
+from anomaly_lib.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json
+from anomaly_lib.systems.registry import SYSTEMS
 
 LAST_LINEAR = re.compile(r"text_transform\.3\.(weight|bias)$")
-PATTERNS = ("checkpoint_*.pt", "best_model.pt", "checkpoint.pt")
+PATTERNS = ("checkpoint_*.pt", "best_model.pt", "best_val_model.pt", "best_test_model.pt", "checkpoint.pt")
+
+
+def crystal_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint of this system, ours or an original program's."""
+    checkpoint = SYSTEMS.read(path)
+    if checkpoint.system != "crystal":
+        raise UserError(f"{path}: a checkpoint of {checkpoint.system!r}, but 'crystal' was expected")
+    return checkpoint
 
 
 def scale_history(folder: Path, pattern: str | None = None) -> tuple[list[int], dict[str, list[float]]]:
@@ -30,9 +39,9 @@ def scale_history(folder: Path, pattern: str | None = None) -> tuple[list[int], 
         if pattern and not files:
             raise UserError(f"checkpoint_pattern={pattern}: no such file in {folder}")
         for path in files:
-            saved = load_checkpoint(path, system="crystal")
+            saved = crystal_checkpoint(path)
             scales = {n.split(".")[-2]: float(v) for n, v in saved["model"].items() if n.endswith("text_scale")}
-            points |= {int(saved["epoch"]) - 1: scales} if scales else {}
+            points |= {max(int(saved["epoch"]) - 1, 0): scales} if scales else {}
     if not points:
         raise UserError(f"{folder}: no text_scale was logged; it exists with use_middle_fusion=True")
     epochs = sorted(points)
@@ -51,11 +60,11 @@ def initial_scale(folder: Path) -> float | None:
 def scale_checkpoint(source: Path, target: Path, factor: float) -> dict[str, tuple[float, float]]:
     """Multiply the last linear map of every text transform; returns the norms before and after, read back from disk.
 
-    The same as multiplying text_scale by `factor`.
+    The same as multiplying text_scale by `factor`. An original program's checkpoint is written as one of ours.
     """
     if source.resolve() == target.resolve():
         raise UserError("output_checkpoint=: must be another file than input_checkpoint=")
-    saved = load_checkpoint(source, system="crystal")
+    saved = crystal_checkpoint(source).content
     parts = [saved["model"], *([saved["ema"]["shadow"]] if saved.get("ema") else [])]
     names = [name for name in saved["model"] if LAST_LINEAR.search(name)]
     if not names:

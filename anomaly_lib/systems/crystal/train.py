@@ -72,7 +72,7 @@ def train(args: Args) -> RunResult:
             if stopper.should_stop:
                 run.log.line(f"stopping: no better {watched} for {stopper.waited} epochs")
                 break
-            values = {"train_loss": train_epoch(learner, data, args, scale, device)}
+            values = train_epoch(learner, data, args, scale, device)
             values["lr"] = learner.optimizer.param_groups[0]["lr"]
             with averaged(model, learner.ema):
                 values |= figures(detector, data, "val")
@@ -130,16 +130,19 @@ def _opening(
 # -- learning -------------------------------------------------------------------------------------------------------
 
 
-def loss_of(output: CrystalOutput, target: Tensor, args: Args) -> Tensor:
-    """Squared error (or cross-entropy), plus InfoNCE between each crystal's graph and text vectors if asked for."""
+def loss_of(output: CrystalOutput, target: Tensor, args: Args) -> tuple[Tensor, Tensor | None]:
+    """Squared error (or cross-entropy), plus InfoNCE between each crystal's graph and text vectors if asked for.
+
+    The sum, and the InfoNCE term before its weight, where there is one.
+    """
     if args.classification:
         loss = nn.functional.binary_cross_entropy_with_logits(output.prediction.float(), target)
     else:
         loss = nn.functional.mse_loss(output.prediction.float(), target)
     if args.use_contrastive and output.graph is not None and output.text is not None and len(target) > 1:
         contrast = info_nce_loss(output.graph, output.text, temperature=args.contrastive_temperature)
-        loss = loss + args.contrastive_weight * contrast
-    return loss
+        return loss + args.contrastive_weight * contrast, contrast
+    return loss, None
 
 
 @dataclass
@@ -166,22 +169,40 @@ def make_learner(model: nn.Module, args: Args, steps_per_epoch: int, device: tor
     return Learner(model, optimizer, scheduler, make_scaler(device, args.precision), NonFiniteGuard(), ema)
 
 
-def train_epoch(learner: Learner, data: CrystalData, args: Args, scale: TargetScale, device: torch.device) -> float:
-    """One pass over the training crystals in random order (whole batches only); the mean loss."""
+def train_epoch(
+    learner: Learner, data: CrystalData, args: Args, scale: TargetScale, device: torch.device
+) -> dict[str, float]:
+    """One pass over the training crystals in random order (whole batches only).
+
+    The means over its steps of the loss, of the error (or accuracy) while it learned, and of the contrastive term.
+    """
     rows, size = data.split.train, batch_size_of(args, data)
     learner.model.train()
     order = torch.randperm(len(rows)).tolist()
-    losses = []
+    seen: dict[str, list[Tensor]] = {}
     for first in range(0, len(rows) - size + 1, size):
         batch = data.batch([rows[i] for i in order[first : first + size]]).to(device)
         with autocast_for(device, args.precision):
-            loss = loss_of(forward(learner.model, batch), scale.to_model(batch.target), args)
+            output = forward(learner.model, batch)
+            loss, contrast = loss_of(output, scale.to_model(batch.target), args)
         step(loss, learner.optimizer, scaler=learner.scaler, clip=args.grad_clip, guard=learner.guard)
         learner.scheduler.step()
         if learner.ema is not None:
             learner.ema.update(learner.model)
-        losses.append(loss.detach())
-    return float(torch.stack(losses).mean())
+        terms = {"loss": loss, **fit_of(output.prediction, batch.target, args, scale), "contrastive": contrast}
+        for name, value in terms.items():
+            if value is not None:
+                seen.setdefault(f"train_{name}", []).append(value.detach())
+    return {name: float(torch.stack(values).mean()) for name, values in seen.items()}
+
+
+@torch.no_grad()
+def fit_of(prediction: Tensor, target: Tensor, args: Args, scale: TargetScale) -> dict[str, Tensor]:
+    """The mean absolute error of a batch, in the property's unit; of classes the share that is right."""
+    if args.classification:
+        positive = prediction.float().sigmoid() >= args.classification_threshold
+        return {"accuracy": (positive == (target > 0.5)).float().mean()}
+    return {"mae": (scale.to_property(prediction.float()) - target).abs().mean()}
 
 
 def batch_size_of(args: Args, data: CrystalData) -> int:

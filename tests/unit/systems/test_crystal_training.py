@@ -1,12 +1,17 @@
 """What moves the weights of the crystal model: learning rates, the scale's own rate, the contrastive loss."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from anomaly_lib.files import read_json
 from anomaly_lib.losses import info_nce_loss
 from anomaly_lib.models.crystal import CrystalFusionModel, CrystalOutput, batch_graphs
+from anomaly_lib.systems.crystal import train as crystal
+from anomaly_lib.systems.crystal.data.dataset import CrystalTable
 from anomaly_lib.systems.crystal.data.demo import demo_table
 from anomaly_lib.systems.crystal.data.graph import GraphBuilder
 from anomaly_lib.systems.crystal.detector import network
@@ -55,8 +60,12 @@ def test_contrastive_loss_is_added_as_weighted() -> None:
     graph, text, target = torch.randn(5, 6), torch.randn(5, 6), torch.randn(5)
     output = CrystalOutput(torch.zeros(5), graph, text)
     want = target.square().mean() + 0.3 * info_nce_loss(graph, text, temperature=0.2)
-    torch.testing.assert_close(loss_of(output, target, args), want)
-    torch.testing.assert_close(loss_of(output, target, replace(args, use_contrastive=False)), target.square().mean())
+    loss, contrast = loss_of(output, target, args)
+    torch.testing.assert_close(loss, want)
+    torch.testing.assert_close(contrast, info_nce_loss(graph, text, temperature=0.2))  # logged before its weight
+    alone, none = loss_of(output, target, replace(args, use_contrastive=False))
+    torch.testing.assert_close(alone, target.square().mean())
+    assert none is None
 
 
 def test_contrastive_vectors_are_graph_and_text_not_what_was_fused() -> None:
@@ -75,3 +84,28 @@ def test_contrastive_vectors_are_graph_and_text_not_what_was_fused() -> None:
 def test_scales_are_named_by_module() -> None:
     model = network(tiny(middle_fusion_initial_scale=12.0), text_features=8)
     assert scales_of(model) == {"text_scale_layer_1": 12.0}
+
+
+@pytest.mark.parametrize("classes", [False, True])
+def test_histories_hold_the_error_and_each_term_of_the_loss(classes: bool, tmp_path: Path) -> None:
+    if classes:
+        rows = [replace(row, target=float(row.target > 0)) for row in demo_table(seed=0).rows]
+        monkey = pytest.MonkeyPatch()
+        monkey.setattr(crystal, "data_table", lambda _: CrystalTable(rows))
+    args = tiny(output_dir=str(tmp_path), device="cpu", use_contrastive=True, classification=classes)
+    folder = crystal.train(args).run_dir
+    if classes:
+        monkey.undo()
+    own = "accuracy" if classes else "mae"
+    trained, chosen = (read_json(folder / f"history_{part}.json") for part in ("train", "val"))
+    assert list(trained) == ["loss", own, "contrastive"]
+    assert {"loss", own} <= set(chosen)
+    assert all(len(values) == args.epochs for values in [*trained.values(), *chosen.values()])
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["train_contrastive"] for row in logged] == trained["contrastive"]
+    assert min(trained["contrastive"]) > 0
+    if not classes:
+        scale = torch.load(folder / "checkpoint.pt", weights_only=True)["extra"]["target_scale"]
+        assert chosen["loss"][-1] == pytest.approx((chosen["rmse"][-1] / scale["std"]) ** 2, rel=1e-4)
+        # the error is that of the property, not of the standardised target: squared and rescaled it is below the loss
+        assert trained["mae"][-1] / scale["std"] < (trained["loss"][-1]) ** 0.5

@@ -106,7 +106,7 @@ def describe_with_robocrystallographer(crystal: Crystal) -> str:
         from pymatgen.core import Structure
         from robocrys import StructureCondenser, StructureDescriber
     except ImportError as error:
-        raise UserError("robocrystallographer texts need an extra: pip install 'anomaly_lib[describe]'") from error
+        raise UserError("install robocrystallographer: pip install 'anomaly_lib[describe]'") from error
     structure = Structure(crystal.lattice, crystal.symbols, crystal.frac_coords)
     structure.add_oxidation_state_by_guess()
     condensed = StructureCondenser().condense_structure(structure)
