@@ -10,10 +10,11 @@ __version__ = "0.2.0"
 __all__ = ["__version__", "load"]
 
 
-def load(path: Any, *, plugin: Any = None) -> Any:
+def load(path: Any, *, weights: Any = None, plugin: Any = None) -> Any:
     """The trained detector stored in a checkpoint: ``load(path).predict(image)`` -> score, map, decision.
 
-    `plugin`: the Python file that defines the detector, if it is one of your own; it is run.
+    `weights`: where the weights of its frozen network lie now. `plugin`: the Python file that defines the detector, if
+    it is one of your own; it is run.
     """
     if plugin is not None:
         from anomaly_lib.models.detectors.registry import load_plugin
@@ -21,4 +22,4 @@ def load(path: Any, *, plugin: Any = None) -> Any:
         load_plugin(plugin)
     from anomaly_lib.systems.registry import SYSTEMS
 
-    return SYSTEMS.load(path)
+    return SYSTEMS.load(path, weights=None if weights is None else str(weights))

@@ -3,8 +3,8 @@
     python scripts/crystal/describe_structures.py --structures my_cifs --targets id_prop.csv --property my_property \
         --root_dir dataset
 
-`--targets` lists "file name, value" without a header line, as ALIGNN's id_prop.csv does. Rows that are there already
-are kept, so the script can be stopped and started at will.
+`--targets` lists "file name, value", as ALIGNN's id_prop.csv does; the suffix may be left out, and a line "id,target"
+may stand above. Rows that are there already are kept, so the script can be stopped and started at will.
 """
 
 import csv
@@ -21,6 +21,8 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.files import csv_rows
 
 HEADER = ["Id", "Composition", "prop", "Description", "File_Name"]
+NAMED = {"id", "jid", "name", "file", "filename", "file_name", "cif", "cif_id", "structure", "material_id"}
+"""What a table's first column may be called, in a line above the first row."""
 
 
 @dataclass
@@ -28,7 +30,7 @@ class DescribeArgs(Options):
     """From structure files to a data set with texts."""
 
     structures: str = arg("", "folder of CIF, POSCAR, extxyz or JARVIS JSON files")
-    targets: str = arg("", "CSV of file name and value, without a header line")
+    targets: str = arg("", "CSV of file name (with or without suffix) and value; a header line is left out")
     property: str = arg("my_property", "name of the property: the folder that is written")
     root_dir: str = arg("dataset", "folder of the data set; the files go to <root_dir>/jarvis/<property>/")
     describer: str = arg(
@@ -43,6 +45,8 @@ def read_targets(path: Path) -> list[tuple[str, float]]:
     """(file name, value) of every row."""
     found: dict[str, float] = {}
     for line, row in csv_rows(path):
+        if line == 1 and row and row[0].strip().lower() in NAMED:
+            continue
         try:
             name, value = row[0].strip(), float(row[1])
         except (IndexError, ValueError):
@@ -52,6 +56,8 @@ def read_targets(path: Path) -> list[tuple[str, float]]:
         if name in found:
             raise UserError(f"{path}, line {line}: {name} is listed twice; keep one value of it")
         found[name] = value
+    if not found:
+        raise UserError(f"{path}: lists no structure")
     return list(found.items())
 
 

@@ -18,6 +18,7 @@ from anomaly_lib.systems.crystal.data.demo import write_crystal_demo
 from anomaly_lib.systems.crystal.data.structure import read_crystal
 from anomaly_lib.systems.crystal.data.text import reduced_formula
 from anomaly_lib.systems.crystal.scales import initial_scale
+from tests.support.crystal_originals import tiny_bert
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--epochs", "2", "--hidden_features", "16", "--alignn_layers", "4", "--gcn_layers", "1"]
@@ -217,7 +218,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert train(*words, "--output_dir", str(tmp_path / "whole")) == 0
     original, calls = crystal.train_epoch, []
 
-    def stops_in_the_second_epoch(*args: object) -> float:
+    def stops_in_the_second_epoch(*args: object) -> dict[str, float]:
         calls.append(1)
         if len(calls) == 2:
             original(*args)  # type: ignore[arg-type]  # the work of this epoch is lost
@@ -299,24 +300,6 @@ def test_evaluate_reaches_the_recorded_numbers(run: Path, capsys: pytest.Capture
     text = capsys.readouterr().out
     assert "equals what training recorded" in text
     assert "test_mae" in text
-
-
-def tiny_bert(folder: Path) -> Path:
-    """A local folder as the hub has it, with random weights and a small vocabulary."""
-    from transformers import BertConfig, BertModel, BertTokenizer
-
-    folder.mkdir()
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "compound", "is", "sample", "was", "annealed"]
-    words += ["quenched", "water", "high", "low", "vacancies"]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words), hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=64,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(folder)
-    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("words", [["--modality", "text"], ["--use_fine_grained_attention", "True"]])

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+import anomaly_lib
 from anomaly_lib.models.crystal import CrystalFusionConfig, CrystalFusionModel, GraphBatch, batch_graphs
 from anomaly_lib.ops.graph import bond_cosine, line_graph
 from anomaly_lib.systems.crystal.data.graph import GraphBuilder
 from anomaly_lib.systems.crystal.data.settings import PAPER_GRAPHS
 from anomaly_lib.systems.crystal.data.structure import Crystal, crystal_from_record
+from scripts.crystal.convert_checkpoint import main as convert
 
 pytestmark = [pytest.mark.data, pytest.mark.parity]
 PLAIN = CrystalFusionConfig(use_cross_modal=False)
@@ -129,6 +131,30 @@ def test_models_equal_the_reference(golden: tuple[dict, dict[str, Crystal]], nam
         alpha = gates["layer_2"].mean(-1)
         assert float(alpha.mean()) == pytest.approx(want["alpha_mean"], abs=1e-5)
         torch.testing.assert_close(alpha[:6], torch.tensor(want["alpha_head"]), rtol=0, atol=1e-5)
+
+
+BY_TENSORS = {**CONFIGS, **{name: entry[0] for name, entry in FROM_DOCUMENT.items()}}
+
+
+@pytest.mark.parametrize("name", sorted(BY_TENSORS))
+def test_golden_weights_predict_the_same_as_an_original_checkpoint_and_converted(
+    golden: tuple[dict, dict[str, Crystal]], name: str, tmp_path: Path
+) -> None:
+    """D1: the golden weights as the original program saves them, read by their tensors alone, then converted."""
+    numbers, crystals = golden
+    batch, states = reference_batch(crystals, numbers["inputs"]["batch"])
+    want = numbers["models"][name]["pred"] if name in CONFIGS else FROM_DOCUMENT[name][2]
+    network = CrystalFusionModel(BY_TENSORS[name])
+    fill(network)
+    theirs, ours = tmp_path / "best_val_model.pt", tmp_path / "ours.pt"
+    torch.save({"model": network.state_dict(), "epoch": 3, "val_mae": 0.1}, theirs)
+    assert convert(["--input", str(theirs), "--output", str(ours)]) == 0
+    for path in (theirs, ours):
+        detector = anomaly_lib.load(path)
+        assert detector.args.graph_options().items() >= PAPER_GRAPHS.items()
+        with torch.no_grad():
+            prediction = detector.model(batch, states).prediction
+        torch.testing.assert_close(prediction[: len(want)], torch.tensor(want), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(FROM_DOCUMENT))

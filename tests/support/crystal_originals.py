@@ -181,3 +181,21 @@ def best_test_model(folder: Path, net: nn.Module | None = None, **settings: Any)
         "test_mae": 0.0421,
     }  # fmt: skip
     return save_with_object(folder / "best_test_model.pt", content, {**SAGE_SETTINGS, **settings})
+
+
+def tiny_bert(folder: Path) -> Path:
+    """A local folder as the hub has it, with random weights and a small vocabulary."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "compound", "is", "sample", "was", "annealed"]
+    words += ["quenched", "water", "high", "low", "vacancies"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=TEXT, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder

@@ -235,6 +235,20 @@ class Made:
         """Its checkpoint."""
         return str(self.crystal_run(seed) / "best_model.pt")
 
+    def original_crystal(self) -> Path:
+        """A checkpoint of the original crystal program, without its configuration."""
+        import torch
+
+        from tests.support.crystal_originals import sage, trained
+
+        return self._once("theirs.pt", lambda place: torch.save({"model": trained(sage())}, place))
+
+    def original_settings(self) -> Path:
+        """A configuration of that program, with dropouts of its own."""
+        from tests.support.crystal_originals import SAGE_SETTINGS
+
+        return self._once("theirs.json", lambda place: place.write_text(json.dumps(SAGE_SETTINGS)))
+
     def quad(self, seed: int = 0) -> str:
         """A V4 checkpoint with a few welds of each class."""
         return self.checkpoint("weld_supcon", str(seed), seed=seed, demo_good=6, demo_defects=2, epochs=1)

@@ -10,7 +10,7 @@ def alphas(made: Made) -> Walk:
     one, other = made.crystal(), made.crystal(5)
     return Walk(
         {"checkpoint": one, "n_samples": 20},
-        {"checkpoint": ({}, other), "layer": ({}, "layer_2")},
+        {"checkpoint": ({}, other), "layer": ({}, "layer_2"), "property": ({}, "bulk_modulus_kv")},
         {"batch_size": SPEED},
     )
 
@@ -27,13 +27,25 @@ def alpha_figures(made: Made) -> Walk:
 @walk_of("scripts/crystal/compare_fusion_models.py")
 def compare(made: Made) -> Walk:
     one, other = made.crystal(), made.crystal(5)
-    return Walk({"model1": one, "model2": other, "n_samples": 10}, {"model1": ({}, other), "model2": ({}, one)})
+    return Walk(
+        {"model1": one, "model2": other, "n_samples": 10},
+        {"model1": ({}, other), "model2": ({}, one), "property": ({}, "bulk_modulus_kv")},
+    )
 
 
 @walk_of("scripts/crystal/diagnose_fusion_effectiveness.py")
 def diagnose(made: Made) -> Walk:
     return Walk(
         {"checkpoint": made.crystal(), "n_samples": 10}, {"checkpoint": ({}, made.crystal(5))}, {"batch_size": SPEED}
+    )
+
+
+@walk_of("scripts/crystal/convert_checkpoint.py")
+def convert(made: Made) -> Walk:
+    return Walk(
+        {"input": "theirs.pt", "output": "ours.pt"},
+        {"input": ({}, "no.pt"), "config_file": ({}, "theirs.json")},
+        files={"theirs.pt": made.original_crystal(), "theirs.json": made.original_settings()},
     )
 
 

@@ -109,7 +109,7 @@ class CrystalDetector(Detector):
         args = replace(self.args, **({"data_path": data_path} if data_path is not None else {}), **changes)
         if args.data_path is None and self._original:
             raise UserError(
-                "give data_path=: the original program's checkpoint does not tell on which data it was trained"
+                "an original program's checkpoint does not tell on which data it was trained: give data_path="
             )
         return load_data(args, data_table(args), self._text_encoder(), self.device, chosen=chosen)
 

@@ -63,7 +63,7 @@ def scale_checkpoint(source: Path, target: Path, factor: float) -> dict[str, tup
     The same as multiplying text_scale by `factor`. An original program's checkpoint is written as one of ours.
     """
     if source.resolve() == target.resolve():
-        raise UserError("output_checkpoint=: must be another file than input_checkpoint=")
+        raise UserError(f"output_checkpoint={target}: would overwrite its source")
     saved = crystal_checkpoint(source).content
     parts = [saved["model"], *([saved["ema"]["shadow"]] if saved.get("ema") else [])]
     names = [name for name in saved["model"] if LAST_LINEAR.search(name)]

@@ -171,9 +171,18 @@ def test_targets_may_leave_the_suffix_out(tmp_path: Path) -> None:
     assert [(row.id, row.target) for row in table.rows] == [("JVASP-1", 0.5), ("JVASP-2", 0.7)]
 
 
+@pytest.mark.parametrize("head", ["id,target", "\ufeffId, formation_energy", "File_Name,prop,"])
+def test_targets_may_have_a_header(head: str, tmp_path: Path) -> None:
+    (tmp_path / "id_prop.csv").write_text(f"{head}\na.cif,1.5\nPOSCAR-7,-2\n", encoding="utf-8")
+    assert read_targets(tmp_path / "id_prop.csv") == [("a.cif", 1.5), ("POSCAR-7", -2.0)]
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
+        ("", "lists no structure"),
+        ("id,target\n", "lists no structure"),
+        ("a,1\nid,target\n", "line 2: expected a file name and a number"),
         ("a,1\na,2\n", "line 2: a is listed twice"),
         ("a,nan\n", "a finite number"),
         ("a\n", "expected a file name and a number"),

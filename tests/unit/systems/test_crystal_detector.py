@@ -15,6 +15,7 @@ from anomaly_lib.detect.scores import summary
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json
 from anomaly_lib.metrics import mae
+from anomaly_lib.systems.crystal import detector as crystal_detector
 from anomaly_lib.systems.crystal.data.demo import demo_table, write_crystal_demo
 from anomaly_lib.systems.crystal.data.structure import Crystal, write_cif
 from anomaly_lib.systems.crystal.detector import CrystalDetector
@@ -32,6 +33,14 @@ def trained(folder: Path, **changes: Any) -> RunResult:
     return train(tiny(output_dir=str(folder), epochs=1, device="cpu", **changes))
 
 
+def write_poscar(path: Path, crystal: Crystal) -> None:
+    rows = "\n".join(" ".join(f"{x:.10f}" for x in row) for row in crystal.lattice)
+    sites = "\n".join(" ".join(f"{x:.10f}" for x in row) for row in crystal.frac_coords)
+    names = list(dict.fromkeys(crystal.symbols))
+    counts = " ".join(str(crystal.symbols.count(name)) for name in names)
+    path.write_text(f"x\n1.0\n{rows}\n{' '.join(names)}\n{counts}\nDirect\n{sites}\n")
+
+
 @pytest.fixture(scope="module")
 def averaged(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     return trained(tmp_path_factory.mktemp("averaged"), ema_decay=0.9, select="last")
@@ -45,11 +54,7 @@ def detector(averaged: RunResult) -> CrystalDetector:
 def test_files_crystals_and_pairs_are_the_same_input(detector: CrystalDetector, tmp_path: Path) -> None:
     salt = CRYSTALS[0]
     write_cif(tmp_path / "a.cif", salt)
-    rows = "\n".join(" ".join(f"{x:.10f}" for x in row) for row in salt.lattice)
-    sites = "\n".join(" ".join(f"{x:.10f}" for x in row) for row in salt.frac_coords)
-    names = list(dict.fromkeys(salt.symbols))
-    counts = " ".join(str(salt.symbols.count(name)) for name in names)
-    (tmp_path / "POSCAR").write_text(f"x\n1.0\n{rows}\n{' '.join(names)}\n{counts}\nDirect\n{sites}\n")
+    write_poscar(tmp_path / "POSCAR", salt)
     want = detector.predict((salt, TEXTS[0]))
     assert want.score.shape == (1,)
     assert want.anomalous is None
@@ -81,10 +86,10 @@ def test_a_prediction_equals_that_of_the_run(detector: CrystalDetector, averaged
         (3, "cannot predict int: give a structure file"),
         (np.zeros((3, 3)), "cannot predict ndarray"),
         ((CRYSTALS[0], CRYSTALS[1]), "cannot predict tuple"),
-        ([CRYSTALS[0], None], "this model reads text|cannot predict NoneType"),
+        ([CRYSTALS[0], None], "cannot predict NoneType"),
         ([], "no crystals"),
-        (CRYSTALS[0], r"reads text: give pairs \(structure, description\)"),
-        ([(CRYSTALS[0], "x"), CRYSTALS[1]], "reads text"),
+        (CRYSTALS[0], r"reads text and none was given: give text=, or install robocrystallographer: pip install"),
+        ([(CRYSTALS[0], "x"), CRYSTALS[1]], "reads text and none was given"),
         ("nowhere.cif", "nowhere.cif: no such structure file"),
         (("nowhere.pdb", "x"), "no such structure file"),
     ],
@@ -94,6 +99,48 @@ def test_wrong_inputs_say_what_was_expected(detector: CrystalDetector, inputs: A
         detector.predict(inputs)
     assert "\n" not in str(refused.value)
     assert "--" not in str(refused.value)
+
+
+def test_the_text_may_stand_beside_the_structures(detector: CrystalDetector, tmp_path: Path) -> None:
+    path = tmp_path / "POSCAR"
+    write_poscar(path, CRYSTALS[0])
+    want = detector.predict((path, TEXTS[0])).score
+    assert torch.equal(detector.predict(str(path), text=TEXTS[0]).score, want)
+    many = detector.predict(CRYSTALS[:3], text=TEXTS[:3]).score
+    assert torch.equal(many, detector.predict(list(zip(CRYSTALS[:3], TEXTS[:3], strict=True))).score)
+    for inputs, text, said in (
+        (CRYSTALS[:2], TEXTS[:3], "text=: 3 descriptions for 2 structures"),
+        (CRYSTALS[:2], TEXTS[0], "text=: 1 descriptions for 2 structures"),
+        ((CRYSTALS[0], TEXTS[0]), TEXTS[0], "text=: the structures have descriptions already"),
+        (CRYSTALS[0], [3], "cannot predict tuple"),
+    ):
+        with pytest.raises(UserError, match=said):
+            detector.predict(inputs, text=text)
+
+
+def test_what_has_no_description_is_described(
+    detector: CrystalDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By robocrystallographer, which tests/unit/data/test_crystal_data.py runs where it is installed."""
+    asked: list[str] = []
+
+    def describe(crystal: Crystal) -> str:
+        asked.append(crystal.name)
+        return TEXTS[2]
+
+    write_cif(tmp_path / "x.cif", CRYSTALS[0])
+    want = detector.predict([(tmp_path / "x.cif", TEXTS[2]), (CRYSTALS[1], TEXTS[1])]).score
+    monkeypatch.setattr(crystal_detector, "describe_with_robocrystallographer", describe)
+    found = detector.predict([tmp_path / "x.cif", (CRYSTALS[1], TEXTS[1])]).score
+    assert torch.equal(found, want)
+    assert asked == [str(tmp_path / "x.cif")]
+
+
+def test_a_model_without_text_refuses_one(tmp_path: Path) -> None:
+    graph_only = anomaly_lib.load(trained(tmp_path, modality="graph", use_middle_fusion=False).checkpoint)
+    assert graph_only.predict(CRYSTALS[0]).score.shape == (1,)
+    with pytest.raises(UserError, match="text=: this model reads no text"):
+        graph_only.predict(CRYSTALS[0], text=TEXTS[0])
 
 
 def test_averaged_and_raw_parameters(detector: CrystalDetector, averaged: RunResult) -> None:

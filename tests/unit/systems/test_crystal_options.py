@@ -1,14 +1,17 @@
 """Every option of the published crystal program, as it was written there."""
 
+import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from anomaly_lib.command_line import parse
+from anomaly_lib.config import to_plain
+from anomaly_lib.models.crystal.config import CrystalFusionConfig
 from anomaly_lib.systems.crystal.options import Args, tiny
 from anomaly_lib.systems.crystal.published import property_folder, with_resume, without_meaning
 
@@ -70,7 +73,6 @@ PUBLISHED = {
     "gated_fusion_hidden_dim": ("64", 64),
     "gated_fusion_dropout": ("0.2", 0.2),
     "output_dir": ("./output/", "./output/"),
-    "config_file": ("x.json", "x.json"),
     "resume": ("0", "0"),
     "random_seed": ("7", 7),
     "num_workers": ("2", 2),
@@ -88,10 +90,10 @@ def test_every_published_flag_means_what_it_says() -> None:
         assert getattr(args, OUR_NAMES.get(flag, flag)) == want, flag
 
 
-NINE = {
+WITHOUT_MEANING = {
     "middle_fusion_num_heads": 4, "fusion_strategy": "concat", "gated_fusion_type": "attention",
     "gated_fusion_hidden_dim": 64, "gated_fusion_dropout": 0.2, "mask_stopwords": True, "remove_stopwords": True,
-    "stopwords_dir": "words", "config_file": "x.json",
+    "stopwords_dir": "words",
 }  # fmt: skip
 
 
@@ -99,8 +101,73 @@ def test_flags_without_meaning_are_named() -> None:
     assert without_meaning(Args()) == without_meaning(tiny()) == without_meaning(Args(data_path="dataset")) == []
     assert without_meaning(Args(protocol="paper", data_path="dataset", classification=True)) == []
     assert without_meaning(Args(alignn_layers=4)) == []  # middle_fusion_layers then is 2, as published
-    for name, value in NINE.items():
+    for name, value in WITHOUT_MEANING.items():
         assert without_meaning(Args(**{name: value})) == [f"{name}={value} has no meaning here"]
+
+
+SHIPPED = Path(__file__).resolve().parents[3] / "scripts" / "crystal" / "config_improved_fusion.json"
+
+
+@pytest.mark.parametrize("flag", ["--config_file", "--config-file", "--config"])
+def test_the_documents_configuration_file_is_read(flag: str) -> None:
+    """D2: their names, the settings that are fixed here, layers as a text; flags win."""
+    args = parse(Args, [flag, str(SHIPPED), "--root_dir", "dataset", "--middle_fusion_layers", "2,3"])
+    want = Args(
+        data_path="dataset", use_middle_fusion=True, middle_fusion_use_gate_norm=True, use_cross_modal=True,
+        middle_fusion_use_learnable_scale=True, middle_fusion_initial_scale=12.0, middle_fusion_layers=[2, 3],
+    )  # fmt: skip
+    assert args == want
+    assert without_meaning(args) == []
+    assert parse(Args, [f"{flag}={SHIPPED}"]).hidden_features == 256  # also on the built-in crystals
+
+
+def test_a_whole_configuration_of_theirs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As their runs leave it: a nested model, their data set's name, their folder, nulls, ratios."""
+    theirs = {
+        "version": "112bbed", "dataset": "user_data", "target": "target", "atom_features": "cgcnn", "id_tag": "jid",
+        "neighbor_strategy": "k-nearest", "random_seed": 7, "classification_threshold": None, "n_train": None,
+        "train_ratio": 0.7, "val_ratio": 0.2, "test_ratio": 0.1, "epochs": 500, "batch_size": 32,
+        "n_early_stopping": 30, "weight_decay": 1e-05, "learning_rate": 0.002, "filename": "sample",
+        "warmup_steps": 2000, "criterion": "mse",
+        "optimizer": "adamw", "scheduler": "onecycle", "use_canonize": True, "cutoff": 8.0, "max_neighbors": 12,
+        "output_dir": "/their/folder/", "num_workers": 4, "standard_scalar_and_pca": False, "model": {
+            "name": "alignn", "alignn_layers": 3, "atom_input_features": 92, "use_middle_fusion": True,
+            "middle_fusion_layers": "1,2", "use_cross_modal_attention": False, "use_contrastive_loss": True,
+            "contrastive_loss_weight": 0.3, "link": "identity", "classification": False,
+        },
+    }  # fmt: skip
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(theirs))
+    args = parse(Args, ["--config", str(path), "--root_dir", "dataset"])
+    want = Args(
+        data_path="dataset", seed=7, train_ratio=0.7, val_ratio=0.2, epochs=500, batch_size=32, learning_rate=0.002,
+        early_stopping_patience=30, alignn_layers=3, use_middle_fusion=True, middle_fusion_layers=[1, 2],
+        use_cross_modal=False, use_contrastive=True, contrastive_weight=0.3,
+    )  # fmt: skip
+    assert args == want
+    path.write_text(json.dumps({**theirs, "classification_threshold": 0.4, "dataset": "class"}))
+    args = parse(Args, ["--config_file", str(path), "--root_dir", "dataset"])
+    assert (args.classification, args.classification_threshold, args.dataset) == (True, 0.4, "class")
+    for changed, said in (
+        ({"neighbor_strategy": "voronoi"}, "neighbor_strategy=voronoi: only k-nearest is here"),
+        ({"model": {"name": "alignn", "link": "log"}}, "link=log: only identity is here"),
+        ({"criterion": "l1"}, "criterion=l1: only mse or bce is here"),
+        ({"model": {"name": "alignn", "gated_attention_num_heads": 4}}, "unknown option --gated-attention-num-heads"),
+        ({"model": {"name": "alignn", "middle_fusion_layers": "two"}}, "--middle-fusion-layers"),
+    ):
+        path.write_text(json.dumps({**theirs, **changed}))
+        with pytest.raises(SystemExit):
+            parse(Args, ["--config_file", str(path), "--root_dir", "dataset"])
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+
+
+def test_a_run_repeats_from_its_own_configuration(tmp_path: Path) -> None:
+    args = Args(data_path="dataset", use_middle_fusion=True, epochs=7)
+    sizes = {f.name: getattr(args, f.name) for f in fields(CrystalFusionConfig)}
+    (tmp_path / "config.json").write_text(json.dumps({**to_plain(args), "model": sizes}))
+    assert parse(Args, ["--config_file", str(tmp_path / "config.json")]) == args
 
 
 ALONE = {

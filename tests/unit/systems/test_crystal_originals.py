@@ -294,7 +294,7 @@ def test_its_data_are_not_taken_to_be_the_built_in_ones(tmp_path: Path) -> None:
     path, ours = saved(tmp_path / "a.pt", originals.trained(originals.alignn())), tmp_path / "ours.pt"
     assert convert(["--input", str(path), "--output", str(ours)]) == 0
     for one in (path, ours):
-        with pytest.raises(UserError, match=r"^give data_path=: the original program's checkpoint does not tell"):
+        with pytest.raises(UserError, match="on which data it was trained: give data_path="):
             anomaly_lib.load(one).items()
 
 
@@ -309,7 +309,10 @@ def test_what_convert_does_not_take(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--input", str(ours), "--output", str(other)], "a checkpoint of this library already"),
         (["--input", str(other), "--output", str(ours)], "not a checkpoint of the original crystal programs"),
         (["--input", "no.pt", "--output", str(ours)], "--input no.pt: no such file"),
-        (["--input", str(path), "--output", str(ours), "--weights", "x"], "--weights x: has no effect, this network reads no text"),
+        (
+            ["--input", str(path), "--output", str(ours), "--weights", "x"],
+            "--weights x: has no effect, this network reads no text",
+        ),
     ):
         assert convert(words) == 2
         assert said in capsys.readouterr().err
