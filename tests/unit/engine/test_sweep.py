@@ -284,11 +284,15 @@ def test_a_row_says_why_its_job_failed_or_what_stands_beside_its_figures() -> No
         Job(key={"name": "told"}, argv=python("raise SystemExit(2)"), run_dir=Path("told")),
         Job(key={"name": "logged"}, argv=python("print(1, flush=True); raise SystemExit('no such folder')")),
         Job(key={"name": "lazy"}, argv=python("pass"), outputs=(Path("lazy.out"),)),
+        Job(key={"name": "odd"}, argv=python("pass"), run_dir=Path("odd")),
     ]
-    sweep(jobs).run()
+    Path("odd").mkdir()
+    Path("odd", "run.json").write_text('{"metrics": {"auroc": "high"}}')
+    assert sweep(jobs).run().failed == ["told", "logged", "lazy", "odd"]
     found = {row.pop("name"): row for row in sweep(jobs).table.rows()}
     assert found["good"]["remarks"] == "only 3 anomalous samples"
     assert "why" not in found["good"]
+    assert "run.json: not the record of a run (metrics" in found["odd"]["why"]
     assert [found[name]["why"] for name in ("told", "logged", "lazy")] == [
         "x.png: unreadable image", "no such folder", "did not write lazy.out",
     ]  # fmt: skip
