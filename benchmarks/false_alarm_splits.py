@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ from anomaly_lib.data.base import load_pixels
 from anomaly_lib.data.demo.items import demo_items
 from anomaly_lib.data.transforms import resize_image
 from anomaly_lib.detect.calibration import maxima_of
-from anomaly_lib.models.detectors import Padim, PatchCore
 from anomaly_lib.models.promptad.model import PromptAD
 from anomaly_lib.models.promptad.scores import Scoring
-from anomaly_lib.systems.detectors.build import make_extractor
+from anomaly_lib.systems.detectors.build import build
 from anomaly_lib.systems.detectors.normal import FEW, FOLDS
 from anomaly_lib.systems.detectors.options import Args as DetectorArgs
 from anomaly_lib.systems.promptad.detector import decision_of
@@ -91,50 +90,77 @@ def demo_data(name: str) -> Data:
 
 
 def memory(model: str, name: str, weights: Path, most: int = FITTED, *, masked: bool = False) -> Split:
-    """PatchCore or PaDiM on `most` images, which set the decision as in training: those of few images in a PatchCore
-    are judged by memories of the others, all others are left out of what is known (`masked`: in PatchCore, too).
+    """A detector on frozen features, fitted on `most` images, which set the decision as in training: those of few
+    images in a PatchCore are judged by memories of the others, all others are left out of what is known (`masked`: in
+    PatchCore, too). Every image is encoded once.
     """
     data = data_of(name)
     fitted = min(most, len(data.normal) // 2)
-    args = DetectorArgs(model=model, backbone="resnet18", weights=str(weights), image_size=[SIDE])
-    options: dict[str, Any] = {"coreset_ratio": 0.05} if model == "patchcore" else {"features": 60}
-    layers = ["layer2", "layer3"]
-    kind: Any = PatchCore if model == "patchcore" else Padim
-    module: Any = kind(extractor=make_extractor(args), layers=layers, sigma=0.5, **options).eval()
-    batches = [
-        module.features_of(pixels_of(data.items[i : i + 16]), module.support_views)
-        for i in range(0, len(data.items), 16)
-    ]
-    features = {layer: torch.cat([batch[layer] for batch in batches]) for layer in layers}
+    module: Any = build(DetectorArgs(model=model, image_size=[SIDE], **OPTIONS[model], **network(model, weights)), CPU)
+    known = encoded(module, data.normal, module.support_views)
+    asked = encoded(module, data.items, module.query_views)
     count, size = len(data.normal), (SIDE // 8, SIDE // 8)
-
-    def some(index: Tensor) -> dict[str, Tensor]:
-        return {layer: values[index] for layer, values in features.items()}
 
     @torch.no_grad()
     def split(generator: np.random.Generator) -> Outcome:
         order = torch.from_numpy(generator.permutation(count))
         mine, others = order[:fitted], order[fitted:]
         if fitted < module.refitted_below and not masked:
-            known = folded(module, some, mine, size)
-            module.fit_features([some(mine)])
+            left_out = folded(module, partial(some, known), partial(some, asked), mine, size)
+            module.fit_features([some(known, mine)])
         else:
-            module.fit_features([some(mine)])
-            known = module.left_out_features(some(mine), list(range(fitted)), size)
+            module.fit_features([some(known, mine)])
+            left_out = module.left_out_features(some(asked, mine), list(range(fitted)), size)
         broken = torch.arange(count, len(data.items))
-        return Outcome(known, *(module.score_features(some(index), size) for index in (others, broken)))
+        return Outcome(left_out, *(module.score_features(some(asked, index), size) for index in (others, broken)))
 
     return split
 
 
-def folded(module: Any, some: Callable[[Tensor], dict[str, Tensor]], mine: Tensor, size: tuple[int, int]) -> Prediction:
+OPTIONS: dict[str, dict[str, Any]] = {
+    "patchcore": {"coreset_ratio": 0.05, "layers": ["layer2", "layer3"], "sigma": 0.5},
+    "padim": {"features": 60, "layers": ["layer2", "layer3"], "sigma": 0.5},
+    "anomalydino": {"layers": ["layer.7"], "sigma": 0.5},
+    "subspacead": {"layers": ["layer.5", "layer.7"], "rotations": 8, "sigma": 0.5},
+    "visionad": {"layers": ["layer.7"]},
+    "rad": {"layers": ["pooled", "layer.5", "layer.7"]},
+    "winclip": {"layers": ["pooled", "window.2", "window.3", "normed.4"]},
+}
+"""Detectors on frozen features, with what suits small images."""
+
+
+def network(model: str, weights: Path) -> dict[str, Any]:
+    """The network of each: ResNet-18, ViT-Tiny, or the demo CLIP where words are needed."""
+    if model == "winclip":
+        return {"backbone": "demo-clip"}
+    if model in ("patchcore", "padim"):
+        return {"backbone": "resnet18", "weights": str(weights)}
+    (transformer,) = weights.parent.glob("vit_tiny_patch16_224*.pth")
+    return {"backbone": "timm:vit_tiny_patch16_224", "weights": str(transformer)}
+
+
+def encoded(module: Any, items: list[Item], views: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The features of images in `views`, in batches."""
+    batches = [module.features_of(pixels_of(items[i : i + 16]), views) for i in range(0, len(items), 16)]
+    return {layer: torch.cat([batch[layer] for batch in batches]) for layer in batches[0]}
+
+
+def some(features: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+    """The features of some of the images."""
+    return {layer: values[index] for layer, values in features.items()}
+
+
+Pick = Callable[[Tensor], dict[str, Tensor]]
+
+
+def folded(module: Any, known: Pick, asked: Pick, mine: Tensor, size: tuple[int, int]) -> Prediction:
     """Scores and maps of the images of each fold by a memory of the other folds."""
     folds = len(mine) if len(mine) <= FEW else FOLDS
     fold = torch.arange(len(mine)) % folds
     scores, maps = torch.zeros(len(mine)), torch.zeros(len(mine), *size)
     for number in range(folds):
-        module.fit_features([some(mine[fold != number])])
-        found = module.score_features(some(mine[fold == number]), size)
+        module.fit_features([known(mine[fold != number])])
+        found = module.score_features(asked(mine[fold == number]), size)
         scores[fold == number], maps[fold == number] = found.score, found.map
     return Prediction(scores, maps)
 
