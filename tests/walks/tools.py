@@ -35,7 +35,7 @@ def cache_features(made: Made) -> Walk:
             "options": ({"system": "sowa"}, "--layers-dtype fp32"),
             "split": ({}, "train"),
             "obj": ({}, "woven"),
-            "dataset": ({}, "hdmap"),
+            "dataset": ({}, "meta"),
             "layers": ({}, ["1"]),
             "dtype": ({}, "fp16"),
             "precision": ({}, "bf16"),
