@@ -107,8 +107,8 @@ CASES = {
         "detectors",
         "scripts/train_detector.py",
         {
-            "encoding": "2:anomaly_lib.models.detectors.padim:Padim.embed",
-            "decision": "1:anomaly_lib.models.detectors.padim:Padim.left_out",
+            "encoding": "2:anomaly_lib.models.detectors.contract:FeatureDetector.features_of",
+            "decision": "1:anomaly_lib.models.detectors.padim:Padim.left_out_features",
             "test": SCORE,
         },
         {"model": "padim"},
