@@ -4,10 +4,11 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import Field, dataclass, field, fields
 from io import StringIO
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -90,25 +91,37 @@ def _stable(text: str, folder: Path) -> str:
     return re.sub(f"{CLOCK}|{TIMES}", "", text.replace(str(folder), "."))
 
 
-def differs(left: Outcome, right: Outcome, unstable: Sequence[str]) -> bool:
-    """Did another thing come out? Files that change from run to run count by their being there."""
+Line = tuple[str, int]
+"""A line of a file."""
+
+
+def differs(left: Outcome, right: Outcome, unstable: Collection[Line]) -> bool:
+    """Did another thing come out? Lines that change from run to run count by their being there."""
     if left.code != right.code or left.content.keys() != right.content.keys():
         return True
-    return any(left.content[name] != right.content[name] for name in left.content if name not in unstable)
+    return any(line not in unstable for line in _other_lines(left, right))
 
 
-def unstable_between(left: Outcome, right: Outcome) -> list[str]:
-    """Files (times, checksums of times) that two equal runs do not leave alike."""
+def unstable_between(left: Outcome, right: Outcome) -> set[Line]:
+    """Lines (times, checksums of times) that two equal runs do not leave alike."""
     assert left.code == right.code
     assert left.content.keys() == right.content.keys(), left.content.keys() ^ right.content.keys()
-    return [name for name in left.content if left.content[name] != right.content[name]]
+    return set(_other_lines(left, right))
+
+
+def _other_lines(left: Outcome, right: Outcome) -> Iterator[Line]:
+    for name in left.content:
+        lines, others = left.content[name].splitlines(), right.content[name].splitlines()
+        for number, pair in enumerate(zip_longest(lines, others)):
+            if pair[0] != pair[1]:
+                yield name, number
 
 
 def silent_options(program: Program, walk: Walk, root: Path) -> list[str]:
     """Options of `program` that neither act nor are refused nor announced, as ``name=value``."""
-    bases: dict[str, tuple[Outcome, list[str]]] = {}
+    bases: dict[str, tuple[Outcome, set[Line]]] = {}
 
-    def base(values: Values) -> tuple[Outcome, list[str]]:
+    def base(values: Values) -> tuple[Outcome, set[Line]]:
         key = repr(sorted(values.items(), key=str))
         if key not in bases:
             one, two = (outcome_of(program, values, root / f"base{len(bases)}{part}", walk.files) for part in "ab")

@@ -96,7 +96,7 @@ def calibration(detector: QuadDetector, runs: Sequence[WeldRun]) -> dict[str, fl
 def uncertainty(
     detector: QuadDetector, runs: Sequence[WeldRun], others: Sequence[nn.Module], *, passes: int
 ) -> dict[str, float]:
-    """How well uncertainty finds the model's own mistakes (AUROC of entropy and spread against wrong answers)."""
+    """How large uncertainty is, and how well it finds the model's own mistakes (AUROC of entropy and spread)."""
     test = select_runs(runs, "test")
     detector.features.prepare(test)
     batch = quad_batch(detector.features, test)
@@ -113,6 +113,7 @@ def uncertainty(
     for name, (mean, std) in answers.items():
         wrong = mean.argmax(1) != truth
         out[f"{name}_accuracy"] = float((~wrong).float().mean())
+        out[f"{name}_spread"] = float(std.mean())
         if bool(wrong.any()) and not bool(wrong.all()):
             out[f"{name}_entropy_finds_errors"] = auroc(predictive_entropy(mean), wrong)
             out[f"{name}_spread_finds_errors"] = auroc(std.sum(1), wrong)
