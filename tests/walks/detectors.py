@@ -38,7 +38,11 @@ def export(made: Made) -> Walk:
     padim = made.checkpoint("detectors", "padim", model="padim")
     return Walk(
         {"checkpoint": padim, "repeats": 1, "format": "torch", "output_dir": "out"},
-        {"checkpoint": ({}, made.checkpoint("causal_film")), "tolerance": ({"format": "onnx"}, 0.0), "false_alarms": ({}, 0.4)},
+        {
+            "checkpoint": ({}, made.checkpoint("causal_film")),
+            "tolerance": ({"format": "onnx"}, 0.0),
+            "false_alarms": ({}, 0.4),
+        },
         {"repeats": "how well the latency is known, which no two runs share"},
     )
 
