@@ -43,6 +43,7 @@ CONTEXT: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("crystal", "warmup_steps"): ({"epochs": 4}, 1),  # the default is longer than a tiny run
     ("crystal", "early_stopping_patience"): ({"epochs": 4, "learning_rate": 0.3}, 1),
     ("promptad", "batch_size"): ({"shot": 2}, 1),
+    ("promptad", "false_alarms"): ({"shot": 2}, 0.5),
     ("detectors", "batch_size"): ({"model": "draem", "epochs": 1}, 3),
     ("detectors", "focal_alpha"): ({"model": "draem", "epochs": 1}, 0.5),
     ("detectors", "coreset_ratio"): ({"coreset_size": None}, 0.02),

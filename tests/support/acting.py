@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from anomaly_lib.config import Switch, default_of, kinds_of
-from anomaly_lib.errors import UserError
+from anomaly_lib.errors import OptionError, UserError
 from anomaly_lib.models.detectors.registry import entries
 from anomaly_lib.systems.registry import SYSTEMS
 
@@ -103,6 +103,11 @@ def options_of(system: str) -> list[tuple["Field[Any]", dict[str, Any]]]:
         return [(f, {}) for f in fields(args)]
     found = {}
     for entry in entries():
+        try:
+            SYSTEMS[system].tiny(model=entry.name)
+        except OptionError as error:  # e.g. what scores images by one another has no transfer
+            assert f"model={entry.name}" in str(error)
+            continue
         own = {f.name for f in fields(entry.config)}
         for f in fields(args.variant({"model": entry.name})):
             found.setdefault((entry.name if f.name in own else "", f.name), (f, {"model": entry.name}))
