@@ -33,6 +33,7 @@ from anomaly_lib.types import Prediction
 
 SIDE, MOST_NORMAL, MOST_BROKEN = 128, 130, 40
 FITTED = 30
+FITTED_OF = {"visionad": 10, "winclip": 10}  # what compares each image with whole images is slow with many
 CPU = torch.device("cpu")
 
 
@@ -89,13 +90,13 @@ def demo_data(name: str) -> Data:
 # -- detectors that are fitted in each split --------------------------------------------------------------------------
 
 
-def memory(model: str, name: str, weights: Path, most: int = FITTED, *, masked: bool = False) -> Split:
-    """A detector on frozen features, fitted on `most` images, which set the decision as in training: those of few
+def memory(model: str, name: str, weights: Path, most: int | None = None, *, masked: bool = False) -> Split:
+    """A detector on frozen features, fitted on up to `most` images, which set the decision as in training: those of few
     images in a PatchCore are judged by memories of the others, all others are left out of what is known (`masked`: in
     PatchCore, too). Every image is encoded once.
     """
     data = data_of(name)
-    fitted = min(most, len(data.normal) // 2)
+    fitted = min(most or FITTED_OF.get(model, FITTED), len(data.normal) // 2)
     module: Any = build(DetectorArgs(model=model, image_size=[SIDE], **OPTIONS[model], **network(model, weights)), CPU)
     known = encoded(module, data.normal, module.support_views)
     asked = encoded(module, data.items, module.query_views)
