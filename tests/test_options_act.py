@@ -47,6 +47,13 @@ CONTEXT: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("detectors", "batch_size"): ({"model": "draem", "epochs": 1}, 3),
     ("detectors", "focal_alpha"): ({"model": "draem", "epochs": 1}, 0.5),
     ("detectors", "coreset_ratio"): ({"coreset_size": None}, 0.02),
+    ("detectors", "rows"): ({}, "unit"),  # "auto" is "raw" for a ResNet
+    ("detectors", "optimizer"): ({}, "sgd"),  # without decay "adamw" is "adam"
+    ("detectors", "schedule"): ({"epochs": 3}, "cosine"),
+    ("detectors", "combination"): ({}, "maximum"),  # the weight of the other average is 0.5
+    ("detectors", "severity_target"): ({"severity_max": 10.0}, "raw"),
+    ("detectors", "top_share"): ({}, 0.5),  # there are 16 patches
+    ("detectors", "nearest_images"): ({}, 1),
     ("sowa", "schedule"): ({"epochs": 3}, "cosine"),
     ("sowa", "truncate"): ({"prompt_length": 80}, True),  # without it such prompts are refused
     ("causal_film", "batch_size"): ({}, 2),
@@ -65,6 +72,7 @@ CONTEXT: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("weld_supcon", "min_lr"): ({"epochs": 6}, 1e-4),
     ("weld_supcon", "patience"): ({"epochs": 6}, 1),
 }
+CONTEXT |= {("hdmap", option): tried for (system, option), tried in CONTEXT.items() if system == "detectors"}
 """(system, option) -> (options beside it, the value to try)."""
 
 

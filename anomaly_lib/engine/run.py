@@ -256,6 +256,7 @@ class Run:
             self.log.line(f"resume: {', '.join(changes(saved['args'], self.args)) or 'with the options of the file'}")
         self.log.line(f"continuing {source} after epoch {saved['epoch']}")
         self.saved, self._generators = None, (int(saved["epoch"]), saved["rng"])
+        self._other_ranks_draw_anew(int(saved["epoch"]))
         return int(saved["epoch"])
 
     def payload(self, state: TrainState, epochs_done: int) -> dict[str, Any]:
@@ -306,6 +307,14 @@ class Run:
         self._say_epoch(epoch, values, total=total, kept=best is not None)
         if (epoch + 1) % self.args.save_every == 0 or epoch + 1 >= total:
             self.save(state, epoch + 1)
+        self._other_ranks_draw_anew(epoch + 1)
+
+    def _other_ranks_draw_anew(self, epoch: int) -> None:
+        """A checkpoint holds the generators of the first rank. The others begin every epoch with new ones, so that a
+        resumed run draws what one left alone would.
+        """
+        if distributed.rank():
+            seed_everything(self.args.seed + 7919 * distributed.rank() + 104729 * epoch)
 
     # -- what every run says ------------------------------------------------------------------------------------
 

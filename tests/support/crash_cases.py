@@ -131,7 +131,14 @@ CASES: dict[str, Callable[[Path], Work]] = {
     "predictions": predictions,
     "promptad": run_of("promptad", **IMAGES, save_every=1),
     "detectors": run_of(
-        "detectors", **IMAGES, model="draem", image_size=[32, 32], repair_width=4, segment_width=4, epochs=2
+        "detectors",
+        **IMAGES,
+        model="draem",
+        image_size=[32, 32],
+        repair_width=4,
+        segment_width=4,
+        epochs=2,
+        batch_size=6,  # of two ranks each takes some: batch norm needs more than one value a channel
     ),
     "hdmap": run_of("hdmap", model="draem", repair_width=4, segment_width=4),
     "sowa": run_of("sowa", dataset="demo"),

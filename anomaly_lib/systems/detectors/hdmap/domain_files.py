@@ -7,7 +7,7 @@ import torch
 
 from anomaly_lib.detect.decision import Decision
 from anomaly_lib.detect.scores import Scores
-from anomaly_lib.files import write_text
+from anomaly_lib.files import remove_leftovers, write_text
 from anomaly_lib.systems.detectors.hdmap.options import Args
 from anomaly_lib.systems.detectors.hdmap.reader import DomainSplit
 from anomaly_lib.systems.detectors.hdmap.transfer import rows_of
@@ -18,6 +18,7 @@ def write_domain(folder: Path, data: DomainSplit, scores: Scores, decision: Deci
     role = "source" if data.domain == args.source_domain else "target"
     analysis = folder / "analysis" / f"{role}_{data.domain}"
     analysis.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(analysis)
     rows = rows_of(scores, data.domain)
     found, labels = scores.scores[rows], scores.labels[rows]
     lines = ["image_path,ground_truth,anomaly_score,predicted_label"]
@@ -50,6 +51,7 @@ def _sample_maps(place: Path, data: DomainSplit, maps: np.ndarray, count: int) -
     for label, name in ((0, "good"), (1, "fault")):
         members = (data.labels == label).nonzero().squeeze(1)
         (place / name).mkdir(parents=True, exist_ok=True)
+        remove_leftovers(place / name)
         for i in members[:: max(1, len(members) // max(count, 1))][:count].tolist():
             picture = heat_colours(data.images[i, 0], grey)
             panel = torch.cat([torch.as_tensor(picture), torch.as_tensor(overlay(picture, maps[i], heat))])
