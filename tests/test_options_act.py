@@ -21,6 +21,7 @@ from tests.support.walking import silent_options
 from tests.walks import WALKS
 
 ELSEWHERE = {
+    "condition": "the name of an HDMAP run's folder: tests/unit/systems/test_detectors.py",
     "fresh": "tests/unit/engine/test_engine.py: a finished run is started over",
     "resume": "tests/e2e/test_resume.py: a run goes on from another file",
     "save_every": "tests/unit/engine/test_engine.py: how often a checkpoint is written, not what is in the last one",
@@ -72,6 +73,8 @@ CONTEXT: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("weld_supcon", "min_lr"): ({"epochs": 6}, 1e-4),
     ("weld_supcon", "patience"): ({"epochs": 6}, 1),
 }
+CONTEXT[("hdmap", "early_stopping_patience")] = ({"epochs": 6, "learning_rate": 0.3}, 1)
+CONTEXT[("hdmap", "radius")] = ({}, 0)  # there are few patches
 CONTEXT |= {("hdmap", option): tried for (system, option), tried in CONTEXT.items() if system == "detectors"}
 """(system, option) -> (options beside it, the value to try)."""
 

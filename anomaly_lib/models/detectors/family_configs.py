@@ -170,7 +170,7 @@ FAMILY: dict[str, dict[str, Any]] = {
         "module": "winclip:WinClip",
         "training": {"backbone": "ViT-B-16-plus-240", "image_size": [240, 240], "batch_size": 8},
         "demo": {"layers": [SUMMARY, "window.2", "window.3", "normed.4"]},
-        "small": {"layers": [SUMMARY, "window.2", "window.3", "normed.3"]},
+        "small": {"layers": [SUMMARY, "window.2", "normed.3"]},
     },
 }
 """Detector -> its options, where its module lies, published values of what is no option of the module, and what

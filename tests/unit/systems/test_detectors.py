@@ -328,3 +328,10 @@ def test_the_template_s_common_part_has_no_meaning_for_a_memory() -> None:
     assert (small.epochs, small.batch_size, small.image_size) == (1, 16, [32, 96])
     assert (full.epochs, full.batch_size, full.image_size) == (1, 32, [64, 64])
     assert json.loads(json.dumps(vars(full)))["model"] == "draem"
+
+
+def test_a_condition_names_the_folder_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = SYSTEMS["hdmap"].train(SYSTEMS["hdmap"].tiny(condition="warm_up"))
+    assert result.run_dir.parent.name == "hdmap"
+    assert result.run_dir.name.startswith("warm_up-patchcore-domain_A-")
