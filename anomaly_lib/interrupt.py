@@ -7,9 +7,9 @@ less, since the run's record can still say that it was interrupted.
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 def _raise(number: int, _: FrameType | None) -> NoReturn:
@@ -17,14 +17,24 @@ def _raise(number: int, _: FrameType | None) -> NoReturn:
 
 
 @contextmanager
-def stop_signals() -> Iterator[None]:
-    """Both signals raise KeyboardInterrupt within the block (only the main thread may; elsewhere nothing changes)."""
+def _handled_by(handler: Any) -> Iterator[None]:
+    """Both signals go to the handler within the block (only the main thread may; elsewhere nothing changes)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _raise) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def stop_signals() -> AbstractContextManager[None]:
+    """Both signals raise KeyboardInterrupt within the block."""
+    return _handled_by(_raise)
+
+
+def signals_ignored() -> AbstractContextManager[None]:
+    """For the seconds in which children are ended after a signal: a second one must not leave any behind."""
+    return _handled_by(signal.SIG_IGN)

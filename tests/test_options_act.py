@@ -47,6 +47,8 @@ CONTEXT: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("promptad", "false_alarms"): ({"shot": 2}, 0.5),
     ("detectors", "batch_size"): ({"model": "draem", "epochs": 1}, 3),
     ("detectors", "focal_alpha"): ({"model": "draem", "epochs": 1}, 0.5),
+    ("detectors", "focal_weight"): ({"model": "draem", "epochs": 1}, 0.5),
+    ("detectors", "momentum"): ({"model": "reverse_distillation", "epochs": 1}, 0.2),
     ("detectors", "coreset_ratio"): ({"coreset_size": None}, 0.02),
     ("detectors", "rows"): ({}, "unit"),  # "auto" is "raw" for a ResNet
     ("detectors", "optimizer"): ({}, "sgd"),  # without decay "adamw" is "adam"

@@ -22,7 +22,7 @@ from anomaly_lib.engine.record import record_of
 from anomaly_lib.engine.results import ResultsTable
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json, write_json
-from anomaly_lib.interrupt import stop_signals
+from anomaly_lib.interrupt import signals_ignored, stop_signals
 
 POLL_SECONDS = 0.1
 
@@ -131,8 +131,9 @@ class Sweep:
                         self._note(ended, waiting, summary)
                     time.sleep(POLL_SECONDS)
             except BaseException:
-                self.launcher.stop()
-                self._release_all()
+                with signals_ignored():
+                    self.launcher.stop()
+                    self._release_all()
                 raise
         return summary
 

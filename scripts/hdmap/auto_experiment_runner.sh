@@ -85,6 +85,7 @@ summary="$results/experiment_summary_$stamp.txt"
 child=""
 say() { echo "$(date '+%F %T') $1" | tee -a "$log"; }
 interrupted() {
+  trap '' INT TERM # a second signal must not end the waiting
   [ -n "$child" ] && kill -TERM "$child" 2>/dev/null && wait "$child" 2>/dev/null
   say "interrupted"
   exit 130

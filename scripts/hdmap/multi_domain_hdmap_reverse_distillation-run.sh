@@ -1,3 +1,4 @@
 #!/usr/bin/env bash
 # All conditions of multi_domain_hdmap_reverse_distillation-exp_condition.json, one queue per GPU. Flags: see run_conditions.py --help.
-exec "$(dirname "${BASH_SOURCE[0]}")/run_conditions.sh" reverse_distillation "$@"
+# To stop it and its trainings: pkill -f multi_domain_hdmap_reverse_distillation-run.sh, or the same command with --stop.
+. "$(dirname "${BASH_SOURCE[0]}")/run_conditions.sh" reverse_distillation "$@"

@@ -28,4 +28,4 @@ def test_the_best_epoch_comes_after_the_warm_up(
     system: str, options: dict[str, Any], best: str, first: int, tmp_path: Path
 ) -> None:
     SYSTEMS[system].train(SYSTEMS[system].tiny(output_dir=str(tmp_path), **WARM, **options))
-    assert torch.load(tmp_path / best, weights_only=True)["best"]["epoch"] == first  # of those after the warm-up
+    assert torch.load(tmp_path / best, weights_only=True)["best"]["epoch"] >= first

@@ -24,7 +24,7 @@ def training(made: Made) -> Walk:
 def conditions(made: Made) -> Walk:
     return Walk(
         {"conditions": str(made.conditions()), "log_dir": "logs", "dry_run": True},
-        {"only": ({}, ["small_1"]), "gpus": ({}, ["0", "1"])},
+        {"only": ({}, ["small_1"]), "gpus": ({}, ["0", "1"]), "weights": ({}, ["random"])},
         {"parallel": SPEED},
     )
 

@@ -114,6 +114,7 @@ class DraemNetConfig(Options):
     focal_alpha: float = arg(
         -1.0, "focal weight of anomalous pixels; -1 = both kinds weigh alike, as the paper says", at_least=-1, at_most=1
     )
+    focal_weight: float = arg(1.0, "weight of the focal term beside those of the repair", at_least=0)
 
 
 @dataclass

@@ -187,7 +187,7 @@ class Draem(nn.Module):
         """The terms ``l2``, ``ssim`` and ``focal`` of a repair [B, C, H, W] and logits [B, 2, H, W]."""
         repair, logits = repair.float(), logits.float()
         alpha = self.config.focal_alpha if self.config.focal_alpha >= 0 else None
-        focal = focal_loss(logits, mask.long(), gamma=2.0, alpha=alpha, smoothing=1e-5)
+        focal = focal_loss(logits, mask.long(), gamma=2.0, alpha=alpha, smoothing=1e-5) * self.config.focal_weight
         return {"l2": F.mse_loss(repair, clean), "ssim": ssim_loss(repair, clean), "focal": focal}
 
     def map_score(self, maps: Tensor) -> Tensor:

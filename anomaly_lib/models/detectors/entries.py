@@ -13,7 +13,8 @@ from anomaly_lib.models.detectors.registry import Entry, add
 
 DEMO_CLIP = {"backbone": "demo-clip", "layers": ["layer.1", "layer.3"]}
 RANDOM_RESNET = {"backbone": "resnet18", "weights": "random"}
-PAPER_FOCAL = Preset(when={"protocol": "paper"}, then={"focal_alpha": 1.0})  # anomalib with kornia >= 0.7
+PAPER_FOCAL = Preset(when={"protocol": "paper"}, then={"focal_alpha": 1.0, "focal_weight": 0.5})
+"""anomalib with kornia >= 0.7, whose mean is over both entries of a pixel: half of the mean over pixels."""
 
 add(
     Entry(
@@ -48,7 +49,7 @@ add(
         ReverseDistillationConfig,
         "reverse_distillation:ReverseDistillation",
         trained=True,
-        published={"epochs": 200, "batch_size": 16, "learning_rate": 0.005},
+        published={"epochs": 200, "batch_size": 16, "learning_rate": 0.005, "momentum": 0.5},
         demo=RANDOM_RESNET | {"epochs": 3},
         small=RANDOM_RESNET | {"epochs": 1},
     )

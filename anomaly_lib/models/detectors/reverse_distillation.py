@@ -136,8 +136,6 @@ class ReverseDistillation(FeatureDetector):
     Anomaly = 1 - cosine between teacher and student; bottleneck and decoder are trained with `training_losses`.
     """
 
-    betas = (0.5, 0.999)  # published momenta of Adam
-
     def __init__(
         self, config: ReverseDistillationConfig | None = None, *, extractor: nn.Module, **options: Any
     ) -> None:

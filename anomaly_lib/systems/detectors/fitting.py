@@ -99,10 +99,9 @@ def train_epochs(run: Run, state: TrainState, learnt: Inputs, args: Any, validat
 def make_optimizer(module: nn.Module, args: Any) -> torch.optim.Optimizer:
     groups = param_groups(module, args.weight_decay)
     if args.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=args.learning_rate, momentum=0.9)
-    betas = getattr(module, "betas", (0.9, 0.999))  # a detector may have published momenta
+        return torch.optim.SGD(groups, lr=args.learning_rate, momentum=args.momentum)
     kind = torch.optim.AdamW if args.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=args.learning_rate, betas=betas)
+    return kind(groups, lr=args.learning_rate, betas=(args.momentum, 0.999))
 
 
 class LossStep(nn.Module):

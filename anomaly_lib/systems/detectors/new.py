@@ -112,14 +112,38 @@ if __name__ == "__main__":
 RUN = """#!/usr/bin/env bash
 # All conditions of multi_domain_hdmap_@NAME@-exp_condition.json, one after the other; what is finished is not repeated.
 #   LOG_DIR=results/@NAME@/one GPU=0 DATA_PATH=... ./multi_domain_hdmap_@NAME@-run.sh
+# To stop it and its training: pkill -f multi_domain_hdmap_@NAME@-run.sh, or LOG_DIR=... with --stop.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 script="$here/multi_domain_hdmap_@NAME@-training.py"
 python="${PYTHON:-python}"
 logs="${LOG_DIR:-results/@NAME@/$(date +%Y%m%d_%H%M%S)}"
-for ((i = 0; i < $("$python" "$script" --get-experiment-count); i++)); do
+if [ "${1:-}" = --stop ]; then
+  exec kill -TERM "$(cat "$logs/run.pid")"
+fi
+child="" stopped=""
+stop() {
+  stopped=1
+  [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true
+}
+trap stop INT TERM HUP
+mkdir -p "$logs"
+echo $$ >"$logs/run.pid"
+trap 'rm -f "$logs/run.pid"' EXIT
+count="$("$python" "$script" --get-experiment-count)"
+for ((i = 0; i < count; i++)); do
+  [ -z "$stopped" ] || exit 130
   "$python" "$script" --gpu-id "${GPU:-0}" --experiment-id "$i" --log-dir "$logs" \\
-    ${DATA_PATH:+--data-path "$DATA_PATH"} "$@"
+    ${DATA_PATH:+--data-path "$DATA_PATH"} "$@" &
+  child=$! code=0
+  [ -z "$stopped" ] || stop
+  wait "$child" || code=$?
+  while kill -0 "$child" 2>/dev/null; do # a signal has ended the waiting, not the training
+    code=0
+    wait "$child" || code=$?
+  done
+  [ -z "$stopped" ] || code=130
+  [ "$code" = 0 ] || exit "$code"
 done
 """
 

@@ -39,6 +39,7 @@ class TrainingArgs(Options):
     weight_decay: float = override(OptimArgs, "weight_decay")
     grad_clip: float = override(OptimArgs, "grad_clip")
     optimizer: str = arg("adam", "optimizer", choices=["adam", "adamw", "sgd"])
+    momentum: float = arg(0.9, "momentum of sgd; first beta of adam and adamw", at_least=0, at_most=0.999)
     schedule: str = arg(
         "constant",
         "learning-rate curve over the epochs",

@@ -66,8 +66,8 @@ def test_padim_keeps_more_channels_on_the_wide_network() -> None:
 def test_the_paper_s_quirks_are_those_of_the_model() -> None:
     assert Args(protocol="paper").upsample == "nearest"
     draem, sevnet = (Args(model=name, protocol="paper") for name in ("draem", "draem_sevnet"))
-    assert (draem.focal_alpha, hasattr(draem, "severity_target")) == (1.0, False)
-    assert (sevnet.focal_alpha, sevnet.severity_target) == (1.0, "raw")
+    assert (draem.focal_alpha, draem.focal_weight, hasattr(draem, "severity_target")) == (1.0, 0.5, False)
+    assert (sevnet.focal_alpha, sevnet.focal_weight, sevnet.severity_target) == (1.0, 0.5, "raw")
     assert Args(model="draem", protocol="paper", focal_alpha=0.5).focal_alpha == 0.5
 
 

@@ -23,7 +23,7 @@ from anomaly_lib.systems.detectors.hdmap.experiment_utils import (
     setup_warnings_filter,
     with_template_names,
 )
-from anomaly_lib.systems.detectors.hdmap.options import Args
+from anomaly_lib.systems.detectors.hdmap.options import Args, scale_remarks
 from anomaly_lib.systems.detectors.hdmap.script_options import TITLES, ScriptArgs, result_name
 from anomaly_lib.systems.detectors.hdmap.train import train
 
@@ -127,5 +127,5 @@ def _success(condition: dict[str, Any], args: Args, run_dir: Path, checkpoint: P
         "avg_target_auroc": analysis["avg_target_auroc"],
         "analysis": analysis,
         "options": to_plain(args),
-        "notes": (["synthetic maps"] if args.data_path is None else []) + weight_remarks(weights),
+        "notes": scale_remarks(args) + weight_remarks(weights),
     }

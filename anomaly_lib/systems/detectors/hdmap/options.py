@@ -74,6 +74,12 @@ def sizes_of_demo(entry: Entry) -> dict[str, Any]:
     return {name: value for name, value in entry.small.items() if name != "coreset_size"} | DEMO
 
 
+def scale_remarks(args: Args) -> list[str]:
+    """What must stand beside the figures of a run that is no full one."""
+    synthetic = ["synthetic maps"] if args.data_path is None else []
+    return synthetic + (["demo scale: small networks and maps, few epochs"] if args.scale == "demo" else [])
+
+
 def tiny(**changes: Any) -> Args:
     """Seconds on a CPU: the demo scale with one target."""
     small: dict[str, Any] = {"target_domains": ["domain_B"], "figures": False}

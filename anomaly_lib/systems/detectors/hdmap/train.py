@@ -15,7 +15,7 @@ from anomaly_lib.systems.detectors.data import with_textures
 from anomaly_lib.systems.detectors.fitting import BEST, cost_lines, fit
 from anomaly_lib.systems.detectors.hdmap.detector import TransferDetector, open_domains
 from anomaly_lib.systems.detectors.hdmap.domain_files import write_domain
-from anomaly_lib.systems.detectors.hdmap.options import Args
+from anomaly_lib.systems.detectors.hdmap.options import Args, scale_remarks
 from anomaly_lib.systems.detectors.hdmap.reader import MultiDomainHDMAPDataModule
 from anomaly_lib.systems.detectors.hdmap.transfer import (
     domain_results,
@@ -79,6 +79,6 @@ def train(args: Args, data: MultiDomainHDMAPDataModule | None = None) -> RunResu
             state,
             summary(scores, decision),
             final=final,
-            remarks=[*detector.facts.notes, *sample_remarks(scores)],
+            remarks=[*detector.facts.notes, *scale_remarks(args), *sample_remarks(scores)],
             decision=decision.describe(),
         )
