@@ -31,7 +31,9 @@ def score_histogram(
         axis.hist(scores[chosen], edges, color=colour, alpha=0.55, label=label, hatch=hatch, edgecolor=colour)
     if threshold is not None:
         found, wrong = int((scores[labels] >= threshold).sum()), int((scores[~labels] >= threshold).sum())
-        text = f"{threshold_name} {threshold:.4g}; finds {found}/{labels.sum()}, false alarms {wrong}/{(~labels).sum()}"
+        text = (
+            f"{threshold_name} {threshold:.4g}:\nfinds {found}/{labels.sum()}, false alarms {wrong}/{(~labels).sum()}"
+        )
         axis.axvline(threshold, color="black", linestyle="--", linewidth=1.4, label=text)
     axis.set(xlabel="anomaly score", ylabel="images")
     if title:

@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import anomaly_lib
 from anomaly_lib.errors import UserError
+from anomaly_lib.systems.detectors.fitting import make_optimizer
 from anomaly_lib.systems.detectors.hdmap import experiment_utils
 from anomaly_lib.systems.detectors.hdmap.analysis import analyze, collect, paired_tests, summary_rows
 from anomaly_lib.systems.detectors.hdmap.conditions import (
@@ -27,6 +29,7 @@ from anomaly_lib.systems.detectors.hdmap.experiment_utils import (
     create_multi_domain_datamodule,
     evaluate_source_domain,
     evaluate_target_domains,
+    extract_training_info,
     transfer_grade,
 )
 
@@ -87,10 +90,19 @@ def test_training_script_of_every_model(model, tmp_path, capsys):
     assert "already done" in capsys.readouterr().out
 
     detector = anomaly_lib.load(result["checkpoint"])
-    data = create_multi_domain_datamodule("domain_A", ["domain_B", "domain_C"], image_size="32x96", seed=0)
-    again = evaluate_target_domains(detector, data)
+    data = create_multi_domain_datamodule(
+        source_domain="domain_A", target_domains=["domain_B", "domain_C"], image_size="32x96", num_workers=2, seed=0
+    )
+    again = evaluate_target_domains(
+        detector.model, detector, data, result["checkpoint"], tmp_path / "again", ["domain_B"], type(data), True
+    )
+    assert set(again) == {"domain_B"}
     assert again["domain_B"]["image_AUROC"] == pytest.approx(target["image_AUROC"])
-    assert evaluate_source_domain(detector, data)["image_F1Score"] == result["source_results"]["image_F1Score"]
+    assert len(list((tmp_path / "again" / "visualize" / "target_domains" / "domain_B" / "fault").glob("*.png")))
+    source = evaluate_source_domain(model=detector.model, engine=detector, datamodule=data, checkpoint_path=None)
+    assert source["image_F1Score"] == result["source_results"]["image_F1Score"]
+    assert extract_training_info(detector) == result["training_info"]
+    assert result["notes"][:2] == ["synthetic maps", "demo scale: small networks and maps, few epochs"]
 
 
 def test_a_failed_condition_says_so(tmp_path, capsys):
@@ -121,6 +133,67 @@ def test_the_template_s_import_block():
     }  # fmt: skip
     assert set(experiment_utils.__all__) == names
     assert all(callable(getattr(from_script, name)) for name in names)
+
+
+def test_helpers_take_the_template_s_arguments(tmp_path):
+    """The rest of them as the template calls them; training and evaluation are in the test of every model."""
+    helpers = script("experiment_utils")
+    shipped = helpers.load_experiment_conditions("multi_domain_hdmap_padim-exp_condition.json")  # beside the helpers
+    assert shipped == load_experiment_conditions(SCRIPTS / "multi_domain_hdmap_padim-exp_condition.json")
+    for name in ("good", "fault"):
+        assert not helpers.organize_source_domain_results(tmp_path / "theirs", tmp_path / "ours", "domain_A", None)
+        (tmp_path / "theirs" / "images" / name).mkdir(parents=True)
+        (tmp_path / "theirs" / "images" / name / "0.png").write_bytes(b"x")
+    assert helpers.organize_source_domain_results(
+        sevnet_viz_path=tmp_path / "theirs", results_base_dir=tmp_path / "ours", source_domain="domain_A",
+        specific_version_path=tmp_path / "v0",
+    )  # fmt: skip
+    assert (tmp_path / "v0" / "visualize" / "source_domain" / "fault" / "0.png").read_bytes() == b"x"
+    source = {"image_AUROC": 0.8, "image_F1Score": 0.7}
+    targets = {"domain_B": {"image_AUROC": 0.6, "image_F1Score": 0.5}}
+    info = {"last_trained_epoch": 3, "early_stopped": False, "best_val_auroc": 0.8}
+    analysis = helpers.analyze_experiment_results(source, targets, info, shipped[0], "PaDiM")
+    assert (analysis["model_type"], analysis["transfer_ratio"]) == ("PaDiM", pytest.approx(0.75))
+    place = helpers.create_experiment_visualization(
+        "one", "PaDiM", str(tmp_path), "domain_A", ["domain_B"], source_results=source, target_results=targets
+    )
+    written = json.loads((place / "experiment_info.json").read_text())
+    assert written["results_summary"] == {"source_results": source, "target_results": targets}
+    logger = helpers.setup_experiment_logging(str(tmp_path / "log.txt"), "one")
+    result = {"experiment_name": "one", "status": "success", "avg_target_auroc": 0.6}
+    path = helpers.save_experiment_results(result, "result_exp_00_one_gpu0.json", str(tmp_path), logger, "PaDiM")
+    assert json.loads(path.read_text()) == {"model_type": "PaDiM"} | result
+    assert "0.6" in (tmp_path / "log.txt").read_text()
+
+
+def test_every_condition_gets_the_weights_of_its_backbone(tmp_path):
+    from scripts.hdmap.run_conditions import Args, jobs_of
+
+    def flags(**options):
+        jobs = jobs_of(Args(**options), tmp_path)
+        words = {job.key["condition"]: list(job.argv) for job in jobs}
+        return {n: w[w.index("--weights") + 1] if "--weights" in w else None for n, w in words.items()}, words
+
+    named, words = flags(model="patchcore", weights=["resnet18=a.pth", "wide_resnet50_2=b.pth"], download=True)
+    assert named["PatchCore_baseline"] == named["PatchCore_256"] == "b.pth"
+    assert (named["PatchCore_resnet18"], named["PatchCore_resnet50"]) == ("a.pth", None)
+    assert all("--download" in argv for argv in words.values())
+    assert set(flags(model="padim", weights=["random"])[0].values()) == {"random"}
+    with pytest.raises(UserError, match="BACKBONE=FILE"):
+        Args(weights=["a.pth", "b.pth"])
+
+
+def test_reverse_distillation_reads_lr_and_momentum():
+    conditions = load_experiment_conditions(SCRIPTS / "multi_domain_hdmap_reverse_distillation-exp_condition.json")
+    found = {c["name"]: args_of(values_of(c, "reverse_distillation") | {"scale": "full"}) for c in conditions}
+    linear = torch.nn.Linear(2, 2)
+    sgd = make_optimizer(linear, found["ReverseDistillation_sgd"]).param_groups[0]
+    assert (sgd["lr"], sgd["momentum"]) == (0.01, 0.9)
+    adam = [
+        make_optimizer(linear, found[f"ReverseDistillation_{name}"]).param_groups[0]
+        for name in ("baseline", "momentum_0.9")
+    ]
+    assert [group["betas"] for group in adam] == [(0.5, 0.999), (0.9, 0.999)]  # the first is the published one
 
 
 def test_condition_files_of_both_shapes(tmp_path):

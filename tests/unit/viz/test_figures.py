@@ -23,6 +23,15 @@ def test_importing_viz_does_not_load_matplotlib() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_the_legend_of_a_histogram_lies_inside_the_figure() -> None:
+    scores, labels = np.linspace(0, 1, 2000), np.arange(2000) % 2
+    figure = viz.score_histogram(scores, labels, threshold=0.123456, threshold_name="source threshold")
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+
+
 def test_histogram_counts_every_image_and_states_the_threshold() -> None:
     figure = viz.score_histogram(SCORES, LABELS, threshold=0.7)
     axis = figure.axes[0]

@@ -110,11 +110,10 @@ def _success(condition: dict[str, Any], args: Args, run_dir: Path, checkpoint: P
     source = with_template_names(domains[args.source_domain])
     targets = {name: with_template_names(metrics) for name, metrics in domains.items() if name != args.source_domain}
     info = extract_training_info(run_dir)
-    analysis = analyze_experiment_results(source, targets, info, condition)
+    analysis = analyze_experiment_results(source, targets, info, condition, args.model)
     create_experiment_visualization(
-        condition["name"], args.model, run_dir, source_domain=args.source_domain, target_domains=list(targets),
-        source_results=source, target_results=targets,
-    )  # fmt: skip
+        condition["name"], args.model, run_dir, args.source_domain, list(targets), source, targets
+    )
     weights = record_of(run_dir)["weights"]
     return {
         "status": "success",
