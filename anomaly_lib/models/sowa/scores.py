@@ -133,7 +133,7 @@ def detect(
         text = torch.stack([output.anomaly_maps[stage][:, 1] for stage in c.stages]).sum(0)
     else:
         text = model.fused_map(output.anomaly_maps)
-    text = gaussian_blur(text, c.sigma)  # [B, H, W]
+    text = gaussian_blur(text, c.sigma, border="symmetric")  # [B, H, W], as SciPy's filter, which the original uses
     probability = output.text_probs[:, 1]
     parts = {"text": probability}
     if not memories:

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 
 from anomaly_lib.backbones.clip import ClipBackbone
 from anomaly_lib.errors import UserError
@@ -120,6 +122,20 @@ def test_support_scaled_score_needs_no_other_image(clip: ClipBackbone) -> None:
     torch.testing.assert_close(scaled.score, want)
     with pytest.raises(UserError, match="no support images of class 'lid'"):
         detect(model, taps, ["lid"] * 6, memories)
+
+
+@pytest.mark.parametrize("options", [{}, PUBLISHED])
+def test_maps_are_blurred_as_scipy_does_it(options: dict[str, Any], clip: ClipBackbone) -> None:
+    """B4: SciPy's default border ("reflect" there, "symmetric" here), the memory's map added behind it, unblurred."""
+    model = AnomalyCLIP(clip, feature_map_idx=STAGES, **options).eval()
+    taps = clip.encode(images(2))
+    memories = {"cup": build_memory(model, model.from_taps(taps).patches)}
+    for memory in ({}, memories):
+        sharp = detect(model, taps, ["cup"] * 2, memory, sigma=0.0).map
+        found = detect(model, taps, ["cup"] * 2, memory, sigma=4.0).map
+        distance = sharp - detect(model, taps, ["cup"] * 2, {}, sigma=0.0).map  # 0 without a memory
+        want = [ndimage.gaussian_filter(one, sigma=4) for one in (sharp - distance).double().numpy()]
+        torch.testing.assert_close((found - distance).double(), torch.from_numpy(np.stack(want)), rtol=0, atol=1e-6)
 
 
 def test_memory_survives_a_checkpoint(clip: ClipBackbone) -> None:
