@@ -12,7 +12,7 @@ from anomaly_lib.systems.promptad.options import CompareArgs
 
 def run(args: CompareArgs) -> None:
     """Print the merged table and its summary."""
-    from anomaly_lib.systems.promptad.analysis import compare, read_results
+    from anomaly_lib.systems.promptad.comparison import compare, read_results
 
     if args.first is None or args.second is None:
         raise UserError("name two experiments: compare_baselines.py A B")

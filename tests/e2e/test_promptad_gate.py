@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from anomaly_lib.data.demo.items import write_demo
-from anomaly_lib.systems.promptad.analysis import compare, read_results
+from anomaly_lib.systems.promptad.comparison import compare, read_results
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--backbone", "tiny-clip", "--weights", "random", "--no-figures", "--resolution", "64", "--cache", "ram"]

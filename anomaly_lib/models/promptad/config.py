@@ -60,7 +60,7 @@ class ScoreConfig(Options):
 
     task: str = arg("cls", "cls = image scores, seg = pixel maps", choices=["cls", "seg"])
     fusion_mode: str = arg(
-        "harmonic", "how textual and visual scores become one; never part of the loss", choices=FUSION_NAMES
+        "harmonic", "how textual and visual scores become one; no part of PromptAD's own loss", choices=FUSION_NAMES
     )
     fusion_weights: list[float] = arg(
         [1.0, 1.0], "weights (textual, visual) of --fusion-mode weighted", type=float, at_least=0, length=2

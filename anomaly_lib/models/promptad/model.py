@@ -1,7 +1,7 @@
 """PromptAD: few-shot anomaly detection with learned prompts (textual branch) and a patch memory (visual branch).
 
 Legend: N images, P patches, D joint width, C width of a memory tap, M anomaly prompts.
-Scores and losses never meet: fusion only combines branch scores, so no fusion mode can change what is learned.
+PromptAD's own losses know no fusion, which only combines branch scores: no fusion mode can change what they teach.
 """
 
 from collections.abc import Callable, Sequence
@@ -152,11 +152,14 @@ class PromptAD(nn.Module):
         """Keep the prototypes (normal, abnormal) of the contexts: all that inference needs of the text tower."""
         self.text_features.copy_(self.encode_prompts().prototypes())
 
-    def losses(self, features: Tensor) -> dict[str, Tensor]:
-        """`promptad_losses` of unit features [N, D] (cls) or [N, P, D] (seg) with the current contexts."""
+    def losses(self, features: Tensor, text: TextFeatures | None = None) -> dict[str, Tensor]:
+        """`promptad_losses` of unit features [N, D] (cls) or [N, P, D] (seg) with the current contexts.
+
+        `text`: what `encode_prompts` has said of them, if it is known.
+        """
         return promptad_losses(
             features,
-            self.encode_prompts(),
+            text or self.encode_prompts(),
             scale=self.logit_scale,
             alignment_weight=self.config.lambda1,
             triplet_axis=self.config.triplet_axis,

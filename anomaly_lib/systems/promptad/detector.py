@@ -27,6 +27,7 @@ from anomaly_lib.types import Prediction
 
 SYSTEM = "promptad"
 ORACLE = "oracle: epoch chosen on the test set"
+EXTENDED = "extension: the fused score of pasted defects was a part of the loss"
 IN_MEMORY = 256  # images whose features are held at a time while a data set is scored
 # Two runs that agree in these use the same frozen towers and transforms.
 TOWER_OPTIONS = (
@@ -53,7 +54,9 @@ class PromptADDetector(ImageDetector):
         trained = model.config.fusion_mode
         if args.fusion_mode != trained:
             effect = "its epoch was chosen for that fusion" if notes else "the contexts do not depend on it"
+            effect = "its contexts were trained for that fusion" if args.fusion_in_loss else effect
             notes.append(f"scored with fusion {args.fusion_mode}, trained with {trained}: {effect}")
+        notes += [EXTENDED] if args.fusion_in_loss else []
         shown = {"epochs": args.epochs, "seed": args.seed, "fusion": args.fusion_mode}
         self.facts = Facts(weights=towers.weights, notes=notes, shown=shown)
 

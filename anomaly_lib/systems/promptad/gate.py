@@ -7,6 +7,7 @@ branch's own scores and maps. `oracle` picks the better branch with the label in
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from anomaly_lib.config import shown
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.scores import Scores, summary
+from anomaly_lib.engine.checkpoint import Checkpoint
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import read_json, write_json
 from anomaly_lib.fusion import fusion_by_name
@@ -103,7 +105,7 @@ def run_gate(args: GateArgs, systems: Registry, say: Callable[[str], None]) -> l
         if checkpoint.system != SYSTEM:
             raise UserError(f"{found.path}: a checkpoint of {checkpoint.system}, not of PromptAD")
         detector = load(checkpoint, device=args.device, weights=args.weights, shared=shared)
-        result = {"of": stamp, **measure(detector, found, args, folder)}
+        result = {"of": stamp, **origin_of(checkpoint), **measure(detector, found, args, folder)}
         write_json(file, result)
         results.append(result)
         notices |= {note for mode in args.modes for note in detector.with_fusion(mode).facts.notes}
@@ -112,6 +114,18 @@ def run_gate(args: GateArgs, systems: Registry, say: Callable[[str], None]) -> l
     for text in sorted(notices):
         say(text)
     return results
+
+
+def origin_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Which epoch a checkpoint holds (None: its authors do not say), and a digest of its contexts.
+
+    Of a checkpoint without contexts it is that of the text prototypes, all that came of them.
+    """
+    state, best = checkpoint["model"], checkpoint.get("best") or {}
+    kept = [state[name] for name in sorted(state) if name.startswith("learner.")] or [state["text_features"]]
+    digest = sha256(b"".join(tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in kept)).hexdigest()
+    chosen = checkpoint.args.get("select") != "last" and "epoch" in best
+    return {"epoch": best["epoch"] + 1 if chosen else checkpoint.get("epoch"), "contexts": digest[:16]}
 
 
 def _result_file(folder: Path, found: Found) -> Path:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Optional
 from anomaly_lib.config import ANY, Options, Preset, Switch, arg, override, shown
 from anomaly_lib.data.names import DATASET_NAMES
 from anomaly_lib.errors import OptionError
+from anomaly_lib.fusion.names import FUSION_NAMES, REFERENCE_MODES
 from anomaly_lib.models.promptad.config import LossConfig, MemoryConfig, PromptADConfig, ScoreConfig
 from anomaly_lib.options import BackboneArgs, CacheArgs, DataArgs, DecisionArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
 
@@ -77,6 +78,11 @@ class Args(
     image_max: str = override(ScoreConfig, "image_max", needs={"task": "cls"})
     triplet_axis: str = override(LossConfig, "triplet_axis", needs={"task": "seg"})
     backbone: str = override(BackboneArgs, "backbone", PUBLISHED)
+    fusion_in_loss: Switch = arg(
+        False,
+        "extension: the contexts also learn to make the fused score tell pasted defects from the support images",
+        needs={"calibration": "none"},
+    )
     pretrained_dataset: Optional[str] = arg(
         None, "tag of the published weights, e.g. laion400m_e32; None = the one usual for the backbone", type=str
     )
@@ -119,6 +125,10 @@ class Args(
     def check(self) -> None:
         if self.root_dir is not None and (self.output_dir or self.save_path):
             raise OptionError(f"root_dir={self.root_dir}: says where the run lies; output_dir= and save_path= do too")
+        if self.fusion_in_loss and self.fusion_mode in REFERENCE_MODES:
+            raise OptionError(
+                f"fusion_in_loss=True: fusion_mode={self.fusion_mode} is no differentiable score; take another"
+            )
 
 
 @dataclass
@@ -171,8 +181,8 @@ class CompareArgs(Options):
 
 
 @dataclass
-class SweepArgs(Options):
-    """PromptAD sweep: data sets x classes x shots x tasks."""
+class RunsArgs(Options):
+    """The trainings: data sets x classes x shots x tasks."""
 
     datasets: list[str] = arg([], "data sets; empty = mvtec and visa with --data-path, else the demo data", type=str)
     data_path: Optional[str] = arg(
@@ -182,9 +192,15 @@ class SweepArgs(Options):
     k_shots: list[int] = arg([1, 2, 4], "numbers of support images", aliases=["shots"], at_least=1)
     tasks: list[str] = arg(["cls", "seg"], "cls, seg or both", choices=["cls", "seg"])
     epochs: int = override(OptimArgs, "epochs", help="epochs of every run")
+    train_flags: str = arg("", "more flags for every training command, in quotes")
+
+
+@dataclass
+class SweepArgs(RunsArgs):
+    """PromptAD sweep: data sets x classes x shots x tasks."""
+
     fusion_mode: str = override(ScoreConfig, "fusion_mode", help="fusion of every run")
     output_dir: str = arg("result/harmonic_baseline", "tree of checkpoints and logs", aliases=["output"])
-    train_flags: str = arg("", "more flags for every training command, in quotes")
     parallel: Optional[int] = arg(
         None,
         "runs at a time, which share the cores; None = one, or with --launcher ray as many as the cluster holds",
@@ -198,3 +214,30 @@ class SweepArgs(Options):
     )
     retries: int = arg(0, "times a failed run is tried again", at_least=0)
     dry_run: Switch = arg(False, "print the equivalent commands and leave")
+
+
+@dataclass
+class FusionsArgs(RunsArgs):
+    """What training with another fusion is worth: the same trainings with `max` and with `harmonic`, compared."""
+
+    fusions: list[str] = arg(
+        ["max", "harmonic"],
+        "the pair that is trained and compared; with --fusion-in-loss each is compared with itself",
+        choices=FUSION_NAMES,
+    )
+    k_shots: list[int] = override(RunsArgs, "k_shots", [1])
+    seeds: list[int] = arg([111], "seeds of the trainings", at_least=0)
+    protocol: str = override(
+        EvalArgs, "protocol", "paper", help="protocol of the trainings; under clean the fusion chooses no epoch"
+    )
+    mode: str = override(
+        ScoreConfig, "fusion_mode", help="fusion that scores both of the pair", needs={"fusion_in_loss": False}
+    )
+    fusion_in_loss: Switch = override(
+        Args, "fusion_in_loss", help="compare without and with the fused score in the loss instead", needs={}
+    )
+    output_dir: str = arg("result/fusions", "folder of trainings, gate experiments and tables", aliases=["output"])
+
+    def check(self) -> None:
+        if not self.fusion_in_loss and len(self.fusions) != 2:
+            raise OptionError(f"fusions={shown(self.fusions)}: give the two whose trainings are compared")

@@ -1,7 +1,8 @@
 """PromptAD: learn a few prompt contexts from k normal images, remember their patches, fuse both opinions.
 
 Frozen towers run once per image (feature store); an epoch is one pass of the text tower over the prompts' token tree.
-The fusion mode is no part of the loss: it scores, and under --select val|best-on-test it chooses the epoch.
+The fusion mode is no part of PromptAD's loss: it scores, and under --select val|best-on-test it chooses the epoch. With
+--fusion-in-loss, an extension, the fused score is trained too.
 """
 
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from anomaly_lib.models.promptad.scores import ImageFeatures
 from anomaly_lib.systems.promptad.data import TaskData, open_task
 from anomaly_lib.systems.promptad.detector import SYSTEM, PromptADDetector, decision_of, prompt_name
 from anomaly_lib.systems.promptad.features import Towers
+from anomaly_lib.systems.promptad.fusion_loss import fused_ranking
 from anomaly_lib.systems.promptad.loop_root import note_result, placed
 from anomaly_lib.systems.promptad.options import Args
 from anomaly_lib.systems.promptad.selection import keep_if_better, make_judge
@@ -71,12 +73,16 @@ def fit(run: Run, args: Args, data: TaskData, device: torch.device) -> RunResult
     scaler, guard = make_scaler(device, args.precision), NonFiniteGuard()
     state = TrainState(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler)
     judge = make_judge(args, data, towers, model)
+    ranking = fused_ranking(args, data, towers, model, experiment.support) if args.fusion_in_loss else None
 
     for epoch in range(run.restore(state), args.epochs):
         values: dict[str, float] = {}
         for rows in torch.arange(len(features)).split(args.batch_size):
             with autocast_for(device, args.precision):
-                losses = model.losses(features[rows])
+                text = model.encode_prompts()
+                losses = model.losses(features[rows], text)
+                if ranking is not None:
+                    losses["fusion"] = ranking(text.prototypes(), model.logit_scale)
                 total = torch.stack(list(losses.values())).sum()
             report = step(total, optimizer, scaler=scaler, clip=args.grad_clip, guard=guard)
             values = {name: value.item() for name, value in losses.items()}

@@ -15,7 +15,8 @@ from anomaly_lib.data.views import with_views
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.promptad.model import PromptAD
 from anomaly_lib.models.promptad.scores import ImageFeatures, Scoring, visual_score
-from anomaly_lib.systems.promptad.analysis import averages, compare
+from anomaly_lib.systems.promptad.analysis import averages
+from anomaly_lib.systems.promptad.comparison import compare
 from anomaly_lib.systems.promptad.data import _choose, open_task, synthetic_anomalies, truth_of
 from anomaly_lib.systems.promptad.detector import decision_of
 from anomaly_lib.systems.promptad.gate import find_checkpoints
