@@ -23,7 +23,9 @@ def run(args: SweepArgs) -> int:
         gpus = 1.0 if args.gpus else 0.0
         launcher = RayLauncher(address=args.ray_address, parallel=args.parallel, cpus=1.0, gpus=gpus)
     jobs = sweep_jobs(args, ROOT)
-    sweep = Sweep(jobs, Path(args.output_dir) / "sweep", launcher=launcher, retries=args.retries, say=log.line)
+    sweep = Sweep(
+        jobs, Path(args.root_dir or args.output_dir) / "sweep", launcher=launcher, retries=args.retries, say=log.line
+    )
     if args.dry_run:
         for line in sweep.plan():
             log.line(line)

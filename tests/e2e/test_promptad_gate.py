@@ -127,9 +127,42 @@ def test_run_gate_all_and_comparison(sweep: tuple[Path, Path], capsys: pytest.Ca
     assert [row["improvement"] for row in comparison.table.rows] == pytest.approx([3.0, 0.0])
     assert "mean improvement: +1.50" in comparison.summary[1]
     assert "max improvement: +3.00 (mvtec grid 1 cls)" in comparison.summary
+    assert "1 of these score differently: other images or another memory" in comparison.summary
     capsys.readouterr()
     assert script("scripts/promptad/compare_baselines.py")([str(result / "gate"), str(result / "gate_b")]) == 0
-    assert "mean improvement: +0.00" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "mean improvement: +0.00" in out
+    assert "differs, neither: 2 of 2" in out
+    assert "the difference is zero by construction" in out
+
+
+@pytest.mark.slow
+def test_the_pair_is_trained_and_compared(sweep: tuple[Path, Path], tmp_path: Path) -> None:
+    """B12: max against harmonic under the paper's protocol, and each fusion with itself in the loss."""
+    flags = " ".join(TINY)
+    common = ["--datasets", "mvtec", "--data-path", str(sweep[0]), "--classes", "grid", "--epochs", "4"]
+    common += ["--seeds", "1", "2", "--train-flags", f"{flags} --lr 0.5", "--output", str(tmp_path)]
+    compared = script("scripts/promptad/compare_fusions.py")
+    assert compared(common) == 0
+    table = json.loads((tmp_path / "max_to_harmonic_scored_harmonic.json").read_text())
+    assert [(row["data set"], row["task"]) for row in table["rows"]] == [("mvtec", "cls"), ("mvtec", "seg")]
+    with (tmp_path / "max_to_harmonic_scored_harmonic_rows.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["task"], row["seed"]) for row in rows] == [("cls", "1"), ("cls", "2"), ("seg", "1"), ("seg", "2")]
+    for row in rows:
+        kept = [
+            json.loads((tmp_path / f"seed_{row['seed']}" / f"gate_{name}" / "mvtec" / "k_1" / "gate_results" /
+                        f"grid_{row['task']}.json").read_text())
+            for name in ("max", "harmonic")
+        ]  # fmt: skip
+        gain = kept[1]["modes"]["harmonic"]["auroc"] - kept[0]["modes"]["harmonic"]["auroc"]
+        assert float(row["improvement"]) == pytest.approx(gain)
+        assert row["differs"] == ("neither" if kept[0]["epoch"] == kept[1]["epoch"] else "epoch")
+        assert (kept[0]["contexts"] == kept[1]["contexts"]) == (row["differs"] == "neither")
+    assert compared([*common, "--protocol", "clean", "--fusion-in-loss", "--tasks", "cls"]) == 0
+    for name in ("max", "harmonic"):
+        rows = json.loads((tmp_path / f"{name}_in_loss_rows.json").read_text())["rows"]
+        assert [row["differs"] for row in rows] == ["contexts", "contexts"]
 
 
 @pytest.mark.parametrize("command", [[], ["--checkpoint-dir", "nowhere"], ["--checkpoint-dir", ".", "--obj", "spoon"]])

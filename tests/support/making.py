@@ -177,6 +177,17 @@ class Made:
 
         return self._once("sweep", write)
 
+    def released(self, name: str) -> Path:
+        """A checkpoint of PromptAD's authors of that name: two images, a memory 64 wide."""
+        import torch
+
+        rows = {f"feature_gallery{index}": torch.rand(450, 64).half() for index in (1, 2)}
+        return self._once(name, lambda place: torch.save({**rows, "text_features": torch.rand(2, 32).half()}, place))
+
+    def paper_run(self) -> Path:
+        """A PromptAD checkpoint with what the original's programs expect in it."""
+        return Path(self.checkpoint("promptad", "-paper", protocol="paper", select="last", reader_resize=64))
+
     def gates(self) -> Path:
         """Two gate experiments, `a` of image and pixel level, `b` of image level with k = 2."""
         from scripts.promptad.run_gate_experiment import main

@@ -29,11 +29,48 @@ def compare(made: Made) -> Walk:
     )
 
 
+@walk_of("scripts/promptad/compare_fusions.py")
+def fusions(made: Made) -> Walk:
+    flags = "--backbone tiny-clip --weights random --no-figures --resolution 32 --cache ram --lr 0.5"
+    small = {"datasets": ["mvtec"], "data_path": str(made.images()), "classes": ["grid"], "tasks": ["cls"]}
+    return Walk(
+        {**small, "epochs": 2, "train_flags": flags, "output_dir": "out"},
+        {
+            "datasets": ({}, ["visa"]),
+            "classes": ({}, ["woven"]),
+            "tasks": ({}, ["seg"]),
+            "k_shots": ({}, [2]),
+            "seeds": ({}, [7]),
+            "epochs": ({}, 1),
+            "train_flags": ({}, flags.replace("32", "16")),
+            "fusions": ({}, ["max", "mean"]),
+            "mode": ({}, "mean"),
+        },
+    )
+
+
+@walk_of("scripts/promptad/convert_checkpoint.py")
+def convert(made: Made) -> Walk:
+    files = {name: made.released(name) for name in ("CLS-Seed_3-bolt-check_point.pt", "SEG-Seed_2-nut-check_point.pt")}
+    first, second = files
+    return Walk(
+        {"source": first, "backbone": "tiny-clip"},
+        {
+            "source": ({}, second),
+            "to": ({"source": "ours.pt", "backbone": None}, "original"),
+            "task": ({}, "seg"),
+            "backbone": ({}, "demo-clip"),
+            "shot": ({}, 3),
+        },
+        files={**files, "ours.pt": made.paper_run()},
+    )
+
+
 @walk_of("scripts/promptad/train_harmonic.py")
 def sweep(_: Made) -> Walk:
     return Walk(
         {"dry_run": True},
-        {"datasets": ({}, ["mvtec"])},
+        {"datasets": ({}, ["mvtec"]), "root_dir": ({}, "there")},
         {
             "parallel": SPEED,
             "retries": "of runs that fail: tests/unit/engine/test_sweep.py",

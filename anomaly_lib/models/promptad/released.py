@@ -34,13 +34,26 @@ def is_released(content: object) -> bool:
     return isinstance(content, Mapping) and set(KEYS) <= set(content)
 
 
-def read_released(content: Mapping[str, Any], name: str) -> Released:
+def read_released(
+    content: Mapping[str, Any],
+    name: str,
+    *,
+    backbone: str | None = None,
+    shot: int | None = None,
+    task: str | None = None,
+    class_name: str | None = None,
+    seed: int | None = None,
+) -> Released:
     """The three tensors in float32; other keys (its test script once wrote the whole network) are left out.
 
-    `name`: what the file is called.
+    `name`: what the file is called. What it and the tensors' shapes do not tell has to be said: a `backbone` that is
+    none of the original's two with the number of images remembered (`shot`), `task` and `class_name`.
     """
     named = NAME.search(name)
-    if named is None:
+    if named is not None:
+        task, class_name = task or named[1].lower(), class_name or named[3]
+        seed = int(named[2]) if seed is None else seed
+    if task is None or class_name is None:
         raise UserError(
             "task and class stand only in the name PromptAD gives its checkpoints;"
             " call the file CLS-Seed_111-<class>-check_point.pt or SEG-..."
@@ -48,10 +61,21 @@ def read_released(content: Mapping[str, Any], name: str) -> Released:
     # Stored in half precision, in which unit length is lost a little.
     tensors = {key: F.normalize(content[key].float(), dim=-1) for key in KEYS}
     rows, width = tensors[KEYS[0]].shape
-    if width not in BACKBONES:
+    backbone = backbone or BACKBONES.get(width)
+    if backbone is None:
         known = ", ".join(f"{name} ({size})" for size, name in BACKBONES.items())
-        raise UserError(f"a memory {width} wide belongs to none of PromptAD's backbones: {known}")
-    if rows % PATCHES:
+        raise UserError(
+            f"a memory {width} wide belongs to none of PromptAD's backbones: {known}; for another one"
+            " scripts/promptad/convert_checkpoint.py takes --backbone and --shot"
+        )
+    if shot is None and rows % PATCHES:
         raise UserError(f"a memory of {rows} patches is no whole number of {IMAGE_SIZE} px images")
-    task, seed, class_name = named.groups()
-    return Released(tensors, task.lower(), int(seed), class_name, BACKBONES[width], rows // PATCHES)
+    if shot is not None and rows % shot:
+        raise UserError(f"a memory of {rows} patches is not that of {shot} images")
+    shot = rows // PATCHES if shot is None else shot
+    return Released(tensors, task, seed or 0, class_name, backbone, shot)
+
+
+def as_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the original saves of a model: exactly its three tensors, in half precision."""
+    return {key: state[key].half() for key in KEYS}

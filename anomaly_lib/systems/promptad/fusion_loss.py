@@ -64,7 +64,8 @@ def fused_ranking(args: Args, data: TaskData, towers: Towers, model: PromptAD, s
         assert masks is not None
         share = F.adaptive_avg_pool2d(masks.float().unsqueeze(1), pasted.grid).flatten(1)  # [N, P]
         visual = [one.flatten(1) for one in visual]
-        defects = (share >= WHOLLY).to(defects.device)
+        most = share.amax(1, keepdim=True).clamp(max=WHOLLY)  # a scar may be thinner: then what it covers most
+        defects = (share >= most).to(defects.device)
     nothing = torch.zeros_like(visual[0], dtype=torch.bool)
     return FusedRanking(
         torch.cat(features), torch.cat(visual), torch.cat([nothing, defects]),

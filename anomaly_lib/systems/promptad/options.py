@@ -201,6 +201,9 @@ class SweepArgs(RunsArgs):
 
     fusion_mode: str = override(ScoreConfig, "fusion_mode", help="fusion of every run")
     output_dir: str = arg("result/harmonic_baseline", "tree of checkpoints and logs", aliases=["output"])
+    root_dir: Optional[str] = arg(
+        None, "the original's tree instead, with its tables: {DATASET}/k_{K}/csv/Seed_111-results.csv", type=str
+    )
     parallel: Optional[int] = arg(
         None,
         "runs at a time, which share the cores; None = one, or with --launcher ray as many as the cluster holds",

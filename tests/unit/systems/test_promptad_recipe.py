@@ -229,6 +229,16 @@ def test_comparison_joins_on_all_four_keys() -> None:
     assert "1 without a partner" in found.summary[0]
     with pytest.raises(UserError, match="share no"):
         compare([row(1, 1.0)], [row(2, 1.0)])
+    known = [row(1, 80.0) | {"epoch": 3, "contexts": "a"}, row(2, 80.0) | {"epoch": 3, "contexts": "a"},
+             row(4, 80.0) | {"epoch": 3, "contexts": "a"}, row(8, 80.0)]  # fmt: skip
+    other = [row(1, 80.0) | {"epoch": "3", "contexts": "a", "select": "last"},
+             row(2, 81.0) | {"epoch": "2", "contexts": "b"}, row(4, 82.0) | {"epoch": "3", "contexts": "c"},
+             row(8, 80.0)]  # fmt: skip
+    found = compare(known, other)
+    assert [line["differs"] for line in found.table.rows] == ["neither", "epoch", "contexts", "unknown"]
+    assert not any("by construction" in line for line in found.summary)  # not all of them kept the last epoch
+    last = [[{**line, "select": "last"} for line in rows[:1]] for rows in (known, other)]
+    assert "by construction" in compare(*last).summary[-1]
     table = averages([row(1, 80.0), row(1, 70.0), row(2, 60.0)])
     assert [line["harmonic"] for line in table.rows] == [75.0, 60.0]
 
