@@ -134,7 +134,8 @@ def test_what_the_names_do_not_tell_is_said(tmp_path: Path, capsys: pytest.Captu
     assert [args[name] for name in ("task", "obj", "seed", "shot", "image_size")] == ["seg", "bolt", 5, 9, [64]]
     assert convert("--source", path, "--backbone", "tiny-clip", *said[:-4], "--shot", 7) == 2
     assert "450 patches is not that of 7 images" in capsys.readouterr().err
-    assert convert("--source", path, "--to", "original") == 2
+    theirs = checkpoint(tmp_path, "SEG", width=896, joint=TINY_JOINT)
+    assert convert("--source", theirs, "--to", "original") == 2
     assert "not a PromptAD checkpoint of this library" in capsys.readouterr().err
     assert convert("--source", path, "--to", "original", "--shot", 2) == 2
     assert "--shot" in capsys.readouterr().err
