@@ -13,7 +13,7 @@ import copy
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, Union, cast, get_args, get_origin
@@ -36,7 +36,7 @@ def arg(
     help: str,
     *,
     aliases: Sequence[str] = (),
-    choices: Sequence[Any] | None = None,
+    choices: Collection[Any] | None = None,
     type: Callable[[str], Any] | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
@@ -48,8 +48,9 @@ def arg(
     """One option. `aliases` are the originals' other spellings; a ``None`` default needs its `type` said.
 
     `length`: how many values a list takes. `needs`: what other options must be for this one to have an effect (a tuple
-    of values that all do, or `ANY` for anything but None, False and nothing); given without that, it is refused. What
-    it needs may be an option that only a derived class has, e.g. which of several models is trained.
+    of values that all do, or `ANY` for anything but None, False and nothing; of a list one of its values); given
+    without that, it is refused. What it needs may be an option that only a derived class has, e.g. which of several
+    models is trained.
     `result`: False where it says how or where a run happens and has no part in what comes out of it, so that a run may
     go on in the same folder with another value. `resumable`: a run that is resumed may be given another value of it,
     although it has a part in the result.
@@ -61,7 +62,8 @@ def arg(
         "aliases": [dashed(alias if alias.startswith("-") else f"--{alias}") for alias in aliases],
         "at_least": at_least,
         "at_most": at_most,
-        "options": list(choices) if choices is not None else None,
+        # A table that grows is kept: what a file of the user's adds to it is a choice too.
+        "options": choices if choices is None or isinstance(choices, dict) else list(choices),
         "length": length,
         "needs": dict(needs or {}),
         "result": result,
@@ -85,7 +87,7 @@ def override(
     *,
     help: str | None = None,
     aliases: Sequence[str] = (),
-    choices: Sequence[Any] | None = None,
+    choices: Collection[Any] | None = None,
     needs: Mapping[str, Any] | None = None,
     resumable: bool | None = None,
 ) -> Any:
@@ -223,7 +225,8 @@ def check_values(args: Any) -> None:
     for f in fields(args):
         value = getattr(args, f.name)
         if f.metadata.get("nargs"):
-            if isinstance(value, (tuple, int, float)):  # one number stands for a list of it, as on the command line
+            one = isinstance(value, (int, float)) or (isinstance(value, str) and f.metadata["options"] is not None)
+            if one or isinstance(value, tuple):  # one of them stands for a list of it, as on the command line
                 value = list(value) if isinstance(value, tuple) else [value]
                 setattr(args, f.name, value)
             if not isinstance(value, list):
@@ -255,6 +258,8 @@ def refuse_without_effect(args: Any, given: Mapping[str, Any]) -> None:
 def _met(value: Any, wanted: Any) -> bool:
     if wanted is ANY:
         return value not in (None, False, [], "") and value != 0
+    if isinstance(value, list) and not isinstance(wanted, list):
+        return any(_met(one, wanted) for one in value)
     return value in wanted if isinstance(wanted, tuple) else bool(value == wanted)
 
 

@@ -11,7 +11,8 @@ PACKAGE = ROOT / "anomaly_lib"
 # Lower rank = lower floor. Rooms of one rank are siblings and never import each other.
 RANK = {
     "errors": 0, "types": 0, "lazy": 0,
-    "files": 0.1, "interrupt": 0.1, "config": 0.2, "command_line": 0.25, "options": 0.3, "bare_words": 0.3,
+    "files": 0.1, "interrupt": 0.1, "parts": 0.1, "config": 0.2, "command_line": 0.25,
+    "options": 0.3, "bare_words": 0.3,
     "ops": 1,
     "backbones": 2, "features": 2, "data": 2, "fusion": 2, "losses": 2, "metrics": 2,
     "models": 3, "engine": 3, "viz": 3,

@@ -57,6 +57,8 @@ CONTEXT: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("detectors", "severity_target"): ({"severity_max": 10.0}, "raw"),
     ("detectors", "top_share"): ({}, 0.5),  # there are 16 patches
     ("detectors", "nearest_images"): ({}, 1),
+    ("sowa", "adapter"): ({}, ["linear"]),  # on so small a grid a soldier is the usual window
+    ("sowa", "early_stopping_patience"): ({"epochs": 6, "learning_rate": 1.0}, 1),
     ("sowa", "schedule"): ({"epochs": 3}, "cosine"),
     ("sowa", "truncate"): ({"prompt_length": 80}, True),  # without it such prompts are refused
     ("causal_film", "batch_size"): ({}, 2),

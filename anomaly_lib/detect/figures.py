@@ -10,6 +10,7 @@ from anomaly_lib import viz
 from anomaly_lib.detect.decision import Decision
 from anomaly_lib.detect.scores import Scores
 from anomaly_lib.metrics.inputs import to_numpy
+from anomaly_lib.viz.overlays import resize_mask
 
 ANOMALOUS, NORMAL = 8, 4  # images shown of each kind
 
@@ -46,6 +47,30 @@ def overlays(scores: Scores, regions: Tensor | None) -> Any:
         titles=[_title(scores, i) for i in shown],
         value_range=viz.map_range(to_numpy(scores.maps)),
     )
+
+
+def draw_every(folder: Path, scores: Scores) -> int:
+    """Write one picture of every sample, (image, truth, heat map) side by side, as FOLDER/CLASS/NUMBER_KIND_NAME.png.
+
+    All heat maps have one colour scale. Returns how many there are: none of a detector without maps.
+    """
+    if scores.maps is None or scores.image is None:
+        return 0
+    maps = to_numpy(scores.maps)
+    value_range = viz.map_range(maps)
+    for index, path in enumerate(scores.paths):
+        image = scores.image(index)
+        truth = np.zeros_like(image) if scores.masks is None else white(to_numpy(scores.masks[index]), image)
+        panels = [image, truth, viz.overlay(image, maps[index], value_range)]
+        kind = f"{scores.defects[index]}_" if scores.defects is not None and scores.defects[index] else ""
+        name = f"{index:04d}_{kind}{Path(path.replace('#', '_')).stem}.png"
+        viz.save_image(folder / scores.groups[index] / name, np.concatenate(panels, axis=1))
+    return len(scores)
+
+
+def white(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """The mask as a picture of the image's size, white where it is true."""
+    return np.repeat(resize_mask(mask, image.shape[:2])[..., None], 3, axis=2).astype(np.uint8) * 255
 
 
 def images_to_show(scores: np.ndarray, labels: np.ndarray) -> list[int]:

@@ -12,6 +12,7 @@ import torch
 from anomaly_lib.detect.decision import Decision
 from anomaly_lib.metrics import auroc, image_metrics, pixel_auroc, pixel_metrics
 from anomaly_lib.metrics.inputs import to_numpy
+from anomaly_lib.metrics.own import METRICS, own_metrics
 from anomaly_lib.metrics.prediction import classification_metrics, regression_metrics
 from anomaly_lib.types import Prediction
 
@@ -144,6 +145,8 @@ def _figures(scores: Scores, rows: np.ndarray) -> dict[str, float]:
     if masks is not None and masks.any() and scores.maps is not None:
         pixels = pixel_metrics(to_numpy(scores.maps)[rows], masks)
         metrics |= {f"pixel_{name}": float(pixels[name]) for name in PIXEL}
+    maps = None if scores.maps is None or not METRICS else to_numpy(scores.maps)[rows]
+    metrics |= own_metrics(to_numpy(scores.scores)[rows], labels, maps, masks)
     for name, part in scores.parts.items():
         values = to_numpy(part)[rows]
         if values.ndim == 1:

@@ -18,6 +18,7 @@ from anomaly_lib.metrics import (
     pixel_metrics,
 )
 from anomaly_lib.metrics.inputs import to_numpy
+from anomaly_lib.metrics.own import METRICS, own_metrics
 from anomaly_lib.metrics.prediction import regression_metrics
 from anomaly_lib.types import Prediction
 
@@ -79,7 +80,12 @@ def group_metrics(
     row["f1_max"] = float(metrics["f1_max"])
     if decision is not None:
         row |= {name: float(metrics[name]) for name in AT_THRESHOLD}
-    return row | _pixel_columns(evaluation, rows, bootstrap, tuple(fpr_limits))
+    row |= _pixel_columns(evaluation, rows, bootstrap, tuple(fpr_limits))
+    maps, masks = (
+        None if values is None or not METRICS else to_numpy(values)[rows]
+        for values in (evaluation.maps, evaluation.masks)
+    )
+    return row | own_metrics(scores, labels, maps, masks)
 
 
 def _pixel_columns(evaluation: Scores, rows: np.ndarray, bootstrap: int, limits: tuple[float, ...]) -> dict[str, Cell]:

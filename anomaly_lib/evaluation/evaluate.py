@@ -11,6 +11,7 @@ from typing import Any
 from anomaly_lib.detect.alarms import alarm_line, alarm_table
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.decision import CALIBRATE
+from anomaly_lib.detect.figures import draw_every
 from anomaly_lib.detect.scores import AT_DECISION, Evaluated, sample_remarks, summary
 from anomaly_lib.detect.scoring import class_table, prediction_rows
 from anomaly_lib.detect.tables import Table, plain
@@ -18,7 +19,7 @@ from anomaly_lib.detect.thresholds import choose_decision
 from anomaly_lib.engine.record import record_of
 from anomaly_lib.errors import UserError
 from anomaly_lib.evaluation.checkpoints import find_checkpoints
-from anomaly_lib.evaluation.figures import draw_figures
+from anomaly_lib.evaluation.figures import draw_figures, file_name
 from anomaly_lib.evaluation.options import EvaluateArgs
 from anomaly_lib.files import write_json, write_text
 from anomaly_lib.systems.registry import Registry
@@ -58,6 +59,11 @@ def evaluate(args: EvaluateArgs, systems: Registry, say: Callable[[str], object]
     say("\n" + table.text())
     written = write_results(folder, done, table, args)
     say(f"\nresults in {folder}: {', '.join(path.name for path in written)}")
+    if args.visualize:
+        pictures = Path(args.dirpath) if args.dirpath else folder / "visualizations"
+        for one in done:
+            place = pictures if len(done) == 1 else pictures / file_name(one.scores.name)
+            say(f"{draw_every(place, one.scores)} pictures (image, truth, heat map) in {place}")
     if args.report:
         from anomaly_lib.evaluation.report import write_evaluation_report
 

@@ -68,6 +68,10 @@ class EvaluateArgs(DetectorFile, Choice, AskedRate):
     bootstrap: int = arg(1000, "resamples behind the 95% confidence intervals; 0 = none", at_least=0)
     fpr_limits: list[float] = arg([0.3], "false-positive limits of AUPRO", at_least=0, at_most=1)
     figures: Switch = arg(True, "draw figures")
+    visualize: Switch = arg(False, "draw every image beside its truth and its heat map")
+    dirpath: Optional[str] = arg(
+        None, "folder of these pictures; None = visualizations/ beside the tables", type=str, needs={"visualize": True}
+    )
     verbose: Switch = arg(False, "also print a line for every sample")
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         youden,
     )
     from anomaly_lib.metrics.knn import knn_vote
+    from anomaly_lib.metrics.own import METRICS
     from anomaly_lib.metrics.pimo import aupimo
     from anomaly_lib.metrics.pixel import (
         aupro,
@@ -49,6 +50,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Interval": "bootstrap",
+        "METRICS": "own",
         "PixelHistogram": "streaming",
         "ThresholdCurve": "curve",
         "accuracy": "prediction",

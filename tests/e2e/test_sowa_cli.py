@@ -20,6 +20,7 @@ from anomaly_lib.data import open_dataset
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.sowa.detector import SowaDetector
+from anomaly_lib.systems.sowa.fit import TrainingSet
 from anomaly_lib.systems.sowa.options import Args, tiny
 from anomaly_lib.systems.sowa.train import best_epochs, train
 from scripts.sowa import make_meta, train_sowa
@@ -240,12 +241,69 @@ def test_fast_dev_run_and_bf16(data: Path, tmp_path: Path) -> None:
     assert all(math.isfinite(value) for value in metrics.values())
 
 
+def test_validation_and_early_stopping(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """B8: images kept from training are told about after every epoch, and end it when their loss no longer falls."""
+    flags = [*FAST, "--dataset", "mvtec", "--data-path", str(data), "--test-classes", "ring", "--no-figures"]
+    flags += ["--select", "last", "--enable-validation", "--validation-share", "0.4", "--lr", "0.5", "--epochs", "9"]
+    assert train_sowa.main([*flags, "--patience", "2", "--output-dir", str(tmp_path / "a")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["val_loss"] for row in rows]
+    assert len(rows) < 9
+    assert min(losses) == losses[-3]  # the best epoch, and two that did not beat it
+    said = capsys.readouterr().out
+    assert f"early stopping: no lower loss since epoch {len(rows) - 2}" in said
+    assert [row["val_auroc_best"] for row in rows] == [
+        max(row["val_auroc"] for row in rows[: number + 1]) for number in range(len(rows))
+    ]
+    assert all(0 <= row[f"{kind}_acc"] <= 1 for row in rows for kind in ("train", "val"))
+    assert all(0 <= row["train_auroc"] <= 1 for row in rows)
+    assert "val_auroc_best" in (tmp_path / "a" / "epochs.csv").read_text().splitlines()[0]
+    with pytest.raises(UserError, match=r"validation_share=0.01: of 20 images 0 would be kept"):
+        few = {"enable_validation": True, "validation_share": 0.01, "output_dir": str(tmp_path / "b")}
+        known = {"dataset": "mvtec", "data_path": str(data), "test_classes": ["ring"], "cache": "ram"}
+        train(Args(**known, **few, backbone="tiny-clip", weights="random"))
+
+
+def test_what_is_kept_is_of_every_class_and_label(data: Path) -> None:
+    items = [item for item in open_dataset("mvtec", data) if item.split == "test"]
+    truth = TrainingSet(items, [str(item.path) for item in items], torch.tensor([item.label for item in items]),
+                        torch.zeros(len(items), 4, 4))  # fmt: skip
+    learned, kept = truth.divided(0.2, seed=3)
+    assert sorted([*learned.tolist(), *kept.tolist()]) == list(range(len(items)))
+    kinds = [(item.class_name, item.label) for item in truth.at(kept).items]
+    assert sorted(kinds) == sorted((name, label) for name in CLASSES for label in (0, 1))  # one of five each
+    assert truth.divided(0.2, seed=3)[1].equal(kept)
+    assert not truth.divided(0.2, seed=4)[1].equal(kept)
+    assert len(truth.divided(0.0, seed=3)[1]) == 0
+
+
+def test_every_test_image_is_drawn(data: Path, tmp_path: Path) -> None:
+    """B8: the original's callback: image, truth and heat map of each, by class, in training and in evaluation."""
+    flags = [*FAST, "--dataset", "mvtec", "--data-path", str(data), "--test-classes", "ring", "--no-figures"]
+    run, folder = tmp_path / "run", tmp_path / "pictures"
+    words = [*flags, "--fast-dev-run", "--visualize", "--dirpath", str(folder), "--output-dir", str(run)]
+    assert train_sowa.main(words) == 0
+    pictures = sorted((folder / "ring").glob("*.png"))
+    assert len(pictures) == 8  # fast-dev-run tests so many
+    assert {path.name[5:12] for path in pictures} == {"good_00", "scratch"}
+    scratched = np.asarray(Image.open(next(path for path in pictures if "scratch" in path.name)))
+    assert scratched.shape == (64, 3 * 64, 3)
+    truth = scratched[:, 64:128]
+    assert set(np.unique(truth)) == {0, 255}
+    assert (truth[..., 0] > 0).sum() == 256  # the square of 16 by 16
+    assert scratched[:, :64][truth[..., 0] > 0].mean() > 200  # which is bright in the image
+    words = ["--checkpoint", str(run), "--visualize", "--no-figures", "--bootstrap", "0"]
+    assert evaluate.main([*words, "--output-dir", str(tmp_path / "e")]) == 0
+    assert len(list((tmp_path / "e" / "visualizations" / "ring").glob("*.png"))) == 8
+
+
 @pytest.mark.parametrize(
     "change",
     [
         ["--feature-map-idx", "1", "3"],
         ["--adapter", "linear", "--no-text-linear"],
         ["--window-size", "2,2,4,4", "--depth", "1,1,1,2", "--hidden-features", "16"],
+        ["--adapter", "soldier", "soldier", "officer", "linear", "--num-heads", "4"],
         ["--share-weight", "--no-value-only", "--drop-path", "0.2"],
         ["--prompt-learner", "plain"],
         ["--prompt-learner", "zero", "--adapter", "none", "--epochs", "0"],

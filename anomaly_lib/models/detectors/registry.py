@@ -19,6 +19,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
+from anomaly_lib import parts
 from anomaly_lib.config import Options, Preset
 from anomaly_lib.errors import OptionError, reason_of
 
@@ -133,7 +134,7 @@ def _load_installed(name: str) -> None:
 
 
 def load_plugin(file: str | Path) -> None:
-    """Run a Python file that registers detectors. Only a file that the user names is ever run."""
+    """Run a Python file that registers detectors, or parts of systems. Only a file that the user names is ever run."""
     path = Path(file).resolve()
     if path in _FILES:
         return
@@ -152,11 +153,13 @@ def load_plugin(file: str | Path) -> None:
 @contextmanager
 def _registering(source: str, name: str | None = None) -> Iterator[None]:
     """Around code of a user's: what it raises is one line, and so is that it registers nothing (of that name)."""
-    before = set(_ENTRIES)
+    before, others = set(_ENTRIES), parts.names()
     try:
         yield
     except Exception as error:  # whatever a user's file raises
         raise OptionError(f"{source}: {type(error).__name__}: {reason_of(error)}") from error
+    if name is None and parts.names() != others:
+        return  # parts of a system, no detector
     if set(_ENTRIES) == before or name not in {None, *_ENTRIES}:
         missing, shown = ("", "NAME") if name is None else (" of this name", repr(name))
         remedy = f"decorate its class with @register({shown}, config=...)"

@@ -1,19 +1,38 @@
 """Options of SOWA's networks and scores, which are their configurations; imports no torch."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
+from typing import Any
 
 from anomaly_lib.config import Options, Switch, arg
 from anomaly_lib.errors import OptionError
 from anomaly_lib.models.sowa.phrases import LONG_TEMPLATE, PLAIN_SETS
+from anomaly_lib.parts import Parts
 
-ADAPTERS = ("window", "linear", "none")
+ADAPTERS = Parts(
+    "adapter",
+    "anomaly_lib.models.sowa",
+    {
+        "window": "window_adapter:BasicLayer",
+        "soldier": "window_adapter:soldier",
+        "officer": "window_adapter:officer",
+        "linear": "window_adapter:linear",
+        "none": "window_adapter:nothing",
+    },
+)
+"""Name -> ``make(attn, grid, config)``: the frozen attention of the stage's CLIP block, the patch grid (rows, columns)
+and the stage's `AdapterConfig` make a module [B, L, C] -> [B, L, C]."""
+FUSIONS = Parts("fusion", "anomaly_lib.models.sowa", {"dot": "model:DotProductFusion"})
+"""Name -> class of a module (text features [B, 2, D], vision features [B, L, D] or [B, D]) -> [B, L, 2] or [B, 2]."""
 VISIONS = ("map", "residual")
 PROMPTS = ("coop", "plain", "zero")
 SCALINGS = ("support", "transductive")
 IMAGE_SCORES = ("mean", "text")
+PER_STAGE = ("adapter", "window_size", "depth")
 _WINDOW = {"adapter": "window"}
-_TRAINED = {"adapter": ("window", "linear")}
+_WINDOWED = {"adapter": ("window", "soldier", "officer")}
+_TRAINED = {"adapter": ("window", "soldier", "officer", "linear")}
 _LEARNED = {"prompt_learner": "coop"}
 
 
@@ -32,35 +51,47 @@ class AdapterConfig(Options):
     gamma: float = arg(
         0.1, "share of adapted tokens that flows back", at_least=0, at_most=1, needs={"vision": "residual"}
     )
-    adapter: str = arg("window", "what adapts the patch tokens of a stage", choices=ADAPTERS)
+    adapter: list[str] = arg(
+        ["window"],
+        "what adapts the patch tokens; soldier: windows of a quarter of the grid, officer: of half of it, then shifted",
+        choices=ADAPTERS,
+    )
     window_size: list[int] = arg([0], "side of a window in patches; 0 = half the grid", at_least=0, needs=_WINDOW)
     depth: list[int] = arg([1], "blocks of a stage; every second one has shifted windows", at_least=1, needs=_WINDOW)
-    num_heads: int = arg(8, "attention heads of the adapter", at_least=1, needs=_WINDOW)
-    cpb_dim: int = arg(64, "width of the position-bias network", at_least=1, needs=_WINDOW)
-    value_only: Switch = arg(True, "compare values with values instead of queries with keys", needs=_WINDOW)
+    num_heads: int = arg(8, "attention heads of the adapter", at_least=1, needs=_WINDOWED)
+    cpb_dim: int = arg(64, "width of the position-bias network", at_least=1, needs=_WINDOWED)
+    value_only: Switch = arg(True, "compare values with values instead of queries with keys", needs=_WINDOWED)
     hidden_features: list[int] = arg(
         [], "hidden widths of the adapter's MLP; empty = one linear map", type=int, at_least=1, needs=_TRAINED
     )
-    drop: float = arg(0.0, "dropout of projections", at_least=0, at_most=1, needs=_WINDOW)
-    attn_drop: float = arg(0.1, "dropout of attention weights", at_least=0, at_most=1, needs=_WINDOW)
-    drop_path: float = arg(0.0, "stochastic depth", at_least=0, at_most=0.99, needs=_WINDOW)
-    share_weight: Switch = arg(False, "one set of trained adapter weights for all stages", needs=_TRAINED)
+    drop: float = arg(0.0, "dropout of projections", at_least=0, at_most=1, needs=_WINDOWED)
+    attn_drop: float = arg(0.1, "dropout of attention weights", at_least=0, at_most=1, needs=_WINDOWED)
+    drop_path: float = arg(0.0, "stochastic depth", at_least=0, at_most=0.99, needs=_WINDOWED)
+    share_weight: Switch = arg(
+        False, "one set of trained weights for all stages that have an adapter of one name", needs=_TRAINED
+    )
 
     def check(self) -> None:
-        for name in ("window_size", "depth"):
+        for name in PER_STAGE:
             values = getattr(self, name)
             if not values or (self.feature_map_idx and len(values) not in (1, len(self.feature_map_idx))):
                 raise OptionError(wrong_count(name, values, len(self.feature_map_idx)))
 
-    def of_stage(self, name: str, stage: int, stages: int) -> int:
-        """`window_size` or `depth` of one of `stages` stages."""
-        values: list[int] = getattr(self, name)
-        if len(values) not in (1, stages):
-            raise OptionError(wrong_count(name, values, stages))
-        return values[0] if len(values) == 1 else values[stage]
+    def of_stage(self, stage: int, stages: int) -> "AdapterConfig":
+        """The options of the adapter of one of `stages` stages."""
+        own: dict[str, Any] = {}
+        for name in PER_STAGE:
+            values = getattr(self, name)
+            if len(values) not in (1, stages):
+                raise OptionError(wrong_count(name, values, stages))
+            own[name] = values if len(values) == 1 else [values[stage]]
+        made = copy(self)
+        for name, value in own.items():
+            setattr(made, name, value)
+        return made
 
 
-def wrong_count(name: str, values: Sequence[int], stages: int) -> str:
+def wrong_count(name: str, values: Sequence[Any], stages: int) -> str:
     per_stage = f" ({stages})" if stages else ""
     return f"{name}={' '.join(map(str, values))}: give one value, or one per stage{per_stage}"
 
@@ -122,6 +153,7 @@ class PromptConfig(Options):
 class AnomalyCLIPConfig(PromptConfig, AdapterConfig):
     """The model."""
 
+    fusion: str = arg("dot", "how text and vision features are compared", choices=FUSIONS)
     temperature: float = arg(0.07, "divides the cosines of the image score", at_least=1e-6)
     map_calibration: str = arg(
         "logistic",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from anomaly_lib.backbones.clip import ClipBackbone
 from anomaly_lib.errors import UserError
-from anomaly_lib.models.sowa.config import AnomalyCLIPConfig
+from anomaly_lib.models.sowa.config import FUSIONS, AnomalyCLIPConfig
 from anomaly_lib.models.sowa.text import (
     AnomalyPromptLearner,
     PromptEncoder,
@@ -23,7 +23,14 @@ from anomaly_lib.models.sowa.text import (
     pick_classes,
     pool_text_features,
 )
-from anomaly_lib.models.sowa.vision import PICTURES, VisionMapEncoder, VisionResidualEncoder, create_tapped_clip
+from anomaly_lib.models.sowa.vision import (
+    PICTURES,
+    Adapters,
+    VisionMapEncoder,
+    VisionResidualEncoder,
+    create_tapped_clip,
+    is_named,
+)
 from anomaly_lib.models.sowa.window_adapter import BasicLayer
 from anomaly_lib.ops.smooth import upsample_maps
 
@@ -96,21 +103,38 @@ class AnomalyCLIP(nn.Module):
     say `context_words`; with ``map_calibration="logistic"`` every stage's map has a trained scale and offset and every
     stage a weight (`fit_calibration`): without them the rarity of defects and the worth of a stage can only be learned
     by turning the features themselves.
+
+    Parts of your own: `adapter` (see `vision.Adapters`) and `fusion` (a module as `DotProductFusion`), or their names.
     """
 
     stage_weights: Tensor
 
-    def __init__(self, clip: ClipBackbone, config: AnomalyCLIPConfig | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        clip: ClipBackbone,
+        config: AnomalyCLIPConfig | None = None,
+        *,
+        adapter: Adapters | None = None,
+        fusion: str | nn.Module | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__()
+        if is_named(adapter):
+            options["adapter"], adapter = adapter, None
+        if isinstance(fusion, str):
+            options["fusion"], fusion = fusion, None
         c = self.config = configured(AnomalyCLIPConfig, config, options)
         self.frozen = (clip,)
         self.image_size, self.grid = clip.image_size, clip.grid
         self.text_encoder = TextMapEncoder(clip.text)
         learned = c.prompt_learner == "coop"
         self.prompt_learner = AnomalyPromptLearner(clip.text, c) if learned else PromptEncoder(clip.text, c)
-        self.visual_encoder = (VisionMapEncoder if c.vision == "map" else VisionResidualEncoder)(clip, c)
+        self.visual_encoder = (VisionMapEncoder if c.vision == "map" else VisionResidualEncoder)(
+            clip, c, adapter=adapter
+        )
         linear = clip.embed_dim if c.text_linear and c.prompt_learner != "zero" else None
-        self.cross_fusion = FusionModule(DotProductFusion(), class_names=c.class_names, embedding_dim=linear)
+        fuse = FUSIONS.part(c.fusion)() if fusion is None else fusion
+        self.cross_fusion = FusionModule(fuse, class_names=c.class_names, embedding_dim=linear)
         stages = len(self.visual_encoder.tap_names)
         calibrated = c.map_calibration == "logistic"
         self.map_scale = nn.Parameter(torch.ones(stages)) if calibrated else None
@@ -138,11 +162,11 @@ class AnomalyCLIP(nn.Module):
 
         `weights`: its weight file, where it is not found by itself; `options` as in the class.
         """
-        config = configured(AnomalyCLIPConfig, config, options)
+        blocks = options.get("feature_map_idx", ()) if config is None else config.feature_map_idx
         clip = create_tapped_clip(
-            name, feature_map_idx=config.feature_map_idx, weights=weights, image_size=image_size, download=download
+            name, feature_map_idx=blocks, weights=weights, image_size=image_size, download=download
         )
-        return cls(clip, config)
+        return cls(clip, config, **options)
 
     def __repr__(self) -> str:
         clip = self.frozen[0]

@@ -77,6 +77,13 @@ def build_memory(model: AnomalyCLIP, patches: Sequence[Tensor]) -> Memory:
     return Memory(unit, sum(peaks) / k)
 
 
+@torch.no_grad()
+def kshot_step(model: AnomalyCLIP, batch: Mapping[str, Any]) -> dict[str, Memory]:
+    """{class name: memory} of k normal images ``{"image": [k, 3, H, W], "cls_name": "cup"}``, for `detect`."""
+    name = batch["cls_name"]
+    return {name: build_memory(model, model(batch["image"], [name] * len(batch["image"])).patches)}
+
+
 def memory_map(model: AnomalyCLIP, memory: Memory, patches: Sequence[Tensor]) -> Tensor:
     """Sum over stages of the cosine distance to the nearest support token, as maps [B, H, W]."""
     stages = []

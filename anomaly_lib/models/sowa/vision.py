@@ -3,9 +3,10 @@
 Legend: B images, L patches, W width of the image tower, D width of the joint space.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,8 @@ from anomaly_lib.backbones.base import output_names
 from anomaly_lib.backbones.clip import ClipBackbone, create_clip
 from anomaly_lib.config import configure
 from anomaly_lib.errors import UserError
-from anomaly_lib.models.sowa.config import AdapterConfig
-from anomaly_lib.models.sowa.window_adapter import BasicLayer, Mlp, share_parameters
+from anomaly_lib.models.sowa.config import ADAPTERS, AdapterConfig
+from anomaly_lib.models.sowa.window_adapter import share_parameters
 
 PICTURES = "image"  # what a residual encoder is given instead of taps
 
@@ -38,9 +39,20 @@ def create_tapped_clip(
     return clip
 
 
+def is_named(adapter: "Adapters | None") -> "TypeGuard[str | list[str]]":
+    """Is an ``adapter=`` the option of that name: names alone?"""
+    return isinstance(adapter, str) or (isinstance(adapter, list) and all(isinstance(one, str) for one in adapter))
+
+
 def default_blocks(depth: int) -> list[int]:
     """The last block of each quarter of the tower: 5 11 17 23 of 24."""
     return sorted({max(0, round((stage + 1) * depth / 4) - 1) for stage in range(4)})
+
+
+OneAdapter = str | AdapterConfig | nn.Module | Callable[..., nn.Module]
+Adapters = OneAdapter | Sequence[OneAdapter]
+"""What may be given as ``adapter=``: a name of `ADAPTERS`, options of one of them, a module [B, L, C] -> [B, L, C] or a
+function ``make(attn, grid, config)`` that makes one; for all stages, or a list with one for each."""
 
 
 class VisionMapEncoder(nn.Module):
@@ -49,11 +61,21 @@ class VisionMapEncoder(nn.Module):
         encoder = VisionMapEncoder(create_tapped_clip("demo-clip"), adapter="window", share_weight=False)
 
     `clip` must answer the blocks `feature_map_idx` and ``pooled``. It is frozen and no part of the parameters.
-    Options: `AdapterConfig`.
+    `adapter`: names (an option as the others), or anything that `Adapters` lists; one module for all stages is copied
+    for each, or with ``share_weight`` used by all. Options: `AdapterConfig`.
     """
 
-    def __init__(self, clip: ClipBackbone, config: AdapterConfig | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        clip: ClipBackbone,
+        config: AdapterConfig | None = None,
+        *,
+        adapter: Adapters | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__()
+        if is_named(adapter):
+            options["adapter"], adapter = adapter, None
         c = self.config = configure(AdapterConfig, config, options)
         self.frozen = (clip,)  # in a tuple: frozen towers belong neither to the parameters nor to the checkpoint
         blocks = c.feature_map_idx or default_blocks(clip.depth)
@@ -66,28 +88,41 @@ class VisionMapEncoder(nn.Module):
                 f"the CLIP {clip.name} does not answer {', '.join(missing)}, which the adapters read: make it with "
                 f"create_clip({clip.name!r}, layers={layers}), or let AnomalyCLIP.from_name({clip.name!r}) make it"
             )
-        self.adapters = nn.ModuleList(self._adapter(stage) for stage in range(len(self.feature_map_idx)))
+        stages = len(self.feature_map_idx)
+        chosen = c.adapter if adapter is None else adapter
+        each = list(chosen) if isinstance(chosen, Sequence) and not isinstance(chosen, str) else [chosen]
+        if len(each) not in (1, stages):
+            raise UserError(f"adapter={each}: give one for all stages, or one for each of {stages}")
+        each = each * stages if len(each) == 1 else each
+        own = len(set(map(id, each))) == 1 and not c.share_weight  # one module was given: every stage has a copy
+        self.adapters = nn.ModuleList(
+            deepcopy(one) if own and isinstance(one, nn.Module) else self._adapter(one, stage)
+            for stage, one in enumerate(each)
+        )
         if c.share_weight:
-            for other in list(self.adapters)[1:]:
-                share_parameters(self.adapters[0], other)
+            for stage, one in enumerate(each):
+                share_parameters(self.adapters[each.index(one)], self.adapters[stage])
 
     def __repr__(self) -> str:
         blocks = " ".join(map(str, self.feature_map_idx))
         trained = sum(p.numel() for p in self.parameters())
         shared = "one shared" if self.config.share_weight else f"{len(self.adapters)}"
+        kinds = ", ".join(dict.fromkeys(type(one).__name__ for one in self.adapters))
         return (
-            f"{type(self).__name__}({self.frozen[0].name}, blocks {blocks}, {shared} {self.config.adapter} adapter(s), "
+            f"{type(self).__name__}({self.frozen[0].name}, blocks {blocks}, {shared} adapter(s) {kinds}, "
             f"{trained:,} trained values)"
         )
 
-    def _adapter(self, stage: int) -> nn.Module:
-        clip, c = self.frozen[0], self.config
-        if c.adapter == "none":
-            return nn.Identity()
-        if c.adapter == "linear":
-            return Mlp(clip.width, hidden_features=c.hidden_features)
-        attn = clip.attention(self.feature_map_idx[stage])
-        return BasicLayer(attn, clip.grid, c, stage=stage, stages=len(self.feature_map_idx))
+    def _adapter(self, chosen: OneAdapter, stage: int) -> nn.Module:
+        if isinstance(chosen, nn.Module):
+            return chosen
+        config = chosen if isinstance(chosen, AdapterConfig) else self.config.of_stage(stage, len(self.feature_map_idx))
+        if isinstance(chosen, AdapterConfig):
+            config = chosen.of_stage(0, 1)
+            chosen = config.adapter[0]
+        make = ADAPTERS.part(chosen) if isinstance(chosen, str) else chosen
+        clip = self.frozen[0]
+        return make(clip.attention(self.feature_map_idx[stage]), clip.grid, config)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Images [B, 3, H, W] -> (image feature, raw patch tokens per stage, adapted patch tokens per stage)."""
@@ -114,8 +149,15 @@ class VisionResidualEncoder(VisionMapEncoder):
     The stream then changes with training: nothing behind the pictures can be stored, every step runs the tower.
     """
 
-    def __init__(self, clip: ClipBackbone, config: AdapterConfig | None = None, **options: Any) -> None:
-        super().__init__(clip, config, **(options if config else {"vision": "residual", **options}))
+    def __init__(
+        self,
+        clip: ClipBackbone,
+        config: AdapterConfig | None = None,
+        *,
+        adapter: Adapters | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(clip, config, adapter=adapter, **(options if config else {"vision": "residual", **options}))
 
     def observe(self, inputs: Tensor) -> Mapping[str, Tensor]:
         return {PICTURES: inputs}

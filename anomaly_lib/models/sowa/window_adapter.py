@@ -200,8 +200,8 @@ class BasicLayer(nn.Module):
 
         BasicLayer(clip.attention(5), (24, 24), window_size=12)(tokens)  # [B, 576, C] -> [B, 576, C]
 
-    `attn` is the frozen attention of a CLIP block, `input_resolution` the patch grid (H, W). Options: `AdapterConfig`;
-    of `window_size` and `depth` a number, or a list of which the value of `stage` is taken.
+    `attn` is the frozen attention of a CLIP block, `input_resolution` the patch grid (H, W). Options: `AdapterConfig`,
+    of one stage.
     """
 
     def __init__(
@@ -209,22 +209,16 @@ class BasicLayer(nn.Module):
         attn: nn.MultiheadAttention,
         input_resolution: tuple[int, int],
         config: AdapterConfig | None = None,
-        *,
-        stage: int = 0,
-        stages: int = 1,
         **options: Any,
     ) -> None:
         super().__init__()
-        listed = {name: [options[name]] for name in ("window_size", "depth") if isinstance(options.get(name), int)}
-        c = self.config = configure(AdapterConfig, config, options | listed)
-        window = c.of_stage("window_size", stage, stages)
-        if window == 0:
-            window = max(2, min(input_resolution) // 2)
+        c = self.config = configure(AdapterConfig, config, options).of_stage(0, 1)
+        window = c.window_size[0] or max(2, min(input_resolution) // 2)
         self.blocks = nn.ModuleList(
             SwinTransformerBlock(
                 attn, input_resolution, c, window_size=window, shift_size=window // 2 if index % 2 else 0
             )
-            for index in range(c.of_stage("depth", stage, stages))
+            for index in range(c.depth[0])
         )
 
     def __repr__(self) -> str:
@@ -249,6 +243,33 @@ class BasicLayer(nn.Module):
             assert isinstance(block, SwinTransformerBlock)
             received, x = received * block.attention_received(x), block(x)
         return received
+
+
+def soldier(attn: nn.MultiheadAttention, grid: tuple[int, int], config: AdapterConfig) -> BasicLayer:
+    """Small windows, a quarter of the grid: fine texture."""
+    return BasicLayer(attn, grid, windowed(config, max(2, min(grid) // 4), depth=1))
+
+
+def officer(attn: nn.MultiheadAttention, grid: tuple[int, int], config: AdapterConfig) -> BasicLayer:
+    """Windows of half the grid, then shifted ones: what lies further apart."""
+    return BasicLayer(attn, grid, windowed(config, max(2, min(grid) // 2), depth=2))
+
+
+def windowed(config: AdapterConfig, window_size: int, *, depth: int) -> AdapterConfig:
+    """The options with other windows."""
+    made = config.of_stage(0, 1)
+    made.window_size, made.depth = [window_size], [depth]
+    return made
+
+
+def linear(attn: nn.MultiheadAttention, grid: tuple[int, int], config: AdapterConfig) -> Mlp:  # noqa: ARG001
+    """A linear map of every patch by itself, or an MLP."""
+    return Mlp(attn.embed_dim, hidden_features=config.hidden_features)
+
+
+def nothing(attn: nn.MultiheadAttention, grid: tuple[int, int], config: AdapterConfig) -> nn.Identity:  # noqa: ARG001
+    """The patches as CLIP has them."""
+    return nn.Identity()
 
 
 def share_parameters(source: nn.Module, target: nn.Module) -> nn.Module:

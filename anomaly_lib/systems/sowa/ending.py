@@ -10,6 +10,7 @@ import torch
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.contract import Selection
 from anomaly_lib.detect.decision import in_words
+from anomaly_lib.detect.figures import draw_every
 from anomaly_lib.detect.scores import Evaluated, Scores, sample_remarks, summary
 from anomaly_lib.detect.scoring import class_table
 from anomaly_lib.detect.tables import Cell, Table
@@ -53,6 +54,9 @@ def finish(run: Run, state: TrainState, model: AnomalyCLIP, taps: Taps, test: Te
     run.note(support={name: [item.path.as_posix() for item in items] for name, items in support.items()})
     if args.figures:
         run.note(figures=[path.name for path in draw(run.dir, detector, selection, scores)])
+    if args.visualize:
+        folder = Path(args.dirpath) if args.dirpath else run.dir / "visualizations"
+        run.log.line(f"{draw_every(folder, scores)} pictures (image, truth, heat map) in {folder}")
     final = run.save(state, len(state.history), "best_model.pt") if chosen else None
     if chosen:
         model.load_state_dict(last)
@@ -70,7 +74,7 @@ def write_tables(run: Run, state: TrainState, done: Evaluated) -> None:
     run.log.line(table.text())
     epochs: list[dict[str, Cell]] = [dict(row) for row in state.history]
     if epochs:
-        Table([*epochs[0]], epochs).write(run.dir / "epochs")
+        Table(list(dict.fromkeys(name for row in epochs for name in row)), epochs).write(run.dir / "epochs")
 
 
 def write_stages(run: Run, detector: SowaDetector, selection: Selection, remarks: Sequence[str]) -> None:

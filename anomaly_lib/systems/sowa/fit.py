@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_lib.data import Item
-from anomaly_lib.engine.amp import make_scaler
+from anomaly_lib.engine.amp import autocast_for, make_scaler
 from anomaly_lib.engine.optim import NonFiniteGuard, param_groups
+from anomaly_lib.errors import UserError
+from anomaly_lib.metrics import auroc
 from anomaly_lib.models.sowa.model import AnomalyCLIP
+from anomaly_lib.models.sowa.scores import sowa_loss
 from anomaly_lib.systems.sowa.options import Args
 from anomaly_lib.systems.sowa.taps import Taps
 
@@ -30,6 +33,26 @@ class TrainingSet:
         """Read the truth of `items`."""
         labels = torch.tensor([item.label for item in items])
         return cls(items, keys, labels, torch.stack([taps.mask(item) for item in items]))
+
+    def at(self, rows: Tensor) -> "TrainingSet":
+        """These images alone."""
+        places = rows.tolist()
+        items, keys = ([values[place] for place in places] for values in (self.items, self.keys))
+        return TrainingSet(items, keys, self.labels[rows], self.masks[rows])
+
+    def divided(self, share: float, seed: int) -> tuple[Tensor, Tensor]:
+        """Rows to learn from and rows that are kept from it: `share` of the images of each class and label."""
+        generator = torch.Generator().manual_seed(seed)
+        kinds: dict[tuple[str, int], list[int]] = {}
+        for row, item in enumerate(self.items):
+            kinds.setdefault((item.class_name, int(self.labels[row])), []).append(row)
+        kept = torch.zeros(len(self.items), dtype=torch.bool)
+        for rows in kinds.values():
+            order = torch.randperm(len(rows), generator=generator)
+            kept[torch.tensor(rows)[order[: round(share * len(rows))]]] = True
+        if share and (kept.all() or not kept.any()):
+            raise UserError(f"validation_share={share:g}: of {len(self.items)} images {int(kept.sum())} would be kept")
+        return (~kept).nonzero().flatten(), kept.nonzero().flatten()
 
     def rows_of(self, *names: str) -> Tensor:
         """Rows of the classes `names`."""
@@ -50,6 +73,39 @@ class Learner:
         self.optimizer = torch.optim.AdamW(groups, lr=args.learning_rate)
         self.scaler, self.guard = make_scaler(taps.device, args.precision), NonFiniteGuard()
         self.forward = torch.compile(model.from_taps) if args.compile else model.from_taps
+
+
+class Seen:
+    """What the batches of one epoch have said: losses, and P(anomaly) of every image with its label."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.scores: list[Tensor] = []
+        self.labels: list[Tensor] = []
+
+    def batch(self, learner: Learner, data: TrainingSet, rows: Tensor) -> dict[str, Tensor]:
+        """The losses of the images `rows`, noted."""
+        device, args = learner.taps.device, learner.args
+        taps, names = data.batch(learner.taps, rows)
+        with autocast_for(device, args.precision):
+            output = learner.forward(taps, names)
+        labels, masks = data.labels[rows].to(device), data.masks[rows].to(device)
+        losses = sowa_loss(output, labels, masks, paper=args.loss == "paper")
+        for name, value in {"loss": torch.stack(list(losses.values())).sum(), **losses}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.item() * len(rows)
+        self.scores.append(output.text_probs[:, 1].detach().float().cpu())
+        self.labels.append(labels.cpu())
+        return losses
+
+    def means(self, count: int, kind: str) -> dict[str, float]:
+        """Mean losses over `count` images, accuracy and, where both labels were met, AUROC of the image score."""
+        scores, labels = torch.cat(self.scores), torch.cat(self.labels)
+        plain = kind == "train_"
+        found = {name if plain else f"{kind}{name}": value / count for name, value in self.sums.items()}
+        found[f"{kind}acc"] = float(((scores > 0.5) == labels.bool()).float().mean())
+        if 0 < int(labels.sum()) < len(labels):
+            found[f"{kind}auroc"] = auroc(scores, labels)
+        return found
 
 
 def parameter_groups(model: AnomalyCLIP, args: Args) -> list[dict[str, Any]]:

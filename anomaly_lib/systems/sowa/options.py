@@ -1,12 +1,13 @@
 """Every option of SOWA that is not its network's or its scores' (`models/sowa/config.py`); imports no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 
 from anomaly_lib.config import ANY, Options, Preset, Switch, arg, override
 from anomaly_lib.data.names import DATASET_NAMES
 from anomaly_lib.errors import OptionError
+from anomaly_lib.models.detectors.registry import load_plugin
 from anomaly_lib.models.sowa.config import AnomalyCLIPConfig, ScoreConfig
 from anomaly_lib.options import BackboneArgs, CacheArgs, DataArgs, DecisionArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
 
@@ -30,6 +31,42 @@ class LearnArgs(Options):
     text_rate: float = arg(0.1, "learning rate of prompts and text map, as a share of --learning-rate", at_least=0)
     decay: str = arg("matrices", "weight decay on matrices only, or on everything (paper)", choices=["matrices", "all"])
     schedule: str = arg("plateau", "learning rate over the epochs", choices=["plateau", "constant", "cosine"])
+    enable_validation: Switch = arg(
+        False, "keep images of the training classes from training and say after every epoch how they fare"
+    )
+    validation_share: float = arg(
+        0.2, "share of the images of each class and label that is kept", at_least=0.01, at_most=0.9,
+        needs={"enable_validation": True},
+    )  # fmt: skip
+    early_stopping_patience: int = arg(
+        0,
+        "epochs without a lower loss (of validation, where it is enabled) before training ends; 0 = never",
+        at_least=0,
+        aliases=["patience"],
+        resumable=True,
+    )
+
+
+@dataclass
+class PluginArgs(Options):
+    """Parts of your own."""
+
+    CHOOSES: ClassVar[Sequence[str]] = ("plugin",)
+    plugin: Optional[str] = arg(
+        None, "Python file that registers adapters, fusions or metrics of your own; it is run", type=str, result=False
+    )
+
+    @classmethod
+    def variant(cls, given: Mapping[str, Any]) -> type[Options]:
+        """This class; the names that the plugin registers are choices from now on."""
+        if given.get("plugin"):
+            load_plugin(given["plugin"])
+        return cls
+
+    @classmethod
+    def from_saved(cls, saved: Mapping[str, Any]) -> Any:
+        """As of all options; what a file says of a plugin is never run."""
+        return super().from_saved({name: value for name, value in saved.items() if name != "plugin"})
 
 
 @dataclass
@@ -45,6 +82,7 @@ class Args(
     DataArgs,
     TrackArgs,
     RunArgs,
+    PluginArgs,
 ):
     """SOWA: adapters and prompts trained on one data set with masks, tested on classes they have never seen."""
 
@@ -92,7 +130,14 @@ class Args(
     ablate_stages: Switch = arg(False, "also score every stage alone (stages.csv)")
     compile: Switch = arg(False, "compile the trained part (needs a C++ compiler on a CPU)")
     fast_dev_run: Switch = arg(False, "one batch of training, one batch per test class: does everything run?")
-    figures: Switch = override(EvalArgs, "figures", aliases=["visualize"])
+    visualize: Switch = arg(False, "draw every test image beside its truth and its heat map", result=False)
+    dirpath: Optional[str] = arg(
+        None,
+        "folder of these pictures; None = RUN/visualizations",
+        type=str,
+        needs={"visualize": True},
+        result=False,
+    )
 
     PRESETS: ClassVar[Sequence[Preset]] = (
         Preset(
@@ -121,7 +166,7 @@ class Args(
         both = sorted(set(self.train_classes) & set(self.test_classes))
         if both and not self.eval_data_path:
             raise OptionError(f"test_classes={' '.join(both)}: would be trained on and tested on")
-        if self.prompt_learner == "zero" and self.adapter == "none" and self.epochs:
+        if self.prompt_learner == "zero" and self.adapter == ["none"] and self.epochs:
             raise OptionError("prompt_learner=zero with adapter=none trains nothing: give epochs=0")
         if self.dataset != "demo" and not self.data_path:
             raise OptionError(f"dataset={self.dataset}: give data_path=, the folder of the data set")
@@ -130,6 +175,11 @@ class Args(
             raise OptionError(f"stages={' '.join(map(str, self.stages))}: the model has stages 0 to {count - 1}")
         if len(self.image_size) > 2:
             raise OptionError(f"image_size={' '.join(map(str, self.image_size))}: takes one or two numbers")
+
+
+def adapters_in_words(args: AnomalyCLIPConfig) -> str:
+    """Their names, each once."""
+    return "-".join(dict.fromkeys(args.adapter))
 
 
 def tiny(**changes: Any) -> Args:

@@ -13,9 +13,10 @@ from torch import Tensor
 from anomaly_lib.backbones.identity import weights_of
 from anomaly_lib.data import Item, class_names
 from anomaly_lib.data.base import load_pixels
-from anomaly_lib.engine.amp import autocast_for, pick_device
+from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.checkpoint import TrainState
 from anomaly_lib.engine.distributed import epoch_batches, single_process_only
+from anomaly_lib.engine.early_stop import EarlyStopping
 from anomaly_lib.engine.optim import step
 from anomaly_lib.engine.resume import resumed
 from anomaly_lib.engine.run import Run
@@ -23,7 +24,6 @@ from anomaly_lib.engine.schedule import make_schedule
 from anomaly_lib.engine.words import data_in_words
 from anomaly_lib.metrics import auroc, pixel_auroc
 from anomaly_lib.models.sowa.model import AnomalyCLIP
-from anomaly_lib.models.sowa.scores import sowa_loss
 from anomaly_lib.systems.sowa.data import (
     TestData,
     data_fingerprint,
@@ -36,8 +36,8 @@ from anomaly_lib.systems.sowa.data import (
     with_mosaics,
 )
 from anomaly_lib.systems.sowa.ending import finish
-from anomaly_lib.systems.sowa.fit import Learner, TrainingSet, calibrate
-from anomaly_lib.systems.sowa.options import Args
+from anomaly_lib.systems.sowa.fit import Learner, Seen, TrainingSet, calibrate
+from anomaly_lib.systems.sowa.options import Args, adapters_in_words
 from anomaly_lib.systems.sowa.scoring import score_items
 from anomaly_lib.systems.sowa.taps import Taps, frozen_clip, make_taps
 from anomaly_lib.types import RunResult
@@ -79,7 +79,7 @@ def train(args: Args) -> RunResult:
     """Fit adapters and prompts, score the test classes, leave checkpoint, metrics and figures in the run folder."""
     single_process_only("SOWA", "scripts/sweep.py --gpus 0,1 runs several trainings side by side")
     args = resumed("sowa", args)
-    name = f"{args.dataset}-{args.adapter}-k{args.shot}"
+    name = f"{args.dataset}-{adapters_in_words(args)}-k{args.shot}"
     with Run.open("sowa", args, name=name, data=data_fingerprint(args)) as run:
         if run.finished:
             return run.repeat()
@@ -88,21 +88,28 @@ def train(args: Args) -> RunResult:
         model, taps, items = experiment.model, experiment.taps, experiment.train
         keys = taps.fill([*items, *experiment.test.items])[: len(items)]
         data = TrainingSet.of(items, keys, taps)
-        everything = torch.arange(len(items))
-        epochs = chosen_epochs(run, experiment, data)
+        learned, kept = data.divided(args.validation_share if args.enable_validation else 0.0, args.seed)
+        epochs = chosen_epochs(run, experiment, data.at(learned))
 
         learner = Learner(model, taps, args)
         scheduler = make_schedule(learner.optimizer, args.schedule, args.epochs)
-        state = TrainState(model=model, optimizer=learner.optimizer, scheduler=scheduler, scaler=learner.scaler)
+        stopper = EarlyStopping(args.early_stopping_patience, higher_is_better=False)
+        state = TrainState(model, learner.optimizer, scheduler, learner.scaler, early_stop=stopper)
         first = run.restore(state)
         if first == 0 and args.epochs:
-            calibrate(learner, data, everything)
+            calibrate(learner, data, learned)
         for epoch in range(first, epochs):
-            values = train_epoch(learner, data, everything, epoch)
+            if stopper.should_stop:
+                run.log.line(f"early stopping: no lower loss since epoch {stopper.best_epoch + 1}")
+                break
+            values = train_epoch(learner, data, learned, epoch)
             if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
                 scheduler.step(values["loss"])
             else:
                 scheduler.step()
+            if len(kept):
+                values |= validate(learner, data, kept, state.history)
+            stopper.improved(values.get("val_loss", values["loss"]), epoch)
             if args.select == "best-on-test":
                 values["selection"] = selection_value(experiment)
                 keep_if_better(state, model, epoch, values["selection"])
@@ -113,23 +120,32 @@ def train(args: Args) -> RunResult:
 
 
 def train_epoch(learner: Learner, data: TrainingSet, rows: Tensor, epoch: int) -> dict[str, float]:
-    """One pass over `rows` of `data`; mean losses, learning rate, seconds."""
-    args, device = learner.args, learner.taps.device
+    """One pass over `rows` of `data`; mean losses, accuracy and AUROC of the images as they were met, rate, seconds."""
+    args = learner.args
     learner.model.train()
-    started, sums = time.monotonic(), dict.fromkeys(("loss", "image", "focal", "dice"), 0.0)
+    started, seen = time.monotonic(), Seen()
     batches = epoch_batches(len(rows), args.batch_size, seed=args.seed, epoch=epoch)
     for places, _ in batches[: 1 if args.fast_dev_run else None]:
-        here = rows[places]
-        taps, names = data.batch(learner.taps, here)
-        with autocast_for(device, args.precision):
-            output = learner.forward(taps, names)
-        labels, masks = data.labels[here].to(device), data.masks[here].to(device)
-        losses = sowa_loss(output, labels, masks, paper=args.loss == "paper")
+        losses = seen.batch(learner, data, rows[places])
         total = torch.stack(list(losses.values())).sum()
         step(total, learner.optimizer, scaler=learner.scaler, clip=args.grad_clip, guard=learner.guard)
-        for name, value in {**losses, "loss": total}.items():
-            sums[name] += value.item() * len(here) / len(rows)
-    return {**sums, "lr": learner.optimizer.param_groups[0]["lr"], "seconds": time.monotonic() - started}
+    rate = learner.optimizer.param_groups[0]["lr"]
+    return {**seen.means(len(rows), "train_"), "lr": rate, "seconds": time.monotonic() - started}
+
+
+@torch.no_grad()
+def validate(
+    learner: Learner, data: TrainingSet, rows: Tensor, history: Sequence[Mapping[str, float]]
+) -> dict[str, float]:
+    """Loss, accuracy and AUROC of images that are kept from training, and the best of the two so far."""
+    learner.model.eval()
+    seen = Seen()
+    for here in rows.split(learner.args.batch_size):
+        seen.batch(learner, data, here)
+    found = seen.means(len(rows), "val_")
+    values = {name: found[name] for name in ("val_loss", "val_acc", "val_auroc") if name in found}
+    best = {name: max([row[name] for row in history if name in row] + [values[name]]) for name in values}
+    return values | {f"{name}_best": value for name, value in best.items() if name != "val_loss"}
 
 
 # -- opening -----------------------------------------------------------------------------------------------------------
@@ -158,7 +174,7 @@ def announce(run: Run, experiment: Experiment) -> None:
     if args.eval_data_path:
         data += "; tested on {1} (layout {0})".format(*tested_place(args))
     run.opening(
-        f"SOWA, {args.adapter} adapters, {count:,} trained values: train on {', '.join(trained)} "
+        f"SOWA, {adapters_in_words(args)} adapters, {count:,} trained values: train on {', '.join(trained)} "
         f"({len(experiment.train)} images), test on {', '.join(tested)} ({len(test.items)} images), k={args.shot}",
         weights=weights_of(taps.clip),
         cost=cost,

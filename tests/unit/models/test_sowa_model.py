@@ -334,7 +334,7 @@ def test_what_a_model_says_of_itself(clip: ClipBackbone) -> None:
     said = repr(model)
     trained = sum(p.numel() for p in model.parameters())
     assert said.startswith(f"AnomalyCLIP(frozen tiny-clip at 64x64 (random), {trained:,} trained values\n")
-    assert "VisionMapEncoder(tiny-clip, blocks 0 1 2 3, 4 window adapter(s), " in said
+    assert "VisionMapEncoder(tiny-clip, blocks 0 1 2 3, 4 adapter(s) BasicLayer, " in said
     assert "AnomalyPromptLearner(cup: 2 prompts, contexts of 12 tokens of width 32)" in said
     attention = "WindowAttention(2x2, 8 heads of 8, values with values, frozen projections)"
     assert repr(model.visual_encoder.adapters[0]).startswith(f"BasicLayer(1 x {attention} on 4x4 patches, ")
