@@ -10,7 +10,6 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "anomaly_lib" / "__init__.
 
 REQUIRED = [
     "torch>=2.4",
-    "torchvision>=0.19",
     "numpy>=1.26",
     "open_clip_torch>=2.24",
     "timm>=1.0.9",
@@ -47,6 +46,7 @@ EXTRAS["test"] = [
     "ruff>=0.9",
     "mypy>=1.11",
     "torchmetrics>=1.4",
+    "torchvision>=0.19",
     "pandas-stubs",
     "types-tqdm",
     "scikit-image>=0.22",

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from harness import BenchmarkArgs, Measure, finish, machine, measure
 
+from anomaly_lib.backbones import create_backbone
 from anomaly_lib.command_line import command
 from anomaly_lib.config import arg
 from anomaly_lib.features import FeatureSpec, FeatureStore, array_key, clear_store, extract
@@ -98,16 +99,14 @@ def rates(folder: Path, rows: int, repeats: int) -> dict[str, Measure]:
 
 
 def epochs(folder: Path, images: int, repeats: int) -> dict[str, Measure]:
-    from torchvision.models import resnet18
-
-    net = resnet18(weights=None).eval()
+    net = create_backbone("resnet18", weights="random", layers=["pooled"])
     pixels = torch.randn(images, 3, 224, 224)
     described = spec(("pooled",), views="epoch")
 
     def epoch(cache: str) -> torch.Tensor:
         with FeatureStore(described, root=folder / "epoch", cache=cache) as store:
             keys = extract(
-                lambda batch: {"pooled": net(batch)},
+                net.encode,
                 range(images),
                 store,
                 load=lambda i: pixels[i],
@@ -143,7 +142,7 @@ def bench(args: Args) -> None:
     for text, value in summary.items():
         print(f"{text}: {value:.2f}")
     report = {label: row._asdict() for label, row in (rows | epoch).items()}
-    finish({"machine": machine("torchvision"), "MiB": mib, "rows": report, "summary": summary}, args.output)
+    finish({"machine": machine(), "MiB": mib, "rows": report, "summary": summary}, args.output)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,12 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_lib.backbones.base import FrozenBackbone, Layer, output_names
+from anomaly_lib.backbones.convnets import CONVNETS
 from anomaly_lib.backbones.sources import WeightSource, resolve_weights
 from anomaly_lib.backbones.weights import file_sha256, load_into, read_state_dict
 from anomaly_lib.errors import UserError
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "wide_resnet50_2")
 NETS = (*RESNETS, "mobilenet_v2")
+PUBLISHED = {  # IMAGENET1K_V1; a name ends with the beginning of the file's sha256
+    "resnet18": "resnet18-f37072fd.pth",
+    "resnet34": "resnet34-b627a593.pth",
+    "resnet50": "resnet50-0676ba61.pth",
+    "wide_resnet50_2": "wide_resnet50_2-95faca4d.pth",
+    "mobilenet_v2": "mobilenet_v2-b0353104.pth",
+}
+ADDRESS = "https://download.pytorch.org/models/"
 _STEM = ("conv1", "bn1", "relu", "maxpool")
 
 
@@ -50,7 +59,8 @@ class TorchvisionBackbone(FrozenBackbone):
         return self.channels[output]
 
     def _encode(self, batch: Tensor) -> dict[str, Tensor]:
-        x = batch
+        # On a CPU these convolutions are fastest with the channels of a pixel side by side.
+        x = batch.contiguous(memory_format=torch.channels_last) if batch.device.type == "cpu" else batch
         if hasattr(self.net, "conv1"):
             for step in _STEM:
                 x = self.net.get_submodule(step)(x)
@@ -90,18 +100,15 @@ def create_torchvision(
 
     Default outputs are ``layer2`` and ``layer3`` (PatchCore's choice). Published weights are the IMAGENET1K_V1 ones.
     """
-    import torchvision.models as zoo
-
     if name not in NETS:
         raise UserError(f"no torchvision backbone called {name!r}; known: {', '.join(NETS)}")
-    published = zoo.get_model_weights(name).IMAGENET1K_V1
-    path = resolve_weights(name, weights, [WeightSource(url=published.url)], download=download)
+    path = resolve_weights(name, weights, [WeightSource(url=ADDRESS + PUBLISHED[name])], download=download)
     stages = stage_names(name)
     default = ("layer2", "layer3") if name in RESNETS else ("features.6", "features.13")
     outputs = output_names(layers, depth=0, named=[*stages, "pooled"], default=default, owner=name)
     with torch.random.fork_rng(devices=[]), torch.device("meta" if path else "cpu"):
         torch.manual_seed(0)  # "random" names one network, so that features cached from it stay valid
-        net: Any = zoo.get_model(name, weights=None)
+        net: Any = CONVNETS[name]()
     channels = _trim(net, name, stages[: stages_needed(stages, outputs)])
     if path:
         load_into(net, read_state_dict(path), source=str(path))

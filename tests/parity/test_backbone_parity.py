@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_lib.backbones import create_backbone
+from anomaly_lib.backbones.convnets import CONVNETS
+from anomaly_lib.backbones.torchvision_nets import ADDRESS, NETS, PUBLISHED
 
 pytestmark = pytest.mark.parity
 # With the usual initialisation a tiny network's blocks hardly move their input; larger weights make errors visible.
@@ -137,16 +139,40 @@ def test_tokens_equal_open_clip() -> None:
     assert backbone.text.tokenize(long, truncate=True).equal(open_clip.get_tokenizer("ViT-B-32")(long))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50_2", "mobilenet_v2"])
+@pytest.mark.parametrize("name", NETS)
+def test_torchvision_parts_are_drawn_alike_and_published_alike(name: str) -> None:
+    import torchvision.models as zoo
+
+    torch.manual_seed(3)
+    wanted = zoo.get_model(name, weights=None).state_dict()
+    torch.manual_seed(3)
+    found = CONVNETS[name]().state_dict()
+    assert list(found) == list(wanted)
+    kept = {key: value for key, value in wanted.items() if not key.startswith("classifier.")}  # the head is cut off
+    assert all(found[key].equal(value) for key, value in kept.items())
+    assert zoo.get_model_weights(name).IMAGENET1K_V1.url == ADDRESS + PUBLISHED[name]
+
+
+def stir_norms(net: nn.Module) -> None:
+    """Give batch norms what trained ones have: no mean is 0, no variance 1."""
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            for tensor in (norm.running_mean, norm.bias.data):
+                tensor.normal_(0, 0.1)
+            for tensor in (norm.running_var, norm.weight.data):
+                tensor.uniform_(0.5, 1.5)
+
+
+@pytest.mark.parametrize("name", NETS)
 def test_torchvision_stages(name: str) -> None:
     import torchvision.models as zoo
 
     stages = ["features.3", "features.18"] if name == "mobilenet_v2" else ["layer1", "layer2", "layer3", "layer4"]
     backbone = create_backbone(name, weights="random", layers=[*stages, "pooled"])
     net = zoo.get_model(name, weights=None)
-    state = {**net.state_dict(), **backbone.net.state_dict()}
-    net.load_state_dict(state)
+    stir_norms(net)
     net.eval()
+    backbone.net.load_state_dict(net.state_dict(), strict=False)  # what is folded follows what is loaded
     setattr(net, "classifier" if name == "mobilenet_v2" else "fc", nn.Identity())
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -160,6 +186,7 @@ def test_torchvision_stages(name: str) -> None:
     assert backbone.dim_of("pooled") == pooled.shape[1]
     early = create_backbone(name, weights="random", layers=stages[:1])
     assert sum(p.numel() for p in early.parameters()) < sum(p.numel() for p in backbone.parameters())
+    early.net.load_state_dict(net.state_dict(), strict=False)
     assert_same(early.encode(images)[stages[0]], want[0])
 
 
