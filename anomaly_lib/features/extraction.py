@@ -100,7 +100,8 @@ def _loaded(
         for batch in batches:
             yield batch, [load(index) for index in batch]
         return
-    with ThreadPoolExecutor(threads) as pool:
+    pool = ThreadPoolExecutor(threads)
+    try:
         ahead: deque[tuple[list[int], list[Any]]] = deque()
         for batch in batches:
             ahead.append((batch, [pool.submit(load, index) for index in batch]))
@@ -110,3 +111,5 @@ def _loaded(
         while ahead:
             first, futures = ahead.popleft()
             yield first, [future.result() for future in futures]
+    finally:
+        pool.shutdown(cancel_futures=True)  # one that is stopped does not read on

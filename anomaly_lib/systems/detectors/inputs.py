@@ -109,7 +109,7 @@ class Inputs:
             key=lambda i: self.images.keys[i],
             batch_size=self.args.batch_size,
             device=self.device,
-            threads=self.args.num_workers,
+            threads=max(1, self.args.num_workers),  # the next images are decoded while these are encoded
             share=ranks,
             track=progress,
         )

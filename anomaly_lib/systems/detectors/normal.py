@@ -36,7 +36,9 @@ class NormalImages:
     def of(cls, items: list[Item], args: Any) -> "NormalImages":
         """`shot` of them or all. A detector that can leave one out learns them all; from others some are kept."""
         chosen = items if args.shot is None else k_shot(items, args.shot, seed=args.seed).items
-        data = ImageDataset(chosen, transform=image_transform(args), on_error=args.on_error)
+        # Features that are kept are encoded once: an image that has been is not needed again.
+        room = {"cache_bytes": 0} if getattr(args, "cache", "off") != "off" else {}
+        data = ImageDataset(chosen, transform=image_transform(args), on_error=args.on_error, **room)
         everything, channels = torch.arange(len(data)), input_channels(args)
         entry = entry_of(args.model)
         if entry.leaves_out or entry.transductive:

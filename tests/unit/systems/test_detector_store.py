@@ -1,18 +1,30 @@
 """A frozen network is run once over every image: whatever detector, coreset, seed or shot is tried on its features."""
 
+import threading
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import anomaly_lib
 from anomaly_lib.backbones.base import FrozenBackbone
+from anomaly_lib.data.transforms import ImageTransform
+from anomaly_lib.systems.detectors.build import build
+from anomaly_lib.systems.detectors.data import open_class
+from anomaly_lib.systems.detectors.inputs import Inputs
+from anomaly_lib.systems.detectors.normal import NormalImages
+from anomaly_lib.systems.detectors.options import Args
 from anomaly_lib.systems.registry import SYSTEMS
 from anomaly_lib.types import RunResult
 from tests.unit.systems.test_detectors import write_class
 
 SMALL = {"backbone": "demo-clip", "weights": None, "layers": ["layer.1"], "image_size": [32, 32], "batch_size": 3}
+PICTURES = np.random.default_rng(0).integers(0, 255, (24, 32, 32, 3), dtype=np.uint8)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -65,6 +77,39 @@ def test_scores_with_and_without_store_are_equal_to_the_bit(
         assert (scores == found[0][0]).all()
         assert (maps == found[0][1]).all()
         assert normal == found[0][2]
+
+
+def test_images_are_decoded_a_few_batches_ahead_of_the_network_and_let_go(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """So memory does not depend on how many there are."""
+    monkeypatch.setenv("ANOMALY_LIB_CACHE", str(tmp_path / "cache"))
+    write_class(tmp_path, "nut")
+    decoded: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    threads: set[int] = set()
+    transform, encode = ImageTransform.__call__, FrozenBackbone.encode
+
+    def decode(self: ImageTransform, image: Any) -> torch.Tensor:
+        made = transform(self, image)
+        decoded.append(weakref.ref(made))
+        threads.add(threading.get_ident())
+        return made
+
+    def count(self: FrozenBackbone, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        alive.append(sum(one() is not None for one in decoded))
+        return encode(self, batch)
+
+    monkeypatch.setattr(ImageTransform, "__call__", decode)
+    monkeypatch.setattr(FrozenBackbone, "encode", count)
+    args = Args(**{**SMALL, "dataset": "mvtec", "data_path": str(tmp_path), "obj": "nut", "batch_size": 2})
+    items = [replace(open_class("mvtec", str(tmp_path), "nut")[1][0], image=picture) for picture in PICTURES]
+    normal = NormalImages.of(items, args)
+    inputs = Inputs(build(args, CPU), normal.images(args, normal.learn), args, CPU, learnt=True)
+    assert len(list(inputs.batches("normal images"))) == len(PICTURES) // 2
+    assert len(decoded) == len(PICTURES)
+    assert threading.get_ident() not in threads
+    assert max(alive) <= 4 * args.batch_size  # those encoded, two batches that wait, one that is being read
 
 
 def test_what_is_predicted_is_what_was_evaluated(encoded: list[int], tmp_path: Path) -> None:
