@@ -46,7 +46,10 @@ def main(name: str, data: str, weights: str) -> int:
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(accelerator="cpu", devices=1, logger=False, default_root_dir=folder, enable_progress_bar=False)
+        engine = Engine(
+            accelerator="cpu", devices=1, logger=False, default_root_dir=folder, enable_progress_bar=False,
+            limit_val_batches=0, num_sanity_val_steps=0,
+        )  # fmt: skip
         images = MVTecAD(root=data, category="woven", num_workers=0, val_split_mode="none")
         model = model_of(name, weights)
         engine.fit(model=model, datamodule=images)
