@@ -50,8 +50,7 @@ EXTRAS["test"] = [
     "pandas-stubs",
     "types-tqdm",
     "scikit-image>=0.22",
-    "nbclient>=0.10",
-    "ipykernel>=6.29",
+    "nbformat>=5.9",
     *EXTRAS["tensorboard"],
     *EXTRAS["export"],
 ]
