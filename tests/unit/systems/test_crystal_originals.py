@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from anomaly_lib.systems.crystal.data.demo import demo_table
 from anomaly_lib.systems.crystal.data.graph import GraphBuilder
 from anomaly_lib.systems.crystal.data.settings import PAPER_GRAPHS
 from anomaly_lib.systems.crystal.detector import CrystalDetector, forward
+from anomaly_lib.systems.crystal.diagnosis import Summary, comparison_of_layers
 from anomaly_lib.systems.crystal.inputs import Batch
 from anomaly_lib.systems.crystal.scales import scale_checkpoint, scale_history
 from anomaly_lib.systems.registry import SYSTEMS
@@ -117,8 +118,8 @@ def test_the_pickled_configuration_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("edition", ["pydantic", "pydantic.v1"])
 def test_the_configuration_of_either_pydantic(edition: str, tmp_path: Path) -> None:
     pydantic = pytest.importorskip(edition)
-    fields = {name: (type(value), value) for name, value in originals.SAGE_SETTINGS.items()}
-    kind = pydantic.create_model("ALIGNNConfig", **fields)
+    settings = {name: (type(value), value) for name, value in originals.SAGE_SETTINGS.items()}
+    kind = pydantic.create_model("ALIGNNConfig", **settings)
     path = tmp_path / "best_val_model.pt"
     originals.save_with_object(path, {"model": originals.trained(originals.sage())}, {"graph_dropout": 0.25}, kind)
     assert settings_of(path).items() >= {"graph_dropout": 0.25, "middle_fusion_dropout": 0.35}.items()
@@ -332,3 +333,19 @@ def test_scaling_and_monitoring_take_them_as_they_are(tmp_path: Path) -> None:
     name = "middle_fusion_modules.layer_2.text_transform.3.weight"
     torch.testing.assert_close(one[name], 12 * other[name])
     assert scale_history(tmp_path, "best_test_model.pt") == ([86], {"layer_1": [9.5], "layer_2": [9.5]})
+
+
+def test_every_layer_is_compared() -> None:
+    """D3: two layers each; where only one model has a layer it is named; without a shared one the first are paired."""
+
+    def summary(value: float) -> Summary:
+        return Summary(*[value] * len(fields(Summary)))
+
+    one, other = {"layer_1": summary(1.0), "layer_2": summary(2.0)}, {"layer_1": summary(3.0), "layer_2": summary(8.0)}
+    lines = comparison_of_layers(one, other)
+    assert [line for line in lines if line.startswith("layer_")] == ["layer_1", "layer_2"]
+    shares = [line.split()[-3:] for line in lines if line.startswith("injected share")]
+    assert shares == [["1.0000", "3.0000", "+200.0%"], ["2.0000", "8.0000", "+300.0%"]]
+    assert comparison_of_layers(one, {"layer_2": summary(5.0)})[-1] == "layer_1: in model 1 only"
+    lines = comparison_of_layers({"layer_1": summary(1.0)}, {"layer_3": summary(5.0)})
+    assert lines[0] == "model 1 at layer_1, model 2 at layer_3"
