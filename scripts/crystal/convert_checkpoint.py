@@ -68,7 +68,8 @@ def convert(args: ConvertArgs) -> None:
         print(remark)
     save_checkpoint(output, checkpoint.content, system="crystal")
     print(f"written: {output}")
-    print(f"next: python evaluate.py --checkpoint {output} --data-path DATA")
+    data = " --data-path DATA" if args.data_path is None else ""
+    print(f"next: python evaluate.py --checkpoint {output}{data}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -127,12 +127,16 @@ def test_mistakes_get_one_line(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(originals.trained(originals.alignn()), "graph.pt")
+    (place / "other" / "jarvis" / "mine").mkdir(parents=True)
     data, graph = "--root_dir ../dataset", "--model1 best_test_model.pt --model2 graph.pt"
     extract = f"1.extract_alpha_final.py --checkpoint best_test_model.pt {data}"
     cases = {
         "diagnose_fusion_effectiveness.py --checkpoint best_test_model.pt": "it was trained: give --data-path",
         f"diagnose_fusion_effectiveness.py --checkpoint graph.pt {data}": "graph.pt: has no middle fusion",
         f"compare_fusion_models.py {graph} {data}": "graph.pt: has no middle fusion",
+        "diagnose_fusion_effectiveness.py --checkpoint best_test_model.pt --root_dir ../other": (
+            "it has mine; what it predicts is not in an original checkpoint: give --property here"
+        ),
         f"{extract} --layer layer_9": "--layer layer_9: this model has layer_1, layer_2",
         f"{extract} --property gap": f"it has bulk_modulus_kv, {PROPERTY}, hse_bandgap-2",
         "scale_checkpoint_weights.py --input_checkpoint graph.pt --output_checkpoint x.pt": "no middle fusion to scale",

@@ -39,6 +39,7 @@ from anomaly_lib.types import Prediction
 
 SYSTEM = "crystal"
 ORACLE = "oracle: epoch chosen on the test split"
+NO_PROPERTY = "what it predicts is not in an original checkpoint: give property= here or to convert_checkpoint.py"
 REGRESSION = "it predicts a property, and no value of one is normal or anomalous by itself"
 
 
@@ -111,7 +112,13 @@ class CrystalDetector(Detector):
             raise UserError(
                 "an original program's checkpoint does not tell on which data it was trained: give data_path="
             )
-        return load_data(args, data_table(args), self._text_encoder(), self.device, chosen=chosen)
+        try:
+            table = data_table(args)
+        except UserError as error:
+            if not self._original or "property" in changes:
+                raise
+            raise UserError(f"{error}; {NO_PROPERTY}") from None
+        return load_data(args, table, self._text_encoder(), self.device, chosen=chosen)
 
     def selection(self, data: CrystalData, split: str, *, batch_size: int) -> Selection:
         """The crystals of one part of the data."""

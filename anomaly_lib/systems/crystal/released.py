@@ -43,7 +43,7 @@ def adopt(
         if found is None:
             return None
         config = _configuration(content, path) if config is None else _plain(config)
-        chosen = "best-on-test" if any(name.startswith("test_") for name in content) else "val"
+        chosen = "best-on-test" if any(str(name).startswith("test_") for name in content) else "val"
         args = _options(found, config, path, select=chosen, **options)
         _check_names(found, args)
     except UserError as error:

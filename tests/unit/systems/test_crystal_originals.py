@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import sys
 from collections.abc import Callable
@@ -160,7 +161,7 @@ def test_a_configuration_given_wins_and_may_not_contradict(tmp_path: Path, capsy
     assert convert([*words, *given]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("CrystalFusionModel(3 + 2 layers, 16 channels, text 24, middle fusion at layer_2")
-    assert said[-1] == f"next: python evaluate.py --checkpoint {ours} --data-path DATA"
+    assert said[-1] == f"next: python evaluate.py --checkpoint {ours}"
     told = {"cross_modal_num_heads": 8, "property": "mbj_bandgap", "data_path": "data", "weights": "bert"}
     assert torch.load(ours)["args"].items() >= told.items()
     for content, said_of_it in (
@@ -282,6 +283,46 @@ def test_what_is_not_here_gets_one_line(kind: str, tmp_path: Path) -> None:
         anomaly_lib.load(path)
     assert str(refused.value).startswith(f"{path}: ")
     assert "\n" not in str(refused.value)
+
+
+ODD: tuple[Any, ...] = (
+    None, 3, -5, "x", [], {}, True, float("nan"), 10**30, [[1]], b"x", {"a": {"b": 1}}, torch.zeros(()), torch.zeros(3),
+    torch.zeros(2, 2, 2), torch.zeros(0, 92), torch.zeros(16, 92, dtype=torch.int64),
+)  # fmt: skip
+ODD_NAMES = (3, None, "", "alignn_layers.999999999.x", "alignn_layers.x", f"middle_fusion_modules.layer_{'9' * 20}.a",
+             "middle_fusion_modules.layer_0.text_scale", "fusion_module.graph_proj.weight")  # fmt: skip
+ODD_SETTINGS = ("standardize", "max_neighbors", "n_train", "seed", 5, *originals.SAGE_SETTINGS)
+
+
+def bent(rng: random.Random) -> dict[Any, Any]:
+    """The content of an original checkpoint with one to three things changed."""
+    kinds = [originals.sage, originals.alignn, originals.crysmmnet]
+    state: dict[Any, Any] = dict(originals.trained(rng.choice(kinds)()))
+    settings: dict[Any, Any] = dict(originals.SAGE_SETTINGS)
+    content: dict[Any, Any] = {"model": state, "epoch": 3, "config": settings}
+    for _ in range(rng.randint(1, 3)):
+        part, names = rng.choice(
+            [(state, sorted(state, key=str)), (state, ODD_NAMES), (settings, ODD_SETTINGS),
+             (content, ("epoch", "config", "model", "extra", 7, None))]
+        )  # fmt: skip
+        name = rng.choice(names)
+        if name in part and rng.random() < 0.3:
+            del part[name]
+        else:
+            part[name] = rng.choice(ODD)
+    return content
+
+
+@pytest.mark.parametrize("count", [12, pytest.param(400, marks=pytest.mark.slow)])
+def test_odd_content_is_read_or_refused_in_one_line(count: int, tmp_path: Path) -> None:
+    rng, refused = random.Random(0), list[str]()
+    for _ in range(count):
+        try:
+            SYSTEMS.load(saved(tmp_path / "best_test_model.pt", bent(rng)))
+        except UserError as error:
+            refused.append(str(error))
+    assert not any("\n" in said for said in refused)
+    assert count / 2 < len(refused) < count
 
 
 def test_modules_that_were_never_called_are_left_out(tmp_path: Path) -> None:
