@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from anomaly_lib.models.detectors.contract import FeatureDetector, Features
     from anomaly_lib.models.detectors.draem import Draem
     from anomaly_lib.models.detectors.draem_sevnet import DraemSevNet
+    from anomaly_lib.models.detectors.fewshot import FewShot
     from anomaly_lib.models.detectors.memory_bank import MemoryBank
     from anomaly_lib.models.detectors.musc import MuSc
     from anomaly_lib.models.detectors.padim import Padim
@@ -26,6 +27,7 @@ PLACES = {
     "DraemSevNet": "draem_sevnet",
     "FeatureDetector": "contract",
     "Features": "contract",
+    "FewShot": "fewshot",
     "MemoryBank": "memory_bank",
     "MuSc": "musc",
     "Padim": "padim",
@@ -46,6 +48,7 @@ __all__ = [
     "DraemSevNet",
     "FeatureDetector",
     "Features",
+    "FewShot",
     "MemoryBank",
     "MuSc",
     "Padim",

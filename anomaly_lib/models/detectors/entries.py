@@ -91,5 +91,6 @@ for name, row in FAMILY.items():
             published=row["training"],
             demo={"backbone": "demo-clip"} | row["demo"],
             small={"backbone": "tiny-clip", "weights": "random"} | row.get("small", row["demo"]),
+            presets=row.get("presets", ()),
         )
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from anomaly_lib.config import Options, Switch, arg, override, shown
+from anomaly_lib.config import Options, Preset, Switch, arg, override, shown
 from anomaly_lib.errors import OptionError
 from anomaly_lib.options import RunArgs
 
@@ -26,6 +26,22 @@ class AnomalyDinoConfig(Options):
     neighbours: int = arg(1, "nearest patches averaged in a patch's score", at_least=1)
     top_share: float = arg(0.01, "share of patches whose mean is the image score", at_least=0, at_most=1)
     sigma: float = arg(4.0, "Gaussian smoothing of the map", at_least=0)
+
+
+@dataclass
+class FewShotConfig(Options):
+    """Few normal images: nearest normal patch and principal subspace together (our own)."""
+
+    layers: list[str] = override(
+        AnomalyDinoConfig,
+        "layers",
+        ["layer.2", "layer.5", "layer.8"],
+        help="outputs of the frozen network that are compared, each at length 1, side by side",
+    )
+    rotations: int = override(AnomalyDinoConfig, "rotations")
+    variance: float = arg(0.95, "share of the variance that the subspace keeps", at_least=0, at_most=1)
+    top_share: float = override(AnomalyDinoConfig, "top_share", 0.05)
+    sigma: float = override(AnomalyDinoConfig, "sigma")
 
 
 @dataclass
@@ -133,6 +149,14 @@ class WinClipConfig(Options):
 
 
 FAMILY: dict[str, dict[str, Any]] = {
+    "fewshot": {
+        "config": FewShotConfig,
+        "module": "fewshot:FewShot",
+        "training": {"backbone": "timm:vit_small_patch14_reg4_dinov2", "image_size": [448, 448], "batch_size": 8},
+        "demo": {"layers": ["layer.1", "layer.2", "layer.3"]},
+        # Many images show what turns would add; eight turns of all of them would only fill the memory.
+        "presets": [Preset(when={"shot": None}, then={"rotations": 1})],
+    },
     "anomalydino": {
         "config": AnomalyDinoConfig,
         "module": "anomalydino:AnomalyDino",

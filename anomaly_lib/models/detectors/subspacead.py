@@ -12,7 +12,7 @@ from anomaly_lib.models.detectors.configs import summary_of
 from anomaly_lib.models.detectors.contract import FeatureDetector, Features, Size
 from anomaly_lib.models.detectors.family_configs import SubspaceAdConfig
 from anomaly_lib.models.detectors.shapes import take_saved_sizes
-from anomaly_lib.ops import cell_of, gaussian_blur, generator_of, top_mean, turned, upsample_maps
+from anomaly_lib.ops import cell_of, gaussian_blur, generator_of, grid_to_rows, top_mean, turned, upsample_maps
 from anomaly_lib.ops.predictions import joined
 from anomaly_lib.types import Prediction
 
@@ -27,15 +27,15 @@ class Sums:
         self.count, self.total, self.outer = count, total, outer
 
     @classmethod
-    def of(cls, maps: Tensor) -> "Sums":
-        """Of every position of maps [V, C, h, w]."""
-        rows = maps.flatten(2).mT.flatten(0, 1).double()  # [V * P, C]
+    def of(cls, rows: Tensor) -> "Sums":
+        """Of rows [M, C]."""
+        rows = rows.double()
         return cls(len(rows), rows.sum(0), rows.mT @ rows)
 
     def plus(self, other: "Sums", sign: int = 1) -> "Sums":
         return Sums(self.count + sign * other.count, self.total + sign * other.total, self.outer + sign * other.outer)
 
-    def subspace(self, variance: float, components: int | None) -> tuple[Tensor, Tensor]:
+    def subspace(self, variance: float, components: int | None = None) -> tuple[Tensor, Tensor]:
         """Mean [C] and principal axes [C, k], in float32."""
         mean = self.total / self.count
         covariance = (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
@@ -89,7 +89,7 @@ class SubspaceAd(FeatureDetector):
         self.sums, self.single = None, []
         for features in batches:
             for maps in mean_maps(features, self.config.layers):  # [V, C, h, w]
-                one = Sums.of(maps)
+                one = Sums.of(grid_to_rows(maps))
                 self.sums = one if self.sums is None else self.sums.plus(one)
                 # Without turns the scored view holds what was learnt, so nothing need be kept to take it away again.
                 self.single += [one] if self.config.rotations else []
@@ -113,7 +113,7 @@ class SubspaceAd(FeatureDetector):
         ones = []
         for place, number in enumerate(numbers):
             maps = mean_maps(one_of(features, place), self.config.layers)
-            gone = self.single[number] if self.single else Sums.of(maps[0])
+            gone = self.single[number] if self.single else Sums.of(grid_to_rows(maps[0]))
             ones.append(self._judge(maps[:, 0], size, *self._subspace(self.sums.plus(gone, -1))))
         return joined(ones)
 
