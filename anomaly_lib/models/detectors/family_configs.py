@@ -39,8 +39,8 @@ class FewShotConfig(Options):
         help="outputs of the frozen network that are compared, each at length 1, side by side",
     )
     rotations: int = override(AnomalyDinoConfig, "rotations")
-    variance: float = arg(0.95, "share of the variance that the subspace keeps", at_least=0, at_most=1)
-    top_share: float = override(AnomalyDinoConfig, "top_share", 0.05)
+    variance: float = arg(0.95, "share of the variance of each output that its subspace keeps", at_least=0, at_most=1)
+    top_share: float = override(AnomalyDinoConfig, "top_share", 0.03)
     sigma: float = override(AnomalyDinoConfig, "sigma")
 
 

@@ -1,6 +1,6 @@
 """The library's own default for few normal images: the nearest normal patch and the subspace of normal patches."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,20 +21,22 @@ class FewShot(BankDetector):
     """Images [B, 3, H, W] -> scores [B] and maps [B, H, W]: how far patches lie from the normal ones, and beyond them.
 
     ``FewShot(extractor=net).fit(batches)``. `extractor`, frozen: images -> {output: [B, C, h, w]}. The outputs, each at
-    length 1, stand side by side in a patch's vector. Every normal image is learnt in `rotations` turns. A patch's score
-    is the geometric mean of its distance to the nearest normal vector and of the squared length that the principal
-    subspace of the normal vectors leaves of it: whatever scale either has, it drops out of every comparison.
+    length 1, stand side by side in a patch's vector. A patch's score is the geometric mean of its distance to the
+    nearest normal vector and of the squared length that the principal subspaces of the outputs leave of it: whatever
+    scale either has, it drops out of every comparison. Neighbours are searched in `rotations` turns of each normal
+    image; the subspaces are those of the images as they are, which turns would widen.
     """
 
     mean: Tensor
     axes: Tensor
+    widths: Tensor
 
     def __init__(self, config: FewShotConfig | None = None, *, extractor: nn.Module, **options: Any) -> None:
         super().__init__(extractor)
         self.config = configure(FewShotConfig, config, options)
-        self.sums: Sums | None = None  # of all normal rows, once they are needed
         self.register_buffer("mean", torch.empty(0))  # [C]
-        self.register_buffer("axes", torch.empty(0))  # [C, k]
+        self.register_buffer("axes", torch.empty(0))  # [C, k], block by block those of each output
+        self.register_buffer("widths", torch.empty(0, dtype=torch.long))  # channels of each output
 
     def __repr__(self) -> str:
         facts = [self.shape_of_banks(), f"{self.axes.shape[-1]} axes"]
@@ -57,10 +59,9 @@ class FewShot(BankDetector):
 
     @torch.no_grad()
     def fit_features(self, batches: Iterable[Features]) -> "FewShot":
-        """Keep the rows of normal images, find their mean and principal axes."""
-        super().fit_features(batches)
-        self.sums = Sums.of(self.memories[0].rows)
-        self.mean, self.axes = self.sums.subspace(self.config.variance)
+        """Keep the rows of normal images, find means and principal axes of those that were not turned."""
+        super().fit_features(self._measured(batches))
+        self.mean, self.axes = self._subspaces(self._sums(self._plain_rows().flatten(0, 1)))
         return self
 
     def judge(self, features: Features, size: Size, numbers: Tensor | None) -> Prediction:
@@ -72,7 +73,7 @@ class FewShot(BankDetector):
             beyond = residual(rows, self.mean, self.axes)
         else:
             each = zip(rows, self._subspaces_without(numbers), strict=True)
-            beyond = torch.stack([residual(some, *subspace) for some, subspace in each])
+            beyond = torch.stack([residual(some, *subspaces) for some, subspaces in each])
         grid = (near * beyond.reshape(near.shape)).sqrt()
         drawn = upsample_and_smooth(grid, size, sigma=self.config.sigma)
         return Prediction(top_mean(grid.flatten(1), self.config.top_share), drawn, cell=cell_of(grid, size))
@@ -81,16 +82,38 @@ class FewShot(BankDetector):
         """The outputs side by side on the grid of the first, [B * V, C, h, w]."""
         return stack_layers([scaled_rows(maps, "unit") for maps in maps_by_image(features, self.config.layers)])
 
-    def _subspaces_without(self, numbers: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-        """Mean and axes of the normal rows but for those of one image, image after image."""
+    def _measured(self, batches: Iterable[Features]) -> Iterator[Features]:
+        """The same batches; says how wide each output is."""
+        for features in batches:
+            widths = [maps.shape[1] for maps in maps_by_image(features, self.config.layers)]
+            self.widths = torch.tensor(widths, device=next(iter(features.values())).device)
+            yield features
+
+    def _plain_rows(self) -> Tensor:
+        """The normal rows of images that were not turned, [N, P, C]; the bank begins each image with them."""
         bank = self.memories[0]
-        self.sums = self.sums or Sums.of(bank.rows)  # a detector that was loaded has not added them up
-        for number in numbers.to(bank.owners):
-            yield self.sums.plus(Sums.of(bank.rows[bank.owners == number]), -1).subspace(self.config.variance)
+        images = int(bank.owners[-1]) + 1
+        return bank.rows.unflatten(0, (images, self.config.rotations, -1))[:, 0]
+
+    def _sums(self, rows: Tensor) -> list[Sums]:
+        """Of rows [M, C], output by output."""
+        return [Sums.of(part) for part in rows.split(self.widths.tolist(), dim=1)]
+
+    def _subspaces(self, sums: Iterable[Sums]) -> tuple[Tensor, Tensor]:
+        """Means [C] and axes [C, k] of all outputs together."""
+        means, axes = zip(*(one.subspace(self.config.variance) for one in sums), strict=True)
+        return torch.cat(means), torch.block_diag(*axes)
+
+    def _subspaces_without(self, numbers: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Means and axes of all normal images but one, image after image."""
+        plain = self._plain_rows()
+        whole = self._sums(plain.flatten(0, 1))
+        for number in numbers.tolist():
+            pairs = zip(whole, self._sums(plain[number]), strict=True)
+            yield self._subspaces(all_of.plus(one, -1) for all_of, one in pairs)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        self.sums = None
-        take_saved_sizes(self, ("mean", "axes"), state_dict, prefix)
+        take_saved_sizes(self, ("mean", "axes", "widths"), state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 

@@ -32,20 +32,27 @@ def vectors(detector, picture):
 def test_scores_equal_the_formulas():
     supports, images = pictures(2), pictures(2, seed=5)
     detector = make(sigma=1.5).fit([supports])
-    views = [torch.rot90(support, 2 * n, dims=(-2, -1)) for support in supports for n in range(2)]
-    normal = np.concatenate([vectors(detector, view) for view in views])
-    mean = normal.mean(0)
-    _, values, axes = np.linalg.svd(normal - mean, full_matrices=False)
-    kept = int(np.searchsorted((values**2).cumsum() / (values**2).sum(), 0.8)) + 1
-    assert 1 < kept < 24
-    assert detector.axes.shape == (24, kept)
+    plain = [vectors(detector, support) for support in supports]
+    turned = [vectors(detector, torch.rot90(support, 2, dims=(-2, -1))) for support in supports]
+    normal = np.concatenate([*plain, *turned])
+    subspaces = []
+    for part in (slice(0, 12), slice(12, 24)):  # of each output, images as they are
+        rows = np.concatenate(plain)[:, part]
+        _, values, axes = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
+        kept = int(np.searchsorted((values**2).cumsum() / (values**2).sum(), 0.8)) + 1
+        assert 1 < kept < 12
+        subspaces.append((part, rows.mean(0), axes[:kept]))
+    assert detector.axes.shape == (24, sum(len(axes) for _, _, axes in subspaces))
     found = detector(images)
     for n, image in enumerate(images):
         scores = torch.zeros(25)
         for place, row in enumerate(vectors(detector, image)):
             near = min(1 - float(row @ other) for other in normal)
-            inside = sum(((row - mean) @ axis) * axis for axis in axes[:kept])
-            scores[place] = (near * float(((row - mean - inside) ** 2).sum())) ** 0.5
+            left = 0.0
+            for part, mean, axes in subspaces:
+                inside = sum(((row[part] - mean) @ axis) * axis for axis in axes)
+                left += float(((row[part] - mean - inside) ** 2).sum())
+            scores[place] = (near * left) ** 0.5
         assert scores.std() > 1e-4
         torch.testing.assert_close(found.score[n], scores.sort().values[-2:].mean(), **CLOSE)
         large = F.interpolate(scores.reshape(1, 1, 5, 5), size=(40, 40), mode="bilinear")[0]
