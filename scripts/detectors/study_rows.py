@@ -3,30 +3,25 @@
     ANOMALY_LIB_DATA=DIR python scripts/detectors/study_rows.py --write-docs
 
 DIR holds the real categories and weights of `shared/data`. PatchCore and PaDiM on ViT-Tiny with each kind of rows, and
-on ResNet-18 as it is; every image is encoded once a network.
+on ResNet-18 as it is, on the images of the ledger of few-shot detectors and on what it has kept of them.
 """
 
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from anomaly_lib.command_line import command
 from anomaly_lib.config import Options, Switch, arg
-from anomaly_lib.errors import UserError
 from anomaly_lib.files import write_between, write_json
-from anomaly_lib.systems.registry import SYSTEMS
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # the scripts import each other from the repository root
 MARKS = ("<!-- rows:begin -->", "<!-- rows:end -->")
-NETS = {
-    "resnet18": ("resnet18_imagenet1k_layers1-3_bnfolded.pth", {"patchcore": ["layer2", "layer3"]}),
-    "timm:vit_tiny_patch16_224": ("vit_tiny_patch16_224_imagenet_fp16.pth", {}),
-}
-METRICS = ("image_auroc", "pixel_auroc", "pixel_aupro")
+NETS = {"ResNet-18": ("raw",), "ViT-Tiny": ("raw", "unit", "layernorm")}
+METRICS = ("image_auroc", "pixel_auroc")
 
 
 @dataclass
@@ -34,27 +29,25 @@ class Args(Options):
     """The study of rows."""
 
     output: str = arg("benchmarks/results/rows.json", "JSON file of the table")
+    cache_dir: str = arg("runs/fewshot_ledger", "where features are kept")
     categories: list[str] = arg(["mvtec_ad/bottle", "mtd/magnetic_tile", "battery_weld/weld"], "FOLDER/CATEGORY")
     blocks: list[str] = arg(["layer.2", "layer.7"], "blocks of the transformer that are read")
     seeds: list[int] = arg([0], "seeds of the coreset and of PaDiM's channels")
     write_docs: Switch = arg(False, "put the table into docs/manual/detectors_family.md")
 
 
-def one_run(root: Path, category: str, model: str, net: str, rows: str, seed: int, args: Args) -> dict[str, Any]:
-    """Figures of one detector on one category."""
-    file, layers = NETS[net]
-    folder, _, name = category.partition("/")
-    own = {"layers": layers[model]} if model in layers else {}
-    own = own if net == "resnet18" else {"layers": args.blocks}
-    system = SYSTEMS["detectors"]
-    options = system.Args(
-        model=model, backbone=net, weights=str(root / "weights" / file), rows=rows, seed=seed, image_size=[224, 224],
-        dataset="mvtec", data_path=str(root / folder), obj=name, figures=False, fresh=True,
-        output_dir=f"runs/study_rows/{name}-{model}-{net.rpartition(':')[2]}-{rows}-{seed}", **own,
-    )  # fmt: skip
-    metrics = system.train(options).metrics
+def one_run(category: str, model: str, net: str, rows: str, seed: int, args: Args) -> dict[str, Any]:
+    """Figures of one detector on all normal images of one category."""
+    from scripts.detectors.ledger_rows import METHODS, detector_row, figures
+
+    method = METHODS[f"{model}, {net}"]
+    layers = args.blocks if net == "ViT-Tiny" else method.layers
+    known = set(layers) <= set(method.read)
+    method = replace(method, layers=tuple(layers), read=method.read if known else (), options={"rows": rows})
+    found = figures(category, detector_row(method, category, None, seed, args.cache_dir))
+    name = category.rpartition("/")[2]
     return {"category": name, "model": model, "net": net, "rows": rows, "seed": seed} | {
-        name: metrics[name] for name in METRICS
+        key: found[key] for key in METRICS
     }
 
 
@@ -79,16 +72,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def run(args: Args) -> None:
     from anomaly_lib.engine.run import machine_facts
+    from scripts.detectors.ledger_rows import MOST, MOST_BROKEN, MOST_GOOD, SIDE
 
-    root = Path(os.environ.get("ANOMALY_LIB_DATA", ""))
-    if not (root / "weights").is_dir():
-        raise UserError("set ANOMALY_LIB_DATA to a folder with weights/ and the categories")
-    kinds = [("resnet18", "raw")] + [("timm:vit_tiny_patch16_224", rows) for rows in ("raw", "unit", "layernorm")]
     rows = [
-        one_run(root, category, model, net, kind, seed, args)
+        one_run(category, model, net, kind, seed, args)
         for category in args.categories
         for model in ("patchcore", "padim")
-        for net, kind in kinds
+        for net, kinds in NETS.items()
+        for kind in kinds
         for seed in args.seeds
     ]
     text = table(rows)
@@ -96,8 +87,11 @@ def run(args: Args) -> None:
     write_json(Path(args.output), {"rows": rows, "machine": facts})
     print(text)
     if args.write_docs:
-        note = f"image AUROC / pixel AUROC / AUPRO in per cent, blocks {' '.join(args.blocks)}, 224 pixels, commit "
-        write_between(ROOT / "docs" / "manual" / "detectors_family.md", MARKS, f"{text}\n\n{note}{facts['git_commit']}")
+        note = (
+            f"Image AUROC / pixel AUROC in per cent, blocks {' '.join(args.blocks)}, {SIDE} pixels, at most {MOST} "
+            f"normal, {MOST_GOOD} good and {MOST_BROKEN} broken images a category; commit {facts['git_commit']}."
+        )
+        write_between(ROOT / "docs" / "manual" / "detectors_family.md", MARKS, f"{text}\n\n{note}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -105,7 +105,13 @@ def train(_: Made) -> Walk:
 
 @walk_of("scripts/detectors/study_rows.py")
 def rows(_: Made) -> Walk:
-    names = ("output", "categories", "blocks", "seeds", "write_docs")
+    names = ("output", "cache_dir", "categories", "blocks", "seeds", "write_docs")
+    return Walk({}, elsewhere=dict.fromkeys(names, "real weights and data: $ANOMALY_LIB_DATA"))
+
+
+@walk_of("scripts/detectors/fewshot_ledger.py")
+def ledger(_: Made) -> Walk:
+    names = ("output", "cache_dir", "only", "seeds", "repeats", "write_docs")
     return Walk({}, elsewhere=dict.fromkeys(names, "real weights and data: $ANOMALY_LIB_DATA"))
 
 
