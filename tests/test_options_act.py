@@ -48,7 +48,7 @@ CONTEXT: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("detectors", "batch_size"): ({"model": "draem", "epochs": 1}, 3),
     ("detectors", "focal_alpha"): ({"model": "draem", "epochs": 1}, 0.5),
     ("detectors", "focal_weight"): ({"model": "draem", "epochs": 1}, 0.5),
-    ("detectors", "momentum"): ({"model": "reverse_distillation", "epochs": 1}, 0.2),
+    ("detectors", "momentum"): ({"epochs": 2}, 0.2),  # the first step of Adam does not depend on it
     ("detectors", "coreset_ratio"): ({"coreset_size": None}, 0.02),
     ("detectors", "rows"): ({}, "unit"),  # "auto" is "raw" for a ResNet
     ("detectors", "optimizer"): ({}, "sgd"),  # without decay "adamw" is "adam"

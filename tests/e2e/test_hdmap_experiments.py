@@ -25,6 +25,8 @@ from anomaly_lib.systems.detectors.hdmap.conditions import (
     training_names,
     values_of,
 )
+from anomaly_lib.systems.detectors.hdmap.demo_maps import write_hdmap_demo
+from anomaly_lib.systems.detectors.hdmap.experiment import run_condition
 from anomaly_lib.systems.detectors.hdmap.experiment_utils import (
     create_multi_domain_datamodule,
     evaluate_source_domain,
@@ -32,6 +34,7 @@ from anomaly_lib.systems.detectors.hdmap.experiment_utils import (
     extract_training_info,
     transfer_grade,
 )
+from anomaly_lib.systems.detectors.hdmap.script_options import ScriptArgs
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts" / "hdmap"
@@ -181,6 +184,24 @@ def test_every_condition_gets_the_weights_of_its_backbone(tmp_path):
     assert set(flags(model="padim", weights=["random"])[0].values()) == {"random"}
     with pytest.raises(UserError, match="BACKBONE=FILE"):
         Args(weights=["a.pth", "b.pth"])
+
+
+def test_a_run_leaves_pictures_and_figures_of_every_domain_and_notes_its_scale(tmp_path):
+    maps = str(write_hdmap_demo(tmp_path / "maps", train=4, test=3, seed=0))
+    config = {"config": SMALL | {"figures": True}, "name": "small", "description": ""}
+    options = ScriptArgs(log_dir=str(tmp_path / "logs"), data_path=maps, weights="random", scale="demo")
+    result = run_condition(config, 0, "padim", options, tmp_path / "logs")
+    assert result["status"] == "success", result["error"]
+    assert "demo scale: small networks and maps, few epochs" in result["notes"]
+    assert "synthetic maps" not in result["notes"]
+    run = Path(result["experiment_path"])
+    assert "demo scale: small networks and maps, few epochs" in json.loads((run / "run.json").read_text())["remarks"]
+    for place, role in (("source_domain", "source_domain_A"), ("target_domains/domain_C", "target_domain_C")):
+        for kind in ("good", "fault"):
+            assert len(list((run / "visualize" / place / kind).glob("*.png"))) >= 2
+        for name in ("roc_curve.png", "score_distributions.png", "test_results.csv"):
+            assert (run / "analysis" / role / name).is_file()
+    assert (run / "visualize" / "experiment_info.json").is_file()
 
 
 def test_reverse_distillation_reads_lr_and_momentum():

@@ -152,6 +152,10 @@ def test_draem_losses_by_hand():
     cov = blurred(repair * clean) - ma * mb
     ssim = (2 * ma * mb + 1e-4) * (2 * cov + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))
     assert terms["ssim"].item() == pytest.approx((1 - ssim).mean().item(), rel=1e-3)
+    paper = perturb(small_draem(focal_alpha=1.0, focal_weight=0.5)).eval()  # kornia: the mean is over both entries
+    paper.load_state_dict(model.state_dict())
+    entries = torch.stack([torch.zeros_like(p[:, 0]), -((1 - p[:, 1]) ** 2) * p[:, 1].log() * mask])
+    assert paper.losses(damaged, clean, mask)["focal"].item() == pytest.approx(entries.mean().item(), rel=1e-4)
     silent = perturb(small_draem(focal_alpha=1.0)).eval()
     silent.load_state_dict(model.state_dict())
     assert (
