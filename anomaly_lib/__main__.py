@@ -21,9 +21,12 @@ from anomaly_lib.evaluation.options import CalibrateArgs, EvaluateArgs, ExportAr
 from anomaly_lib.options import CacheArgs
 from anomaly_lib.systems.registry import SYSTEMS
 
-# Who writes the built-in data of which layout.
+PICTURES = "anomaly_lib.data.demo.items:write_demo"
+# Who writes the built-in data of which system.
 DEMO_WRITERS = {
-    "promptad": "anomaly_lib.data.demo.items:write_demo",
+    "promptad": PICTURES,
+    "sowa": PICTURES,
+    "detectors": PICTURES,
     "weld": "anomaly_lib.systems.weld.data.demo:write_weld_demo",
     "crystal": "anomaly_lib.systems.crystal.data.demo:write_crystal_demo",
     "hdmap": "anomaly_lib.systems.detectors.hdmap.demo_maps:write_hdmap_demo",
@@ -52,7 +55,7 @@ class DemoArgs(Options):
     """Built-in data as real files."""
 
     output: str = arg("demo_data", "folder to write")
-    system: str = arg("promptad", "whose data layout", choices=list(DEMO_WRITERS))
+    system: str = arg("promptad", "whose data", choices=list(DEMO_WRITERS))
     seed: int = arg(0, "seed of every random number", at_least=0)
 
 

@@ -1,0 +1,75 @@
+"""Every command that a page shows is one of a program here, with options that it has, in values that it takes."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from anomaly_lib import command_line
+from tests.support.programs import PREFIX, ROOT, Program, all_programs
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs" / "manual").glob("*.md"))]
+BLOCK = re.compile(r"^```(?:bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+STARTS = re.compile(r"^(?:\$ )?(?:\w+=\S+ )*(?:torchrun \S+ \S+ (?=\S+\.py)|(?:\S*/)?python )(.*)$", re.MULTILINE)
+SHELL = re.compile(r"\bbash (\S+\.sh)")
+MISSING = re.compile(r"no such (file|folder)|matches nothing|needs the weights")  # what the reader has and we have not
+
+
+def blocks() -> Iterator[tuple[str, str]]:
+    for page in PAGES:
+        for block in BLOCK.findall(page.read_text(encoding="utf-8")):
+            yield page.name, block.replace("\\\n", " ")
+
+
+COMMANDS = [
+    (page, line)
+    for page, block in blocks()
+    for line in STARTS.findall(block)
+    if not line.startswith(("-m venv", "-m pytest", "-c "))
+]
+
+
+@pytest.fixture(scope="module")
+def programs() -> dict[str, Program]:
+    return all_programs()
+
+
+def test_pages_show_commands() -> None:
+    assert len(COMMANDS) > 60
+    assert {page for page, _ in COMMANDS} >= {"README.md", "promptad.md", "sowa.md", "crystal.md", "hdmap.md"}
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[f"{page}: {line[:60]}" for page, line in COMMANDS])
+def test_options_are_known(
+    page: str,
+    line: str,
+    programs: dict[str, Program],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(re.sub(r"[<>]", "", line), comments=True)
+    name, *argv = words[2:] if words[0] == "-m" else words
+    name = PREFIX + name if words[0] == "-m" else name
+    assert name in programs, f"{page} shows {line}"
+    parse = command_line.parse
+
+    def only_parsed(*args: Any, **named: Any) -> None:
+        parse(*args, **named)
+        raise SystemExit(0)
+
+    with patch.object(command_line, "parse", only_parsed):
+        code = programs[name].main(argv)
+    said = capsys.readouterr().err
+    assert code == 0 or MISSING.search(said), f"{page} shows {line}\n{said}"
+
+
+def test_shell_scripts_are_there() -> None:
+    shown = {path for _, block in blocks() for path in SHELL.findall(block)}
+    assert len(shown) > 3
+    assert not [path for path in shown if not (ROOT / path).is_file()]
