@@ -159,10 +159,12 @@ def test_the_pair_is_trained_and_compared(sweep: tuple[Path, Path], tmp_path: Pa
         assert float(row["improvement"]) == pytest.approx(gain)
         assert row["differs"] == ("neither" if kept[0]["epoch"] == kept[1]["epoch"] else "epoch")
         assert (kept[0]["contexts"] == kept[1]["contexts"]) == (row["differs"] == "neither")
-    assert compared([*common, "--protocol", "clean", "--fusion-in-loss", "--tasks", "cls"]) == 0
+    other = ["--protocol", "clean", "--fusion-in-loss", "--tasks", "cls", "--seeds", "1"]
+    assert compared([*common, *other]) == 2  # where a comparison under another protocol lies
+    assert compared([*common, *other, "--output", str(tmp_path / "clean")]) == 0
     for name in ("max", "harmonic"):
-        rows = json.loads((tmp_path / f"{name}_in_loss_rows.json").read_text())["rows"]
-        assert [row["differs"] for row in rows] == ["contexts", "contexts"]
+        rows = json.loads((tmp_path / "clean" / f"{name}_in_loss_rows.json").read_text())["rows"]
+        assert [row["differs"] for row in rows] == ["contexts"]
 
 
 @pytest.mark.parametrize("command", [[], ["--checkpoint-dir", "nowhere"], ["--checkpoint-dir", ".", "--obj", "spoon"]])
