@@ -120,7 +120,7 @@ def difference(ours: Cell, other: Cell, repeats: int) -> Optional[tuple[float, f
 def tables(rows: list[dict[str, Any]], repeats: int) -> str:
     """Markdown: means over the classes for each k, how much better `fewshot` is, and its figures class by class."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    cells = {(m, k): cell_of(rows, m, k) for m in methods for k in SHOTS}
+    cells = {(m, k): cell_of(rows, m, k) for m in {OURS, RIVAL, *methods} for k in SHOTS}
     every = len(cells[OURS, "1"].image)
     head = "| method | " + " | ".join(f"k = {k}" for k in SHOTS) + " |\n|" + "---|" * (len(SHOTS) + 1)
     means, gaps = [head], [head]

@@ -91,6 +91,7 @@ at most {MOST}. On ViT-Tiny's ImageNet weights where no network is named. `wincl
 at its 128 px, because no published weights are here: it has been trained on drawings and knows nothing of real parts;
 `promptad` has one draw and {EPOCHS} epochs of contexts. `subspacead` learns 5 turns instead of 30, and with all images
 none; with all images `anomalydino` and `visionad` learn no other views either. `padim` needs more than one image.
+In brackets: on how many of the classes, where a method was not measured on all; differences are over those alone.
 **The design of `fewshot` was chosen on these classes**, partly on the same test images: the table shows what was
 looked for, which is more than your data will give."""
 

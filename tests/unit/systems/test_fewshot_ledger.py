@@ -32,6 +32,7 @@ def test_a_difference_is_paired_and_over_the_classes_of_both(monkeypatch):
     text = tables(rows, 100)
     assert "| patchcore, ResNet-18 | 77.8 / 50.0 (1 classes) | not measured |" in text
     assert "| b | 100.0 / - |" in text
+    assert "| patchcore, ResNet-18 | 77.8 / 50.0" in tables(rows[2:], 100)  # what is measured so far
 
 
 def test_what_is_drawn_once():
