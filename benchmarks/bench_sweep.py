@@ -55,16 +55,18 @@ class Args(BenchmarkArgs):
     uncached: int = arg(1, "runs of each method without the store", at_least=1)
 
 
-def options(work: Path, cache: str) -> dict[str, Any]:
-    data = {"dataset": "mvtec", "data_path": str(work / "data"), "obj": "woven", "cache_dir": str(work / cache)}
-    return data | FROZEN | {"weights": str(work / "net.pth")}
+def options(work: Path, cache: str | None) -> dict[str, Any]:
+    """`cache`: the store's folder below `work`; None: nothing is kept."""
+    kept = {"cache": "off"} if cache is None else {"cache_dir": str(work / cache)}
+    data = {"dataset": "mvtec", "data_path": str(work / "data"), "obj": "woven"}
+    return data | kept | FROZEN | {"weights": str(work / "net.pth")}
 
 
-def train(work: Path, method: str, shot: int, seed: int, **more: Any) -> None:
+def train(work: Path, method: str, shot: int, seed: int, cache: str | None = "cache") -> None:
     system = SYSTEMS["detectors"]
     args = system.Args(
-        **options(work, "cache"), model=method, shot=shot, seed=seed, output_dir=str(work / "run"), figures=False,
-        fresh=True, **METHODS[method], **more,
+        **options(work, cache), model=method, shot=shot, seed=seed, output_dir=str(work / "run"), figures=False,
+        fresh=True, **METHODS[method],
     )  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         system.train(args)
@@ -93,11 +95,11 @@ def counted() -> Iterator[list[int]]:
         FrozenBackbone.encode = encode
 
 
-def timed(work: Path, runs: Iterator[tuple[str, int, int]], **more: Any) -> list[float]:
+def timed(work: Path, runs: Iterator[tuple[str, int, int]], cache: str | None = "cache") -> list[float]:
     spent = []
     for method, shot, seed in runs:
         began = time.process_time()
-        train(work, method, shot, seed, **more)
+        train(work, method, shot, seed, cache)
         spent.append(time.process_time() - began)
     return spent
 
@@ -109,14 +111,14 @@ def bench(args: Args) -> None:
         work = Path(folder)
         write_images(work / "data", args.images, args.test_images)
         torch.save(create_backbone(FROZEN["backbone"], weights="random").net.state_dict(), work / "net.pth")
-        train(work, "patchcore", args.shots[-1], 0, cache="off")  # imports, once
+        train(work, "patchcore", args.shots[-1], 0, cache=None)  # imports, once
         encoding = sorted(encode_once(work, f"once-{turn}") for turn in range(3))[1]
         grid = list(product(METHODS, args.shots, args.seeds))
         with counted() as seen:
             stored = timed(work, iter(grid))
         again = timed(work, iter(grid))  # nothing left to encode: searches, metrics and files
         plain = timed(
-            work, ((m, args.shots[-1], s) for m in METHODS for s in islice(args.seeds, args.uncached)), cache="off"
+            work, ((m, args.shots[-1], s) for m in METHODS for s in islice(args.seeds, args.uncached)), cache=None
         )
     report = {
         "machine": machine(),
