@@ -1,6 +1,6 @@
 """A sweep of methods, shots and seeds on one category with the store, beside one encoding and the same sweep without.
 
-    python benchmarks/bench_sweep.py [--shots 1 2 4 8] [--seeds 0 1 2 3 4] [--output sweep.json]
+    python benchmarks/bench_sweep.py [--shots 2 4 8 16] [--seeds 0 1 2 3 4] [--output sweep.json]
 
 All methods read the same two taps of one ViT-Tiny (drawn, not trained) and the images as they are. Without the store
 only `--uncached` runs of each method are made, at the largest shot, and the rest is reckoned from them. Seconds are
@@ -48,7 +48,7 @@ FROZEN = {"backbone": "timm:vit_tiny_patch16_224", "layers": ["layer.5", "layer.
 class Args(BenchmarkArgs):
     """Sweep."""
 
-    shots: list[int] = arg([1, 2, 4, 8], "normal images of a run", at_least=1)
+    shots: list[int] = arg([2, 4, 8, 16], "normal images of a run (PaDiM needs two)", at_least=2)
     seeds: list[int] = arg([0, 1, 2, 3, 4], "seeds of the draws")
     images: int = arg(40, "normal images there are", at_least=1)
     test_images: int = arg(60, "test images, half of them with a defect", at_least=4)
