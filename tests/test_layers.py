@@ -10,7 +10,7 @@ PACKAGE = ROOT / "anomaly_lib"
 
 # Lower rank = lower floor. Rooms of one rank are siblings and never import each other.
 RANK = {
-    "errors": 0, "types": 0, "lazy": 0,
+    "errors": 0, "types": 0.05, "lazy": 0,
     "files": 0.1, "interrupt": 0.1, "parts": 0.1, "config": 0.2, "command_line": 0.25,
     "options": 0.3, "bare_words": 0.3,
     "ops": 1,
@@ -19,6 +19,7 @@ RANK = {
     "detect": 4,
     "systems": 5,
     "evaluation": 6,
+    "fitting": 6.5,
     "__init__": 7, "__main__": 7,
 }  # fmt: skip
 SYSTEMS = ("promptad", "sowa", "detectors", "weld", "crystal")  # the folders of systems/

@@ -1,5 +1,7 @@
 """Image and mask files of any encoding to arrays; every failure is one line that names the file."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,15 @@ def list_images(folder: Path) -> list[Path]:
         raise UserError(f"{folder}: no such folder")
     files = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     return sorted(path for path in files if not path.name.startswith("."))
+
+
+def images_below(folder: Path) -> Iterator[Path]:
+    """Image files in and below `folder`, folder by folder in the order of their names; hidden ones are left out."""
+    for here, inner, names in os.walk(folder):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        for name in sorted(names):
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                yield Path(here) / name
 
 
 def _open(path: Path, what: str = "image file") -> Image.Image:

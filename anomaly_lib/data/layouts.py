@@ -50,18 +50,20 @@ def _only_classes(items: list[Item], classes: Iterable[str] | None, root: Path) 
 def read_folders(
     root: Path | str, *, classes: Iterable[str] | None = None, train_share: float = 0.7, seed: int = 0
 ) -> list[Item]:
-    """Your own images: `good/` and `bad/` (or one folder a defect), in the root or in class folders.
+    """Your own images: `good/` and `bad/` (or one folder a defect), in the root or in class folders; or a folder of
+    nothing but images, all of which are good.
 
     Where a class has `train/` and `test/`, these folders lie below them and are its splits; elsewhere `train_share` of
     the good images, drawn by `seed`, become the training split and everything else is test. Masks are optional:
     `ground_truth/<defect>/<stem>[_mask].png` or `masks/<stem>.png` in the class folder.
     """
     root = existing_root(root, "folder")
-    own = _is_class(root)
+    own = _is_class(root) or _all_good(root)
     found = {root.resolve().name: root} if own else {p.name: p for p in sorted(root.iterdir()) if p.is_dir()}
-    found = {name: path for name, path in found.items() if _is_class(path)}
+    found = {name: path for name, path in found.items() if own or _is_class(path)}
     if not found:
-        raise UserError(f"data_path={root}: found no {'/, '.join(NORMAL_NAMES)}/ folder with normal images")
+        names = "/, ".join(NORMAL_NAMES)
+        raise UserError(f"data_path={root}: found no {names}/ folder with normal images, nor images and nothing else")
     items = [item for name, path in found.items() for item in _read_class(path, name, train_share, seed)]
     return _only_classes(items, classes, root)
 
@@ -74,6 +76,13 @@ def _has_splits(folder: Path) -> bool:
     return _normal_folder(folder / "train") is not None and (folder / "test").is_dir()
 
 
+def _all_good(folder: Path) -> bool:
+    """Does it hold images and no folder, so that nothing says what they are?"""
+    return bool(list_images(folder)) and not any(
+        path.is_dir() and not path.name.startswith(".") for path in folder.iterdir()
+    )
+
+
 def _is_class(folder: Path) -> bool:
     return _normal_folder(folder) is not None or _has_splits(folder)
 
@@ -84,11 +93,15 @@ def _read_class(folder: Path, name: str, train_share: float, seed: int) -> list[
         if wrong := next((item for item in train if item.label), None):
             raise UserError(f"{wrong.path.parent}: train/ holds normal images only ({', '.join(NORMAL_NAMES)})")
         return [replace(item, split="train") for item in train] + test
-    items = _read_groups(folder, folder, name)
+    flat = _all_good(folder)
+    items = (
+        [Item(path, 0, name, "test") for path in list_images(folder)] if flat else _read_groups(folder, folder, name)
+    )
     normal = [item.path for item in items if not item.label]
     if len(normal) < 2:
         raise UserError(
-            f"{_normal_folder(folder)}: {len(normal)} images; at least one to train and one to test are needed"
+            f"{_normal_folder(folder) or folder}: {len(normal)} images; "
+            "at least one to train and one to test are needed"
         )
     count = min(len(normal) - 1, max(1, round(train_share * len(normal))))
     drawn = set(random.Random(seed).sample(normal, count))

@@ -11,11 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from anomaly_lib.data.base import Item, load_pixels
-from anomaly_lib.data.images import check_values, read_image, rgb_of, upright
+from anomaly_lib.data.images import IMAGE_SUFFIXES, check_values, images_below, read_image, rgb_of, upright
 from anomaly_lib.data.transforms import ImageTransform
 from anomaly_lib.detect.contract import Detector
 from anomaly_lib.detect.scores import Scores
+from anomaly_lib.detect.shown import Shown
 from anomaly_lib.errors import UserError
+from anomaly_lib.ops.predictions import joined
 from anomaly_lib.types import Prediction
 
 
@@ -35,12 +37,33 @@ class ImageDetector(Detector):
     def predict_batch(self, images: Tensor) -> Prediction:
         """Scores and maps of transformed images [B, 3, H, W]."""
 
+    def predict(self, inputs: Any) -> Prediction:
+        """Score one or many raw inputs, with the decision where the detector has one; a notebook shows the answer.
+
+        `inputs`: one or many files, a folder, arrays [H, W, 3] or [H, W], PIL images, uint8 tensors [3, H, W], or a
+        batch [B, 3, H, W] of floats that has been transformed.
+        """
+        transformed = isinstance(inputs, Tensor) and inputs.is_floating_point()
+        given = self._batch(inputs) if transformed else single_inputs(inputs)
+        found = super().predict(given)
+
+        def seen(index: int) -> np.ndarray:
+            image = given[index] if transformed else self.transform(_decoded(given[index], index))
+            return self.transform.denormalise(image)
+
+        limit = None if self.decision is None else self.decision.map_threshold
+        return Shown.of(found, names=[_name(one, index) for index, one in enumerate(given)], seen=seen, limit=limit)
+
     def _predict(self, inputs: Any) -> Prediction:
-        """`inputs`: one or many files, arrays [H, W, 3] or [H, W], PIL images, uint8 tensors [3, H, W], or a batch
-        [B, 3, H, W] of floats that has been transformed."""
-        if isinstance(inputs, Tensor) and inputs.is_floating_point():
-            return self.predict_batch(self._batch(inputs))
-        return self.predict_pictures(pictures_of(inputs))
+        """Of a transformed batch, or of single inputs, of which no more than `TOGETHER` are held decoded."""
+        if isinstance(inputs, Tensor):
+            return self.predict_batch(inputs)
+        step = len(inputs) if self.transductive else TOGETHER
+        parts = []
+        for start in range(0, len(inputs), step):
+            pictures = [_decoded(one, start + place) for place, one in enumerate(inputs[start : start + step])]
+            parts.append(self.predict_pictures(pictures))
+        return parts[0] if len(parts) == 1 else joined(parts)
 
     def _batch(self, images: Tensor) -> Tensor:
         """A transformed image or batch as `predict_batch` takes it; one channel is shown to three."""
@@ -84,8 +107,16 @@ EXPECTED = "give a file, an array [H, W, 3] or [H, W], a PIL image, a tensor, or
 BRIGHTEST = 16.0  # of an array of floats: more is no image of 0..1, but one of 0..255 that was never divided
 
 
+TOGETHER = 64  # images that are decoded and scored together
+
+
 def pictures_of(inputs: Any) -> list[np.ndarray]:
     """One or many files, arrays, PIL images or uint8 tensors as decoded pictures [H, W, 3], uint8 or float32."""
+    return [_decoded(picture, index) for index, picture in enumerate(single_inputs(inputs))]
+
+
+def single_inputs(inputs: Any) -> list[Any]:
+    """Each file (of a folder all below it), array, PIL image or tensor, not decoded yet."""
     if isinstance(inputs, (np.ndarray, Tensor)) and inputs.ndim == 4:
         inputs = list(inputs)
     single = isinstance(inputs, (str, Path, np.ndarray, Image.Image, Tensor))
@@ -94,7 +125,16 @@ def pictures_of(inputs: Any) -> list[np.ndarray]:
     pictures = [inputs] if single else list(inputs)
     if not pictures:
         raise UserError(f"predict() got no images: {EXPECTED}")
-    return [_decoded(picture, index) for index, picture in enumerate(pictures)]
+    if single and isinstance(inputs, (str, Path)) and Path(inputs).is_dir():
+        pictures = list(images_below(Path(inputs)))
+        if not pictures:
+            raise UserError(f"{inputs}: no image below it (known suffixes: {' '.join(sorted(IMAGE_SUFFIXES))})")
+    return pictures
+
+
+def _name(one: Any, index: int) -> str:
+    """How an input is called where its prediction is shown: without the folders that it lies in."""
+    return Path(one).name if isinstance(one, (str, Path)) else f"input {index}"
 
 
 def _decoded(picture: Any, index: int) -> np.ndarray:

@@ -4,6 +4,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,42 +83,61 @@ def export(args: ExportArgs, systems: Registry, say: Callable[[str], object]) ->
         raise UserError("checkpoint= is needed: the checkpoint file of an image detector")
     checkpoint = one_checkpoint(args.checkpoint)
     detector = systems.load(checkpoint, device=args.device, weights=args.weights)
-    if not isinstance(detector, ImageDetector):
-        raise UserError(f"{checkpoint}: not an image detector; only these can be exported")
-    if detector.transductive:
-        raise UserError(f"{checkpoint}: scores images by one another, a file scores one alone: it cannot be exported")
     decision = at_asked_rate(detector.decision, args.false_alarms)
-    module = ExportedDetector(detector)
-    height, width = detector.transform.output_size(1000, 1000)
-    images = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-    module.complete(images)
     folder = Path(args.output_dir) if args.output_dir else checkpoint.parent / "export"
-    folder.mkdir(parents=True, exist_ok=True)
-    write = export_onnx if args.format == "onnx" else export_torch
-    description = describe(detector, decision, images)
-    path = folder / f"{checkpoint.stem}.{'onnx' if args.format == 'onnx' else 'pt2'}"
-    write(module, images, path, json.dumps(description))
-    write_json(path.with_suffix(".json"), description)
+    path = folder / f"{checkpoint.stem}{'.onnx' if args.format == 'onnx' else '.pt2'}"
+    done = write_exported(detector, decision, path, args.tolerance)
     if decision is None:
         say(f"{checkpoint}: no decision, only scores: {detector.undecided}; {CALIBRATE} adds one")
     else:
         short = [] if args.false_alarms is None else decision.short_of(args.false_alarms)
         say("\n".join([*short, f"decision: {decision.describe()}"]))
-    run = load_exported(path)
-    difference = largest_difference(module, run, images.shape)
-    say(f"{path}: {path.stat().st_size / 2**20:.1f} MiB, largest relative difference to the detector {difference:.2e}")
-    if difference > args.tolerance:
-        raise UserError(f"{path}: differs by {difference:.2e}, more than tolerance={args.tolerance}")
+    size = path.stat().st_size / 2**20
+    say(f"{path}: {size:.1f} MiB, largest relative difference to the detector {done.difference:.2e}")
     table = Table(["run by", "milliseconds an image"])
     for name, call in (
-        ("this library (PyTorch)", lambda: module(images)),
-        (f"{args.format} file", lambda: run(images)),
+        ("this library (PyTorch)", lambda: done.module(done.images)),
+        (f"{args.format} file", lambda: done.run(done.images)),
     ):
         table.rows.append({"run by": name, "milliseconds an image": latency(call, args.repeats)})
     table.notes.append(f"median of {args.repeats} calls, batch 1, {torch.get_num_threads()} CPU threads")
     table.write(path.with_name(f"{path.stem}_{args.format}_latency"))
     say(table.text(1))
     return 0
+
+
+@dataclass
+class Exported:
+    """A file that was written, and how it compares with the detector."""
+
+    module: nn.Module
+    run: Callable[[Tensor], list[np.ndarray]]  # of the file itself
+    images: Tensor  # one input [1, 3, H, W]
+    difference: float  # largest, relative
+
+
+def write_exported(detector: Any, decision: Decision | None, path: Path, tolerance: float) -> Exported:
+    """Write a detector as the file `path` (its format follows from the suffix) and its description beside it."""
+    if not isinstance(detector, ImageDetector):
+        raise UserError(f"{path}: {detector.system} is no image detector; only these can be exported")
+    if detector.transductive:
+        raise UserError(f"{path}: scores images by one another, a file scores one alone: it cannot be exported")
+    write = {".onnx": export_onnx, ".pt2": export_torch}.get(path.suffix)
+    if write is None:
+        raise UserError(f"{path}: the name of an exported file ends in .onnx, or in .pt2 for a torch.export program")
+    module = ExportedDetector(detector)
+    height, width = detector.transform.output_size(1000, 1000)
+    images = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    module.complete(images)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    description = describe(detector, decision, images)
+    write(module, images, path, json.dumps(description))
+    write_json(path.with_suffix(".json"), description)
+    run = load_exported(path)
+    difference = largest_difference(module, run, images.shape)
+    if difference > tolerance:
+        raise UserError(f"{path}: differs by {difference:.2e}, more than tolerance={tolerance}")
+    return Exported(module, run, images, difference)
 
 
 @torch.no_grad()

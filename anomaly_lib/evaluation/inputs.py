@@ -1,13 +1,12 @@
 """Which images and other inputs the words of a command line stand for."""
 
 import glob
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from anomaly_lib.data.images import IMAGE_SUFFIXES
+from anomaly_lib.data.images import IMAGE_SUFFIXES, images_below
 from anomaly_lib.detect.contract import Detector
 from anomaly_lib.detect.images import ImageDetector
 from anomaly_lib.errors import UserError
@@ -27,12 +26,8 @@ def expand(text: str) -> Iterator[tuple[Path, Path]]:
     if path.is_file():
         yield path, Path(f"{path.name}.png")
     elif path.is_dir():
-        for folder, inner, names in os.walk(path):
-            inner[:] = sorted(name for name in inner if not name.startswith("."))
-            for name in sorted(names):
-                image = Path(folder) / name
-                if image.suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                    yield image, image.relative_to(path).with_name(f"{name}.png")
+        for image in images_below(path):
+            yield image, image.relative_to(path).with_name(f"{image.name}.png")
     else:
         fixed = Path(re.split(r"[*?\[]", text)[0] + "x").parent
         for match in sorted(glob.iglob(text, recursive=True)):
