@@ -31,10 +31,10 @@ def fit(model: str, data: Any, **options: Any) -> Any:
 
     `model`: a registered detector (patchcore, padim, fewshot ...), "promptad" or "sowa". `data`: a folder with good/
     (and bad/, or one folder a defect), below train/ and test/ where there are such; a folder of nothing but good
-    images; or good images one by one: a list of files, arrays [H, W, 3] or PIL images, which are kept as files in runs/parts/
-    (in OUTPUT_DIR/parts/). Without a test split three of ten good images are not learned but tested.
-    `options`: those of the training program by their names there, e.g. ``shot=4, backbone="dinov2_vits14",
-    image_size=256``. The run lies in `output_dir`, or in runs/; the same call again reads the finished run.
+    images; or good images one by one: a list of files, arrays [H, W, 3] or PIL images, which are kept as files in
+    runs/parts/ (OUTPUT_DIR/parts/). Without a test split three of ten good images are not learned but tested.
+    `options`: those of the training program by their names there, e.g. ``shot=4, image_size=256, device="cpu"``.
+    The run lies in `output_dir`, or in runs/; the same call again reads the finished run.
     """
     from anomaly_lib.fitting import fit
 

@@ -140,7 +140,7 @@ def test_each_program_over_detectors_exists_once() -> None:
         homes = {
             str(path.relative_to(PACKAGE))
             for path in FILES
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            for node in ast.parse(path.read_text(encoding="utf-8")).body  # a method of that name calls it
             if isinstance(node, ast.FunctionDef) and node.name == name
         }
         assert homes == {home}

@@ -125,7 +125,7 @@ def single_inputs(inputs: Any) -> list[Any]:
     pictures = [inputs] if single else list(inputs)
     if not pictures:
         raise UserError(f"predict() got no images: {EXPECTED}")
-    if single and isinstance(inputs, (str, Path)) and Path(inputs).is_dir():
+    if isinstance(inputs, (str, Path)) and inputs != "" and Path(inputs).is_dir():
         pictures = list(images_below(Path(inputs)))
         if not pictures:
             raise UserError(f"{inputs}: no image below it (known suffixes: {' '.join(sorted(IMAGE_SUFFIXES))})")
