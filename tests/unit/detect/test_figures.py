@@ -35,7 +35,9 @@ def test_both_figures_are_written_and_the_heat_maps_are_in_one_of_them(tmp_path)
     scores = scores_of(5)
     written = draw_maps(tmp_path, scores, Decision.of(0.5, "a test"))
     assert {path.name for path in written} == {"scores.png", "scores.svg", "maps.png", "maps.svg"}
-    assert "threshold 0.5; finds 5/5, false alarms 0/5" in (tmp_path / "scores.svg").read_text()
+    text = (tmp_path / "scores.svg").read_text()
+    assert "threshold 0.5:" in text
+    assert "finds 5/5, false alarms 0/5" in text
     assert "hole 0.778" in (tmp_path / "maps.svg").read_text()
     pixels = np.asarray(Image.open(tmp_path / "maps.png").convert("RGB")).reshape(-1, 3)
     assert len(np.unique(pixels, axis=0)) > 100
