@@ -124,7 +124,7 @@ def test_a_detector_of_an_installed_package_is_imported_when_it_is_named(
     package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert program(["list"]) == 0
-    assert "broken, draem, draem_sevnet, histogram, musc" in capsys.readouterr().out
+    assert "broken, draem, draem_sevnet, fewshot, histogram, musc" in capsys.readouterr().out
     with pytest.raises(OptionError, match=r"model=histgram: choose from .*; did you mean histogram\?"):
         Args(model="histgram")
     assert not hasattr(Args(model="padim"), "bins")
