@@ -410,7 +410,10 @@ def test_mistakes_are_one_line(data: Path, tmp_path: Path, capsys: pytest.Captur
     ("options", "message"),
     [
         ({"protocol": "papr"}, "protocol=papr: choose from clean, paper; did you mean paper?"),
-        ({"adapter": "linaer"}, "adapter=linaer: choose from window, soldier, officer, linear, none; did you mean linear?"),
+        (
+            {"adapter": "linaer"},
+            "adapter=linaer: choose from window, soldier, officer, linear, none; did you mean linear?",
+        ),
         ({"epochs": -1}, "epochs=-1: must be at least 0"),
         ({"normal_templates": ["{}", "good {}"]}, "2 normal against 1"),
         ({"class_names": "bottle"}, "class_names='bottle': takes a list"),
