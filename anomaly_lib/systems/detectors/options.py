@@ -198,8 +198,11 @@ class Args(DetectorArgs):
     @classmethod
     def presets_of(cls, entry: Entry) -> tuple[Preset, ...]:
         all_are_learned = [Preset(when={"protocol": "paper"}, then={"calibration_share": 0.0})] if entry.trained else []
+        toy = entry.demo.get("backbone"), entry.demo.get("layers")
+        layers_of_toy = [Preset(when={"backbone": toy[0]}, then={"layers": toy[1]})] if all(toy) else []
         return (
             *all_are_learned,
+            *layers_of_toy,
             Preset(when=BUILT_IN, then={"image_size": [128, 128]}, unless=("backbone", "weights")),
             Preset(when=BUILT_IN, then=entry.demo, unless=("backbone", "weights")),
         )

@@ -126,6 +126,14 @@ def test_a_configuration_file_may_choose_the_model(tmp_path: Path) -> None:
     assert parse(Args, ["--config", str(file), "--n-features", "9"]).features == 9
 
 
+@pytest.mark.parametrize("model", ["patchcore", "fewshot", "rad"])
+def test_the_demo_network_has_layers_of_its_own_whatever_the_data(model: str) -> None:
+    own = Args(model=model, backbone="demo-clip", data_path="x")
+    assert own.layers == Args(model=model).layers != Args(model=model, data_path="x").layers
+    assert own.image_size == Args(model=model, data_path="x").image_size  # nothing else follows from it
+    assert Args(model=model, backbone="demo-clip", layers=["pooled", "layer.2"]).layers == ["pooled", "layer.2"]
+
+
 def test_hdmap_is_small_without_data_only() -> None:
     small, real, full = TransferArgs(), TransferArgs(data_path="x"), TransferArgs(scale="full")
     assert (small.image_size, small.backbone, small.weights, small.batch_size) == ([32, 96], "resnet18", "random", 16)
