@@ -1,7 +1,7 @@
 """What every image detector shares: inputs of every kind, and scores of the items of a data set."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -52,7 +52,7 @@ class ImageDetector(Detector):
             return self.transform.denormalise(image)
 
         limit = None if self.decision is None else self.decision.map_threshold
-        return Shown.of(found, names=[_name(one, index) for index, one in enumerate(given)], seen=seen, limit=limit)
+        return Shown.of(found, names=_names(given), seen=seen, limit=limit)
 
     def _predict(self, inputs: Any) -> Prediction:
         """Of a transformed batch, or of single inputs, of which no more than `TOGETHER` are held decoded."""
@@ -132,9 +132,15 @@ def single_inputs(inputs: Any) -> list[Any]:
     return pictures
 
 
-def _name(one: Any, index: int) -> str:
-    """How an input is called where its prediction is shown: without the folders that it lies in."""
-    return Path(one).name if isinstance(one, (str, Path)) else f"input {index}"
+def _names(given: Iterable[Any]) -> list[str]:
+    """How inputs are called where predictions are shown: as their files, with the folder where two share a name."""
+    paths = [Path(one) if isinstance(one, (str, Path)) else None for one in given]
+    files = {path for path in paths if path is not None}
+    alike = len({path.name for path in files}) < len(files)
+    return [
+        f"input {index}" if path is None else f"{path.parent.name}/{path.name}" if alike else path.name
+        for index, path in enumerate(paths)
+    ]
 
 
 def _decoded(picture: Any, index: int) -> np.ndarray:

@@ -87,6 +87,11 @@ class Evaluated:
     metrics: dict[str, float]
     remarks: list[str]  # what must stand beside the figures
 
+    def __repr__(self) -> str:
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
+        remarks = f" [{', '.join(self.remarks)}]" if self.remarks else ""
+        return f"{self.scores.name}: {figures}{remarks}"
+
     @cached_property
     def decided(self) -> Prediction:
         """Scores and maps with what the decision says of them."""

@@ -94,8 +94,9 @@ def test_an_array_keeps_its_values(tmp_path: Path) -> None:
 
 def test_a_prediction_indexes_and_iterates(fitted: Fitted, parts: Path) -> None:
     found = fitted.predict(parts / "test")
-    names = [path.name for path in sorted((parts / "test").rglob("*.png"))]
+    names = [f"{path.parent.name}/{path.name}" for path in sorted((parts / "test").rglob("*.png"))]
     assert len(found) == len(names) == 9
+    assert len(set(names)) == 9
     assert found[-1].score.tolist() == found.score[-1:].tolist()
     assert [one.score.item() for one in found] == found.score.tolist()
     assert found[1:3].rows() == found.rows()[1:3]
