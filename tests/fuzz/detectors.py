@@ -124,7 +124,9 @@ def images(system: str, rng: np.random.Generator) -> Iterator[Case]:
             make(folder / "x.png")
             return folder / "x.png"
 
-        yield Case(system, f"a file that is {what}", "refuse", handed(system, pipe), "image file|cannot be read")
+        yield Case(
+            system, f"a file that is {what}", "refuse", handed(system, pipe), "image file|cannot be read|no image below"
+        )
     for name in ("x.png", "é.png", "n" * 240 + ".png"):
 
         def saved(folder: Path, name: str = name) -> Any:

@@ -50,4 +50,6 @@ def test_a_detector_trains_decides_predicts_and_is_evaluated(
     if entry_of(model).transductive:
         assert export.main(["--checkpoint", str(result.checkpoint)]) == 2
         said = "scores images by one another, a file scores one alone: it cannot be exported"
-        assert capsys.readouterr().err.splitlines() == [f"export.py: {result.checkpoint}: {said}"]
+        assert capsys.readouterr().err.splitlines() == [
+            f"export.py: {result.run_dir / 'export' / 'checkpoint.onnx'}: {said}"
+        ]
