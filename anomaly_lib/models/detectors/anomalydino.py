@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_lib.config import configure
-from anomaly_lib.models.detectors.banks import BankDetector, cosine_grid, mean_maps
+from anomaly_lib.models.detectors.banks import TurnedBankDetector, cosine_grid, mean_maps
 from anomaly_lib.models.detectors.configs import summary_of
 from anomaly_lib.models.detectors.contract import Features, Size
 from anomaly_lib.models.detectors.family_configs import AnomalyDinoConfig
-from anomaly_lib.ops import cell_of, foreground, top_mean, turned, unit_rows, upsample_and_smooth
+from anomaly_lib.ops import cell_of, foreground, top_mean, unit_rows, upsample_and_smooth
 from anomaly_lib.types import Prediction
 
 
-class AnomalyDino(BankDetector):
+class AnomalyDino(TurnedBankDetector):
     """Images [B, 3, H, W] -> scores [B] and maps [B, H, W]: 1 - cos to the nearest patch of the normal images.
 
     ``AnomalyDino(extractor=net).fit(batches)``. `extractor`, frozen: images -> {output: [B, C, h, w]}. Every normal
@@ -29,15 +29,6 @@ class AnomalyDino(BankDetector):
 
     def __repr__(self) -> str:
         return summary_of("AnomalyDino", AnomalyDinoConfig, self.config, [self.shape_of_banks()])
-
-    def support_views(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, rotations, 3, H, W]: the images turned about their centres."""
-        count = self.config.rotations
-        return turned(images, [360 * n / count for n in range(count)])
-
-    @property
-    def view_names(self) -> tuple[str, str]:
-        return f"{self.config.rotations} turns", ""
 
     def rows_of(self, features: Features) -> Sequence[Iterable[Tensor]]:
         """The unit rows [M, C] of each image in all its turns."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from anomaly_lib.models.detectors.contract import FeatureDetector, Features, Size
 from anomaly_lib.models.detectors.memory_bank import MemoryBank
 from anomaly_lib.models.detectors.shapes import maps_of
-from anomaly_lib.ops import unit_rows
+from anomaly_lib.ops import turned, unit_rows
 from anomaly_lib.types import Prediction
 
 
@@ -66,6 +66,19 @@ class BankDetector(FeatureDetector):
     def shape_of_banks(self) -> str:
         """In words, for a repr."""
         return "banks " + ", ".join(str(list(bank.rows.shape)) for bank in self.memories)
+
+
+class TurnedBankDetector(BankDetector):
+    """A bank detector that learns every normal image in ``config.rotations`` evenly spread turns."""
+
+    def support_views(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, rotations, 3, H, W]: the images turned about their centres."""
+        count = self.config.rotations
+        return turned(images, [360 * n / count for n in range(count)])
+
+    @property
+    def view_names(self) -> tuple[str, str]:
+        return f"{self.config.rotations} turns", ""
 
 
 def _bank(images: Sequence[Tensor]) -> MemoryBank:

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_lib.config import configure
-from anomaly_lib.models.detectors.banks import BankDetector, cosine_grid
+from anomaly_lib.models.detectors.banks import TurnedBankDetector, cosine_grid
 from anomaly_lib.models.detectors.configs import summary_of
 from anomaly_lib.models.detectors.contract import Features, Size
 from anomaly_lib.models.detectors.family_configs import FewShotConfig
 from anomaly_lib.models.detectors.shapes import maps_by_image, take_saved_sizes
 from anomaly_lib.models.detectors.subspacead import Sums
-from anomaly_lib.ops import cell_of, scaled_rows, stack_layers, top_mean, turned, unit_rows, upsample_and_smooth
+from anomaly_lib.ops import cell_of, scaled_rows, stack_layers, top_mean, unit_rows, upsample_and_smooth
 from anomaly_lib.types import Prediction
 
 
-class FewShot(BankDetector):
+class FewShot(TurnedBankDetector):
     """Images [B, 3, H, W] -> scores [B] and maps [B, H, W]: how far patches lie from the normal ones, and beyond them.
 
     ``FewShot(extractor=net).fit(batches)``. `extractor`, frozen: images -> {output: [B, C, h, w]}. The outputs, each at
@@ -41,15 +41,6 @@ class FewShot(BankDetector):
     def __repr__(self) -> str:
         facts = [self.shape_of_banks(), f"{self.axes.shape[-1]} axes"]
         return summary_of("FewShot", FewShotConfig, self.config, facts)
-
-    def support_views(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, rotations, 3, H, W]: the images turned about their centres."""
-        count = self.config.rotations
-        return turned(images, [360 * n / count for n in range(count)])
-
-    @property
-    def view_names(self) -> tuple[str, str]:
-        return f"{self.config.rotations} turns", ""
 
     def rows_of(self, features: Features) -> Sequence[Iterable[Tensor]]:
         """The unit rows [M, C] of each image in all its turns."""

@@ -149,15 +149,8 @@ class VisionResidualEncoder(VisionMapEncoder):
     The stream then changes with training: nothing behind the pictures can be stored, every step runs the tower.
     """
 
-    def __init__(
-        self,
-        clip: ClipBackbone,
-        config: AdapterConfig | None = None,
-        *,
-        adapter: Adapters | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(clip, config, adapter=adapter, **(options if config else {"vision": "residual", **options}))
+    def __init__(self, clip: ClipBackbone, config: AdapterConfig | None = None, **options: Any) -> None:
+        super().__init__(clip, config, **(options if config else {"vision": "residual", **options}))
 
     def observe(self, inputs: Tensor) -> Mapping[str, Tensor]:
         return {PICTURES: inputs}
