@@ -1,5 +1,6 @@
 """What every image detector shares: inputs of every kind, and scores of the items of a data set."""
 
+import os
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -125,7 +126,7 @@ def single_inputs(inputs: Any) -> list[Any]:
     pictures = [inputs] if single else list(inputs)
     if not pictures:
         raise UserError(f"predict() got no images: {EXPECTED}")
-    if isinstance(inputs, (str, Path)) and inputs != "" and Path(inputs).is_dir():
+    if isinstance(inputs, (str, Path)) and os.path.isdir(inputs):
         pictures = list(images_below(Path(inputs)))
         if not pictures:
             raise UserError(f"{inputs}: no image below it (known suffixes: {' '.join(sorted(IMAGE_SUFFIXES))})")

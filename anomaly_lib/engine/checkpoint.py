@@ -142,8 +142,8 @@ class Checkpoint:
 
 
 def is_ours(content: Any) -> bool:
-    """True for what `save_checkpoint` writes."""
-    return isinstance(content, Mapping) and "system" in content and "format" in content
+    """True for what `save_checkpoint` writes, and for what is left of it: no other program's file has two of these."""
+    return isinstance(content, Mapping) and len({"system", "format", "extra"} & content.keys()) > 1
 
 
 def verify_records(path: Path | str) -> None:
@@ -165,7 +165,8 @@ def verify_records(path: Path | str) -> None:
 def check_format(path: Path | str, content: Mapping[str, Any]) -> None:
     """Refuse a file that a newer edition has written, and one whose head is odd."""
     kinds = {"format": int, "system": str, "args": Mapping, "extra": Mapping, "epoch": int}
-    odd = [name for name, kind in kinds.items() if name in content and not isinstance(content[name], kind)]
+    there = {"format", "system", *content}
+    odd = [name for name, kind in kinds.items() if name in there and not isinstance(content.get(name), kind)]
     if odd:
         raise UserError(f"{path}: not a checkpoint that this library writes (its {', '.join(odd)} is odd)")
     if content["format"] > FORMAT:

@@ -55,7 +55,7 @@ NOTHING: dict[str, Any] = {
     "None": None, "3": 3, "3.5": 3.5, "True": True, "bytes": b"", "more bytes": b"abc", "bytearray": bytearray(b"a"),
     "set": set(), "set of names": {"a.png"}, "dict": {}, "full dict": {"image": 1}, "empty list": [], "empty tuple": (),
     "list of None": [None], "list of numbers": [1, 2], "list of lists": [[]], "object": object(), "class": int,
-    "no such file": "nowhere.png", "no such files": ["nowhere.png"], "no name": "", "here": ".", "root": "/",
+    "no such file": "nowhere.png", "no such files": ["nowhere.png"], "no name": "",
     "zero byte": "a\0.png", "surrogate": "\ud800.png", "long name": "n" * 300 + ".png", "control": "a\n.png",
     "complex": 3j, "slice": slice(3), "function": len, "ellipsis": ..., "range": range(0), "nan": float("nan"),
 }  # fmt: skip
@@ -64,6 +64,7 @@ NOTHING: dict[str, Any] = {
 def nothing(system: str) -> Iterator[Case]:
     for name, odd in NOTHING.items():
         yield Case(system, f"handed {name}", "refuse", handed(system, lambda _, odd=odd: odd))
+    yield Case(system, "handed an empty folder", "refuse", handed(system, lambda folder: folder))
     yield Case(system, "handed a generator", "refuse", handed(system, lambda _: (one for one in "ab")))
     for name, array in {
         "NaN": np.full((9, 9, 3), np.nan),

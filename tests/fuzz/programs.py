@@ -102,8 +102,8 @@ def tools(rng: np.random.Generator) -> Iterator[Case]:
 
             expect = "refuse" if broken in ("nut/train", "nut/test") else "accept"
             yield Case("program", f"make_meta {layout} without {broken or 'nothing'}", expect, meta)
-    tables = {"accept": ("a,1\nb,2", "a.vasp,1", ""),
-              "refuse": ("a,1\nz,2", "a,x", "a,1\na,2", "a,1\na.vasp,2", "c,1", "a,1\nd,2", "d.cif,1")}  # fmt: skip
+    tables = {"accept": ("a,1\nb,2", "a.vasp,1"),
+              "refuse": ("a,1\nz,2", "a,x", "a,1\na,2", "a,1\na.vasp,2", "c,1", "a,1\nd,2", "d.cif,1", "")}  # fmt: skip
     for expect, targets in ((expect, targets) for expect, rows in tables.items() for targets in rows):
 
         def describe(folder: Path, targets: str = targets) -> bool:
