@@ -49,8 +49,8 @@ def arg(
 
     `length`: how many values a list takes. `needs`: what other options must be for this one to have an effect (a tuple
     of values that all do, or `ANY` for anything but None, False and nothing; of a list one of its values); given
-    without that, it is refused. What it needs may be an option that only a derived class has, e.g. which of several
-    models is trained.
+    without that, it is refused. "a|b" stands for either of two options. What it needs may be an option that only a
+    derived class has, e.g. which of several models is trained.
     `result`: False where it says how or where a run happens and has no part in what comes out of it, so that a run may
     go on in the same folder with another value. `resumable`: a run that is resumed may be given another value of it,
     although it has a part in the result.
@@ -245,8 +245,11 @@ def check_values(args: Any) -> None:
 def refuse_without_effect(args: Any, given: Mapping[str, Any]) -> None:
     """Refuse what was given, and is not its default anyway, where the options it needs are not set so."""
     for f in fields(args):
-        needs = {name: wanted for name, wanted in f.metadata["needs"].items() if hasattr(args, name)}
-        unmet = {name: wanted for name, wanted in needs.items() if not _met(getattr(args, name), wanted)}
+        unmet = {}
+        for names, wanted in f.metadata["needs"].items():
+            known = [name for name in names.split("|") if hasattr(args, name)]
+            if known and not any(_met(getattr(args, name), wanted) for name in known):
+                unmet[names] = wanted
         if f.name not in given or not unmet:
             continue
         rest = {name: value for name, value in given.items() if name != f.name}

@@ -165,11 +165,6 @@ def test_options_follow_from_data_preset_and_protocol() -> None:
     assert (full.batch_size, full.grad_clip, full.patience, full.ema_decay) == (32, 0.5, 20, 0.9999)
     assert (full.d_model, full.video_size, full.image_backbone) == (512, 224, "dinov3-vith16plus")
     assert (full.target_mode, full.branches, full.lambda_l1) == ("stopgrad", "best", 1.0)
-    stage1 = Args(data_path="x", preset="stage1")
-    assert (stage1.image_backbone, stage1.d_model, stage1.learning_rate) == ("dinov2-base", 256, 1e-4)
-    assert (stage1.branches, stage1.gate_activation, stage1.lambda_l1, stage1.lambda_gram) == ("stage1", "relu", 10, 0)
-    doc = Args(data_path="x", preset="doc")
-    assert (doc.branches, doc.l1_kind, doc.topk_ratio, doc.lambda_l1, doc.lambda_text) == ("doc", "l1", 1, 10, 0.1)
     paper = Args(data_path="x", protocol="paper")
     assert (paper.target_mode, paper.video_size, paper.legacy_video, paper.decoder_activation) == (
         "joint", 64, True, "silu",

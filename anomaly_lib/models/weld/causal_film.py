@@ -106,8 +106,17 @@ class CausalFiLM(nn.Module):
         return F.dropout(tokens, self.config.feature_mask_ratio, self.training)
 
 
-def parameter_report(model: nn.Module, frozen: int) -> str:
-    """The line printed at the start of a run."""
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = frozen + sum(p.numel() for p in model.parameters())
-    return f"parameters: {total:,} in all, {trainable:,} trainable ({100 * trainable / max(1, total):.2f} %)"
+def parameter_report(model: nn.Module, frozen: int, *, fixed: nn.Module | None = None) -> str:
+    """The line printed at the start of a run: parameters in all, and how many receive gradients.
+
+    `frozen`: those of the encoders; `fixed`: the part of `model` that no gradient reaches.
+    """
+
+    def count(module: nn.Module | None) -> int:
+        return 0 if module is None else sum(p.numel() for p in module.parameters())
+
+    total, learning = frozen + count(model), count(model) - count(fixed)
+    rest = "" if fixed is None else f"; {count(fixed):,} of the result encoder keep their random values"
+    return (
+        f"parameters: {total:,} in all, {learning:,} receive gradients ({100 * learning / max(1, total):.2f} %){rest}"
+    )

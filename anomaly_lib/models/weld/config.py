@@ -85,7 +85,9 @@ class BranchArgs(Options):
 class PublishedStage(Options):
     """The published stage."""
 
-    preset: str = arg("best", "published stage whose values are the defaults", choices=list(STAGES))
+    preset: str = arg(
+        "best", "published stage whose values are the defaults; given, on built-in data too", choices=list(STAGES)
+    )
 
 
 @dataclass
@@ -129,8 +131,14 @@ class CausalFiLMConfig(PublishedStage, BranchArgs):
 
     PRESETS: ClassVar[Sequence[Preset]] = (
         Preset(when={"preset": "doc"}, then={"branches": "doc"}),
-        Preset(when={"preset": "stage1"}, then={"branches": "stage1", "d_model": 256, "gate_activation": "relu"}),
-    )
+        Preset(
+            when={"preset": "stage1"},  # dropout in the decoder and masked features came with stage 2
+            then={
+                "branches": "stage1", "d_model": 256, "gate_activation": "relu", "decoder_dropout": 0.0,
+                "feature_mask_ratio": 0.0,
+            },
+        ),
+    )  # fmt: skip
 
     def check(self) -> None:
         if self.d_model % self.process_heads:
@@ -156,7 +164,7 @@ class LossConfig(PublishedStage):
     )
     lambda_l1: float = arg(1.0, "weight of the L1 term", at_least=0)
     lambda_gram: float = arg(1.0, "weight of the Gram term", at_least=0)
-    lambda_text: float = arg(0.01, "weight of the text term", at_least=0, needs={"text_vector": ANY})
+    lambda_text: float = arg(0.01, "weight of the text term", at_least=0, needs={"text_vector|text_prompt": ANY})
     gram_mode: str = arg(
         "feature",
         "Gram matrix of the features or of the batch",
@@ -170,6 +178,7 @@ class LossConfig(PublishedStage):
             when={"preset": ("doc", "stage1")},
             then={"l1_kind": "l1", "topk_ratio": 1.0, "lambda_l1": 10.0, "lambda_text": 0.1},
         ),
+        Preset(when={"preset": "doc"}, then={"gram_norm": "fro"}),
         Preset(when={"preset": "stage1"}, then={"lambda_gram": 0.0}),
     )
 
@@ -180,8 +189,8 @@ class CausalScoreArgs(Options):
 
     target_mode: str = arg(
         "stopgrad",
-        "joint = the target is trained too (it collapses); stopgrad = a fixed random target encoder; "
-        "ema_target = slow copies teach each other",
+        "joint = the target is trained too, as published (preset doc and stage1; it can collapse); stopgrad = a fixed "
+        "random target encoder; ema_target = slow copies teach each other",
         choices=list(TARGET_MODES),
     )
     score_kind: str = arg("combined", "the anomaly score", choices=list(SCORE_KINDS))

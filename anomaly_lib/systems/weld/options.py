@@ -12,6 +12,7 @@ from anomaly_lib.options import CacheArgs, DataArgs, RunArgs
 LAYER_INDEX_MODES = ("block", "seed")
 VIDEO_TOKEN_POOLS = ("none", "spatial")
 QUIRK_FRAME_SIZE = 64
+TINY_IMAGE = "tiny-dinov3"
 BUILT_IN: Mapping[str, Any] = {"data_path": None}
 
 
@@ -113,7 +114,7 @@ class WeldEncoderArgs(Options):
 def _where_tiny(part: str, then: Mapping[str, Any]) -> tuple[Preset, Preset]:
     """The tiny encoder of `part` where no encoder is named and no weight file given, and what goes with it."""
     backbone, weights = f"{part}_backbone", f"{part}_weights"
-    tiny = {"video": "tiny-vjepa2", "audio": "tiny-ast", "image": "tiny-dinov3"}[part]
+    tiny = {"video": "tiny-vjepa2", "audio": "tiny-ast", "image": TINY_IMAGE}[part]
     return (
         Preset(when={"dummy": True, weights: (None, "random")}, then={backbone: tiny}, unless=(backbone,)),
         Preset(when={backbone: tiny}, then={weights: "random", **then}),

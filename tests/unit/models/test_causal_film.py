@@ -99,10 +99,10 @@ def test_golden_loss_and_score() -> None:
     assert anomaly_score(f, g).item() == pytest.approx(25.0871291, abs=1e-5)
     assert anomaly_score(f, g, kind="cosine").item() == pytest.approx(0.0871291, abs=1e-6)
     assert anomaly_score(f, g, kind="mean_abs").item() == pytest.approx(1.5)
-    terms = CausalFiLMLoss(preset="doc", d_model=4)(f, g)
+    terms = CausalFiLMLoss(preset="doc", gram_norm="mse", d_model=4)(f, g)
     assert terms["gram"].item() == pytest.approx(2.796875)
     assert terms["loss"].item() == pytest.approx(0.0871291 + 10 * 1.5 + 2.796875, abs=1e-5)
-    frobenius = CausalFiLMLoss(preset="doc", gram_norm="fro", d_model=4)(f, g)["gram"]
+    frobenius = CausalFiLMLoss(preset="doc", d_model=4)(f, g)["gram"]
     assert frobenius.item() == pytest.approx(6.6895442, abs=1e-5)
 
 

@@ -8,15 +8,22 @@ from anomaly_lib.config import ANY, Options, Preset, Switch, arg, override
 from anomaly_lib.errors import OptionError
 from anomaly_lib.models.weld.config import CausalFiLMConfig, CausalScoreArgs, LossConfig
 from anomaly_lib.options import DataArgs, DecisionArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
-from anomaly_lib.systems.weld.options import WeldInputArgs
+from anomaly_lib.systems.weld.options import TINY_IMAGE, WeldInputArgs
 
 
 @dataclass
 class CausalTrainArgs(Options):
     """Schedule, averaging and stopping."""
 
+    text_prompt: Optional[str] = arg(
+        None, "what a frozen CLIP reads for the text term, e.g. 'a normal weld' (preset doc and stage1)", type=str
+    )
+    text_backbone: str = arg("ViT-B-16:openai", "the CLIP that reads it", needs={"text_prompt": ANY})
+    text_weights: Optional[str] = arg(
+        None, "its weight file; None = the published ones, 'random' = untrained", type=str, needs={"text_prompt": ANY}
+    )
     text_vector: Optional[str] = arg(
-        None, "tensor file with the CLIP embedding of 'a normal weld'; None = no text term", type=str
+        None, "tensor file with such an embedding, read instead of encoding text_prompt", type=str
     )
     warmup_epochs: int = arg(8, "epochs of linear warm-up, at most half of all", at_least=0)
     warmup_start_lr: float = arg(5e-7, "learning rate of the first epoch", at_least=0, needs={"warmup_epochs": ANY})
@@ -56,16 +63,28 @@ class Args(
     select: str = override(EvalArgs, "select", "val", choices=["val", "last"])
 
     PRESETS: ClassVar[Sequence[Preset]] = (
+        Preset(when={"preset": ("doc", "stage1")}, then={"target_mode": "joint"}),
+        Preset(when={"preset": ("doc", "stage1")}, then={"text_prompt": "a normal weld"}, unless=("text_vector",)),
+        Preset(when={"preset": "doc"}, then={"weight_decay": 2e-3, "patience": 25}),
         Preset(
-            when={"preset": "stage1", "dummy": False}, then={"image_backbone": "dinov2-base", "learning_rate": 1e-4}
+            when={"preset": "stage1"},
+            then={
+                "learning_rate": 1e-4, "weight_decay": 1e-4, "warmup_epochs": 2, "warmup_start_lr": 1e-6, "patience": 8,
+            },
         ),
-        Preset(
-            when={"dummy": True}, then={"d_model": 64, "sensor_hidden": 32, "epochs": 40, "learning_rate": 3e-3}
+        Preset(when={"preset": "stage1", "dummy": False}, then={"image_backbone": "dinov2-base"}),
+        Preset(when={"preset": "doc", "image_backbone": TINY_IMAGE}, then={"branches": "1.gem,2.gem"}),
+        Preset(when={"preset": "stage1", "image_backbone": TINY_IMAGE}, then={"branches": "2.mean,1.max"}),
+        Preset(when={"dummy": True}, then={"text_backbone": "demo-clip"}),
+        Preset(  # a preset that is asked for by name keeps its numbers; only the encoders are tiny then
+            when={"dummy": True}, then={"d_model": 64, "sensor_hidden": 32, "epochs": 40, "learning_rate": 3e-3},
+            unless=("preset",),
         ),
         Preset(
             when={"protocol": "paper"},
             then={
                 "target_mode": "joint", "decoder_activation": "silu", "decoder_dropout": 0.1, "encoder_dropout": 0.2,
+                "ema_warmup": False,
             },
         ),
     )  # fmt: skip

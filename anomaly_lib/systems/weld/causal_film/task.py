@@ -1,14 +1,12 @@
 """What Causal-FiLM trains, as one module, and its answers for runs."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from anomaly_lib.engine.amp import autocast_for
-from anomaly_lib.errors import UserError
 from anomaly_lib.models.weld.causal_film import CausalFiLM, Encodings
 from anomaly_lib.models.weld.causal_film_loss import CausalFiLMLoss, anomaly_score, collapse_monitor
 from anomaly_lib.models.weld.config import CausalScoreArgs
@@ -39,6 +37,11 @@ class CausalFiLMTask(nn.Module):
             terms = self.criterion(out.z_result if mode == "joint" else out.z_result.detach(), out.z_pred)
         return {**terms, "score": self.score(out).detach(), "z_result": out.z_result.detach()}
 
+    @property
+    def fixed(self) -> nn.Module | None:
+        """The part that no gradient reaches: with a fixed target the result encoder, GeM's exponents included."""
+        return self.model.result if self.config.target_mode == "stopgrad" else None
+
     def score(self, out: Encodings) -> Tensor:
         """The anomaly score [B]."""
         c = self.config
@@ -49,18 +52,6 @@ def build(args: Args, device: torch.device, *, dims: dict[str, int], text: Tenso
     """The trainable part; `dims` are the encoders' widths, `text` [T] the CLIP embedding of "a normal weld"."""
     criterion = CausalFiLMLoss(args, d_model=args.d_model, text=text)
     return CausalFiLMTask(CausalFiLM(args, **dims), criterion, args).to(device)
-
-
-def load_text_vector(path: str | None) -> Tensor | None:
-    """The CLIP embedding [T] of "a normal weld" in a tensor file."""
-    if path is None:
-        return None
-    if not Path(path).is_file():
-        raise UserError(f"text_vector={path}: no such file")
-    vector = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(vector, Tensor) or vector.ndim != 1:
-        raise UserError(f"text_vector={path}: expected one vector, the CLIP embedding of 'a normal weld'")
-    return vector
 
 
 @torch.no_grad()

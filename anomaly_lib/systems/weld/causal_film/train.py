@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anomaly_lib.config import given_options
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.decision import in_words
 from anomaly_lib.detect.scores import Scores, sample_remarks, summary
@@ -30,7 +31,9 @@ from anomaly_lib.models.weld.causal_film import Encodings, parameter_report
 from anomaly_lib.systems.weld.causal_film.detector import SYSTEM, CausalFiLMDetector, load, run_name
 from anomaly_lib.systems.weld.causal_film.options import Args
 from anomaly_lib.systems.weld.causal_film.report import diagnose, draw_run, single_modality_lines
-from anomaly_lib.systems.weld.causal_film.task import TERMS, CausalFiLMTask, build, load_text_vector, measure_runs
+from anomaly_lib.systems.weld.causal_film.stages import stage_table
+from anomaly_lib.systems.weld.causal_film.task import TERMS, CausalFiLMTask, build, measure_runs
+from anomaly_lib.systems.weld.causal_film.text import text_vector
 from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
 from anomaly_lib.systems.weld.detector import validation_decision
 from anomaly_lib.systems.weld.features import WeldFeatures
@@ -84,18 +87,18 @@ def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
             cost=cost(args, runs, features),
             data=data_words(args),
         )
+        for line in stage_table(args) if "preset" in given_options(args) else ():
+            run.log.line(line)
         if args.on_error == "skip":
             runs, skipped = features.readable(runs)
             run.note(skipped=skipped)
             run.log.line(f"{len(skipped)} unreadable runs are skipped (listed in run.json)")
         train_runs, val_runs = encode(args, run, runs, features)
+        text = run.saved["model"].get("criterion.text") if run.saved else text_vector(args, run.dir, run.log.line)
         seed_everything(args.seed)  # the same initial weights on every rank, whatever was drawn above
-        text = load_text_vector(args.text_vector)
         learner = make_learner(args, build(args, device, dims=features.dims(), text=text), device)
-        run.log.line(parameter_report(learner.task, features.encoders.parameter_count))
+        run.log.line(parameter_report(learner.task, features.encoders.parameter_count, fixed=learner.task.fixed))
         run.log.line(f"{len(train_runs)} normal runs to train on, {len(val_runs)} to validate")
-        if text is None and args.lambda_text:
-            run.log.line("no --text-vector: the text term is off")
         state = WeldState(
             model=learner.task,
             optimizer=learner.optimizer,
