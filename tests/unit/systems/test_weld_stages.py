@@ -90,5 +90,5 @@ def test_a_text_tower_whose_weights_are_missing_is_named(monkeypatch: pytest.Mon
         monkeypatch.setenv(name, str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="text_weights="):
         text_vector(tiny(text_prompt="a", text_backbone="ViT-B-16:openai"), tmp_path, print)
-    with pytest.raises(UserError, match="lambda_text=0.5: has no effect without text_vector"):
+    with pytest.raises(UserError, match=r"lambda_text=0\.5: has no effect without text_vector"):
         tiny(lambda_text=0.5)
