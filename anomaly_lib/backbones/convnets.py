@@ -164,7 +164,7 @@ class MobileNetV2(nn.Module):
 def finish(net: nn.Module) -> None:
     """Draw the convolutions and give each the norm that stands behind it."""
     for module in net.modules():
-        if isinstance(module, Conv):
+        if isinstance(module, Conv) and not module.weight.is_meta:  # drawing nothing there would import torch._dynamo
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         for part, following in pairwise(module.children()):
             if isinstance(part, Conv) and isinstance(following, Norm):
