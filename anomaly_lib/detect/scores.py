@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from anomaly_lib.detect.decision import Decision
+from anomaly_lib.detect.tables import Table
 from anomaly_lib.metrics import auroc, image_metrics, pixel_auroc, pixel_metrics
 from anomaly_lib.metrics.inputs import to_numpy
 from anomaly_lib.metrics.own import METRICS, own_metrics
@@ -42,6 +43,7 @@ class Scores:
     image: Callable[[int], np.ndarray] | None = None  # sample index -> [H, W, 3] uint8, what the network saw
     validation: tuple[Any, Any] | None = None  # (scores, labels) of a validation split, where the system has one
     own: dict[str, float] = field(default_factory=dict)  # figures that only this system knows, e.g. a transfer ratio
+    tables: dict[str, Table] = field(default_factory=dict)  # what only this system tabulates, e.g. {"classes": ...}
     notes: list[str] = field(default_factory=list)  # e.g. "transductive: ..."
     facts: dict[str, Any] = field(default_factory=dict)  # e.g. epoch, seed
 

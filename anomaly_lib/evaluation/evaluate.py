@@ -95,6 +95,8 @@ def _say_metrics(one: Evaluated, args: EvaluateArgs, say: Callable[[str], object
             say("\n".join(f"    {line}" for line in table.text().splitlines()))
     elif scores.kind == "detection":
         say(f"  no decision: this detector has no scores of normal data; {CALIBRATE} gives it one")
+    for own in scores.tables.values():
+        say("\n".join(f"    {line}" for line in own.text().splitlines()))
     for note in [*one.remarks, *compare_with_training(one, args)]:
         say(f"  {note}")
     if args.verbose:
@@ -135,6 +137,9 @@ def write_results(folder: Path, done: list[Evaluated], table: Table, args: Evalu
         assert one.decision is not None
         stem = "decisions" if len(decided) == 1 else f"decisions_{number:02d}"
         written += alarm_table(one.scores, one.decision).write(folder / stem)
+    for number, one in enumerate(done):
+        for name, own in one.scores.tables.items():
+            written += own.write(folder / (name if len(done) == 1 else f"{name}_{number:02d}"))
     if args.figures:
         written += draw_figures(folder / "figures", done, args)
     return written

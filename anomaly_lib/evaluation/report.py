@@ -32,7 +32,12 @@ def write_evaluation_report(folder: Path, done: list[Evaluated], table: Table) -
     for one in done:  # a page that is passed on says nothing of the machine it was made on
         notes = [note.replace(f"{_root(one.scores.paths)}/", "") for note in notes]
     columns, rows = table.shown_columns(), table.cells(3)
-    return write_report(folder, runs, title=title, columns=columns, rows=rows, notes=notes, tile=size)
+    own = {
+        f"{name} of {one.scores.name}": (found.shown_columns(), found.cells(3))
+        for one in done
+        for name, found in one.scores.tables.items()
+    }
+    return write_report(folder, runs, title=title, columns=columns, rows=rows, notes=notes, tables=own, tile=size)
 
 
 def _root(paths: Sequence[str]) -> str:

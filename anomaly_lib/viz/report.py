@@ -4,7 +4,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -111,15 +111,23 @@ def write_report(
     columns: Sequence[str] = (),
     rows: Sequence[Sequence[str]] = (),
     notes: Sequence[str] = (),
+    tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]] | None = None,
     tile: int = 192,
 ) -> Path:
-    """Write the page to `path` (a folder gets index.html). Every name is data, never markup."""
+    """Write the page to `path` (a folder gets index.html). Every name is data, never markup.
+
+    `tables`: further ones by their titles, as (columns, rows).
+    """
     path = Path(path)
     path = path if path.suffix == ".html" else path / "index.html"
     pictures: dict[bytes, int] = {}  # two runs over the same images share their thumbnails
     data = {
         "tile": tile,
         "table": {"columns": list(columns), "rows": [list(row) for row in rows], "notes": list(notes)},
+        "tables": [
+            {"title": title, "columns": list(names), "rows": [list(row) for row in cells]}
+            for title, (names, cells) in (tables or {}).items()
+        ],
         "runs": [
             {
                 "name": run.name,

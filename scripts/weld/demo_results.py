@@ -64,10 +64,10 @@ def one_seed(seed: int, names: Sequence[str], folder: Path, epochs: int) -> dict
     from anomaly_lib.engine.seed import seed_everything
     from anomaly_lib.metrics import auroc
     from anomaly_lib.systems.weld.causal_film.detector import load
-    from anomaly_lib.systems.weld.causal_film.report import per_class, single_modality_scores
+    from anomaly_lib.systems.weld.causal_film.report import single_modality_scores
     from anomaly_lib.systems.weld.causal_film.train import train
     from anomaly_lib.systems.weld.data.manifest import select_runs
-    from anomaly_lib.systems.weld.detector import mismatch_auroc
+    from anomaly_lib.systems.weld.figures import class_aurocs, mismatch_auroc
     from anomaly_lib.systems.weld.inputs import build_features, open_runs
 
     base = Args(seed=seed, demo_seed=seed, epochs=epochs)
@@ -86,7 +86,7 @@ def one_seed(seed: int, names: Sequence[str], folder: Path, epochs: int) -> dict
     rows = {}
     for name, values in scores.items():
         rows[name] = {"all": auroc(values, labels), "mismatch": mismatch_auroc(values, test)}
-        rows[name] |= {k: row["auroc"] for k, row in per_class(values, test).items() if "auroc" in row}
+        rows[name] |= class_aurocs(values, test)
     return rows
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from anomaly_lib.detect.calibration import decision_from
@@ -15,14 +14,11 @@ from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.contract import Detector, Selection
 from anomaly_lib.detect.decision import Decision
 from anomaly_lib.detect.scores import Scores
-from anomaly_lib.metrics import auroc, threshold_metrics, youden
-from anomaly_lib.systems.weld.data.demo import MISMATCH
 from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
+from anomaly_lib.systems.weld.figures import class_table, own_figures
 from anomaly_lib.systems.weld.inputs import data_name, open_runs
 from anomaly_lib.systems.weld.runs_of import normal_runs_below
 from anomaly_lib.types import Prediction
-
-FPR_LIMITS = (0.3, 0.1, 0.05, 0.01)
 
 
 @dataclass
@@ -108,41 +104,7 @@ class WeldDetector(Detector):
             defects=[run.class_name for run in runs],
             split=selection.choice.split,
             validation=validation,
-            own=own_figures(found, runs),
+            own=own_figures(found, runs, validation),
             notes=list(beside.notes),
+            tables={"classes": class_table(found, runs)},
         )
-
-
-def own_figures(scores: Tensor, runs: Sequence[WeldRun]) -> dict[str, float]:
-    """Figures of welds beside the general ones: at Youden's threshold, partial areas, and mismatches of drawn welds."""
-    labels = torch.tensor([run.label for run in runs])
-    own: dict[str, float] = {}
-    _, threshold = youden(scores, labels)
-    if np.isfinite(threshold):
-        at = threshold_metrics(scores, labels, threshold)
-        own = {"youden_threshold": threshold, **{name: float(at[name]) for name in ("precision", "recall", "f1")}}
-    own |= {f"pseudo_aupro_{limit:g}": partial_auroc(scores, labels, limit) for limit in FPR_LIMITS}
-    if runs and runs[0].render is not None:
-        own["mismatch_auroc"] = mismatch_auroc(scores, runs)
-    return own
-
-
-def mismatch_auroc(scores: Tensor, runs: Sequence[WeldRun]) -> float:
-    """AUROC of the defects whose bead is normal, but belongs to another process, against good welds."""
-    chosen = [i for i, run in enumerate(runs) if run.label == 0 or run.class_name in MISMATCH]
-    return auroc(scores[chosen], torch.tensor([runs[i].label for i in chosen]))
-
-
-def partial_auroc(scores: Tensor, labels: Tensor, limit: float) -> float:
-    """Area under the ROC curve up to a false-positive rate, divided by it.
-
-    Without pixel truth the original's "P-AUPRO" is this number: its map is the score everywhere.
-    """
-    order = torch.argsort(scores, descending=True, stable=True)
-    sorted_scores, truth = scores[order].double(), labels[order].double()
-    last = torch.cat([sorted_scores[1:] != sorted_scores[:-1], torch.ones(1, dtype=torch.bool)])
-    tpr = torch.cat([torch.zeros(1), (truth.cumsum(0) / truth.sum().clamp_min(1))[last]]).numpy()
-    fpr = torch.cat([torch.zeros(1), ((1 - truth).cumsum(0) / (1 - truth).sum().clamp_min(1))[last]]).numpy()
-    inside = fpr <= limit
-    x, y = np.append(fpr[inside], limit), np.append(tpr[inside], np.interp(limit, fpr, tpr))
-    return float(np.sum((x[1:] - x[:-1]) * (y[1:] + y[:-1]) / 2) / limit)

@@ -25,6 +25,7 @@ from anomaly_lib.systems.weld.data.runs import (
     process_video,
     sensor_series,
 )
+from anomaly_lib.systems.weld.data.signal import SENSOR_COLUMNS
 from anomaly_lib.systems.weld.encoders import WeldEncoders
 from anomaly_lib.systems.weld.options import WeldSettings
 from anomaly_lib.types import Sample
@@ -88,6 +89,7 @@ class WeldFeatures:
             for part, net in nets.items()
         }
         self._sensors: dict[str, tuple[Tensor, bool]] = {}
+        self.by_position: set[str] = set()  # runs whose sensor columns have none of the known names
         self.sensor_statistics: tuple[Tensor, Tensor] | None = None  # mean and std [C] over the training runs
 
     def _describe(self, part: str) -> str:
@@ -118,6 +120,8 @@ class WeldFeatures:
         if run.run_id not in self._sensors:
             raw = load_raw(run, self.settings, ("sensors",))
             self._sensors[run.run_id] = sensor_series(raw, self.settings), raw.sensors is not None
+            if not raw.sensors_by_name:
+                self.by_position.add(run.run_id)
         return self._sensors[run.run_id]
 
     def fit_sensors(self, train: Sequence[WeldRun], norm: str) -> None:
@@ -126,6 +130,17 @@ class WeldFeatures:
         if norm == "train":
             series = torch.cat([one for one, there in map(self.sensors, train) if there] or [torch.zeros(1, 1)])
             self.sensor_statistics = series.mean(0), series.std(0, unbiased=False)
+
+    def read_sensors(self, runs: Sequence[WeldRun], say: Callable[[str], object]) -> None:
+        """Read the sensors of these runs, and say of how many the columns were taken by position."""
+        for run in runs:
+            self.sensors(run)
+        odd = sorted(self.by_position & {run.run_id for run in runs})
+        if odd:
+            say(
+                f"sensor columns of {len(odd)} runs are taken by position, their headers do not name them "
+                f"({', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''}); expected: {', '.join(SENSOR_COLUMNS)}"
+            )
 
     def readable(self, runs: Sequence[WeldRun]) -> tuple[list[WeldRun], list[dict[str, str]]]:
         """The runs whose files can be read, and the others with the reason (``on_error="skip"``)."""

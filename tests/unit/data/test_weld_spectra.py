@@ -9,7 +9,10 @@ import torch
 from transformers import ASTFeatureExtractor
 
 from anomaly_lib.errors import UserError
+from anomaly_lib.systems.weld.data.manifest import WeldRun
 from anomaly_lib.systems.weld.data.signal import AST_MEAN, AST_STD, kaldi_log_mel, mel_db, read_sensor_csv
+from anomaly_lib.systems.weld.features import WeldFeatures
+from anomaly_lib.systems.weld.options import WeldSettings
 
 
 @pytest.fixture
@@ -54,3 +57,25 @@ def test_unreadable_sensor_files_are_named(tmp_path: Path, content: bytes) -> No
     with pytest.raises(UserError, match=r"s\.csv: (unreadable|no numeric)") as caught:
         read_sensor_csv(path)
     assert "\n" not in str(caught.value)
+
+
+def test_sensor_columns_come_by_name_and_else_by_position_which_is_said(tmp_path: Path) -> None:
+    named, bare = tmp_path / "named", tmp_path / "bare"
+    for folder in (named, bare):
+        folder.mkdir()
+    # Pressure is empty, the order is another, one column is not known: none of this shifts the others.
+    (named / "s.csv").write_text(
+        "Feed,Rotation,CO2_Weld_Flow,Pressure,secondary weld voltage,Primary Weld Current\n3,9,2,,6,4\n3,9,2,,6,5\n"
+    )
+    (bare / "s.csv").write_text("a,b\n1,2\n3,4\n")
+    found = read_sensor_csv(named / "s.csv")
+    np.testing.assert_array_equal(found, np.float32([[np.nan, 2, 3, 4, np.nan, 6], [np.nan, 2, 3, 5, np.nan, 6]]))
+    features = WeldFeatures.__new__(WeldFeatures)
+    features.settings, features._sensors, features.by_position = WeldSettings(sensor_steps=2), {}, set()
+    runs = [WeldRun(folder.name, "good", "train", folder) for folder in (named, bare)]
+    said: list[str] = []
+    features.read_sensors(runs, said.append)
+    assert features.sensors(runs[0])[0].tolist() == [[0, 2, 3, 4, 0, 6], [0, 2, 3, 5, 0, 6]]
+    assert features.sensors(runs[1])[0].tolist() == [[1, 2, 0, 0, 0, 0], [3, 4, 0, 0, 0, 0]]
+    assert len(said) == 1
+    assert said[0].startswith("sensor columns of 1 runs are taken by position, their headers do not name them (bare)")

@@ -1,6 +1,6 @@
 """What is said of a Causal-FiLM's scores: per-class tables, hints, and what single modalities manage."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from anomaly_lib.detect.scores import Scores
 from anomaly_lib.metrics import auroc, threshold_metrics
-from anomaly_lib.systems.weld.data.manifest import CLASSES, WeldRun
-from anomaly_lib.systems.weld.detector import mismatch_auroc
+from anomaly_lib.systems.weld.data.manifest import WeldRun
 from anomaly_lib.systems.weld.features import WeldFeatures
+from anomaly_lib.systems.weld.figures import class_aurocs, difference, has_both, in_words, mismatch_auroc
 
 
 def report_lines(scores: Scores, runs: Sequence[WeldRun]) -> list[str]:
-    """Base rates, confusion counts at Youden's threshold, a row per class, hints."""
+    """Base rates, confusion counts at Youden's threshold, hints."""
     values, labels = torch.as_tensor(scores.scores), torch.as_tensor(scores.labels)
     defects, total = int(labels.sum()), len(runs)
     lines = [
@@ -27,34 +27,10 @@ def report_lines(scores: Scores, runs: Sequence[WeldRun]) -> list[str]:
         threshold = scores.own["youden_threshold"]
         at = threshold_metrics(values, labels, threshold)
         counts = ", ".join(f"{name} {int(at[name])}" for name in ("tp", "fp", "fn", "tn"))
-        lines.append(f"at Youden's threshold {threshold:.4f} of these very runs: {counts}")
-    return lines + class_lines(values, runs) + class_hints(values, runs)
-
-
-def per_class(scores: Tensor, runs: Sequence[WeldRun]) -> dict[str, dict[str, float]]:
-    """Mean, std, min, max of every class's scores, and its AUROC against good."""
-    good = [i for i, run in enumerate(runs) if run.label == 0]
-    table: dict[str, dict[str, float]] = {}
-    for name in CLASSES:
-        mine = [i for i, run in enumerate(runs) if run.class_name == name]
-        if not mine:
-            continue
-        s = scores[mine]
-        row = {"n": float(len(mine)), "mean": float(s.mean()), "std": float(s.std(unbiased=False))}
-        row |= {"min": float(s.min()), "max": float(s.max())}
-        if name != "good" and good:
-            truth = torch.tensor([0] * len(good) + [1] * len(mine))
-            row["auroc"] = auroc(torch.cat([scores[good], s]), truth)
-        table[name] = row
-    return table
-
-
-def class_lines(scores: Tensor, runs: Sequence[WeldRun]) -> list[str]:
-    """`per_class` as lines."""
-    return [
-        f"{name:>32}: " + ", ".join(f"{key} {value:.4g}" for key, value in row.items())
-        for name, row in per_class(scores, runs).items()
-    ]
+        validated = scores.validation is not None and has_both(scores.validation)
+        whose = "the validation runs" if validated else "these very runs (oracle)"
+        lines.append(f"at Youden's threshold {threshold:.4f} of {whose}: {counts}")
+    return lines + class_hints(values, runs)
 
 
 def class_hints(scores: Tensor, runs: Sequence[WeldRun], *, low: float = 0.7) -> list[str]:
@@ -64,11 +40,11 @@ def class_hints(scores: Tensor, runs: Sequence[WeldRun], *, low: float = 0.7) ->
         "crater_cracks": "fine cracks are the result encoder's: check --branches, --view-pool, --image-size",
         "excessive_convexity": "the bead's shape is what a video auto-encoder adds: scripts/weld/evaluate_fusion.py",
     }
-    table = per_class(scores, runs)
+    found = class_aurocs(scores, runs)
     return [
-        f"hint: {name} has AUROC {table[name]['auroc']:.2f}; {text}"
+        f"hint: {name} has AUROC {found[name]:.2f}; {text}"
         for name, text in advice.items()
-        if name in table and table[name].get("auroc", 1.0) < low
+        if found.get(name, 1.0) < low
     ]
 
 
@@ -108,9 +84,7 @@ def draw_run(folder: Path, scores: Scores, runs: Sequence[WeldRun], history: Seq
     """AUROC of every defect, and loss and validation curves, into the run folder; returns the file names."""
     from anomaly_lib.viz import class_bars, save_figure, training_lines
 
-    bars = {
-        name: row["auroc"] for name, row in per_class(torch.as_tensor(scores.scores), runs).items() if "auroc" in row
-    }
+    bars = class_aurocs(torch.as_tensor(scores.scores), runs)
     figures = {"defects.png": class_bars({"Causal-FiLM": bars}, title="each defect against good welds")}
     if history:
         curves = {name: [row[name] for row in history] for name in ("loss", "val_auroc", "val_auroc_raw", "collapse")}
@@ -151,7 +125,7 @@ def single_modality_scores(
 def single_modality_lines(
     features: WeldFeatures, normal: Sequence[WeldRun], runs: Sequence[WeldRun], scores: Scores
 ) -> list[str]:
-    """A table: AUROC of each modality by itself beside that of `scores`."""
+    """A table, AUROC of each modality by itself beside that of `scores`, and whether the model beats the best."""
     if features.cache == "off":
         return []
     alone = single_modality_scores(features, normal, runs)
@@ -161,4 +135,18 @@ def single_modality_lines(
     for name, values in found.items():
         mismatch = f"{mismatch_auroc(values, runs):.4f}" if "mismatch_auroc" in scores.own else "-"
         lines.append(f"{name:>40}  {auroc(values, scores.labels):.4f}  {mismatch}")
-    return lines
+    return [*lines, *against_the_best(found, torch.as_tensor(scores.labels))]
+
+
+def against_the_best(found: Mapping[str, Tensor], labels: Tensor) -> list[str]:
+    """Does the last of `found` (name -> scores [N]) beat the best of the others on the same welds? One line."""
+    if len(labels.unique()) < 2:
+        return []
+    *others, model = found
+    best = max(others, key=lambda name: auroc(found[name], labels))
+    gap = difference(found[model], found[best], labels)
+    said = "beats" if gap.low > 0 else "is behind" if gap.high < 0 else "is level with"
+    return [
+        f"{model} {said} the best single modality, {best}: AUROC {auroc(found[model], labels):.4f} and "
+        f"{auroc(found[best], labels):.4f}, difference {in_words(gap)} (95 %)"
+    ]

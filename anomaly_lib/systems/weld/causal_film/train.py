@@ -37,6 +37,7 @@ from anomaly_lib.systems.weld.causal_film.text import text_vector
 from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
 from anomaly_lib.systems.weld.detector import validation_decision
 from anomaly_lib.systems.weld.features import WeldFeatures
+from anomaly_lib.systems.weld.figures import auroc_line
 from anomaly_lib.systems.weld.inputs import build_features, data_fingerprint, data_words, open_runs, usable
 from anomaly_lib.types import RunResult
 
@@ -129,6 +130,7 @@ def encode(
 ) -> tuple[list[WeldRun], list[WeldRun]]:  # fmt: skip
     """The usable normal training runs and validation runs, their features in the store."""
     train_runs, val_runs = select_runs(runs, "train", normal_only=True), select_runs(runs, "val")
+    features.read_sensors([*train_runs, *val_runs], run.log.line)
     features.fit_sensors(train_runs, args.sensor_norm)
     started = time.monotonic()
     features.prepare([*train_runs, *val_runs])
@@ -296,8 +298,9 @@ def report(run: Run, detector: CausalFiLMDetector, history: list[dict[str, Any]]
     scores = detector.score(selection)
     normal = [one for one in runs if one.split == "train" and not one.label]
     alone = single_modality_lines(detector.features, normal, selection.items, scores)
-    for line in [*scores.notes, *alone]:
+    for line in [*scores.notes, *scores.tables["classes"].text().splitlines(), *alone, auroc_line(scores)]:
         run.log.line(line)
+    scores.tables["classes"].write(run.dir / "classes")
     if run.args.figures:
         run.note(figures=draw_run(run.dir, scores, selection.items, history))
     return scores

@@ -31,6 +31,7 @@ class RawRun:
     video: np.ndarray | None = None  # [T, H, W] uint8 grey
     audio: np.ndarray | None = None  # [samples] float32 at 16 kHz
     sensors: np.ndarray | None = None  # [T, C] float32
+    sensors_by_name: bool = True  # its columns were found by their names, not by their positions
     photos: tuple[np.ndarray, ...] = ()  # [H, W, 3] uint8 each
     masks: tuple[np.ndarray, ...] = ()  # [H, W] bool each, demo data only
 

@@ -22,6 +22,7 @@ from anomaly_lib.systems.weld.data.signal import (
     read_audio,
     read_sensor_csv,
     resample_series,
+    sensors_by_name,
     standardise,
 )
 from anomaly_lib.systems.weld.options import WeldSettings
@@ -36,10 +37,12 @@ def load_raw(run: WeldRun, settings: WeldSettings, parts: Sequence[str] = MODALI
         return run.render(parts)
     found = find_recordings(run.folder)
     photos = found.photos[: settings.views] if "images" in parts else ()
+    sensors = found.sensors if "sensors" in parts else None
     return RawRun(
         video=read_video(found.video, settings.video_frames) if found.video and "video" in parts else None,
         audio=read_audio(found.audio) if found.audio and "audio" in parts else None,
-        sensors=read_sensor_csv(found.sensors) if found.sensors and "sensors" in parts else None,
+        sensors=None if sensors is None else read_sensor_csv(sensors),
+        sensors_by_name=sensors is None or sensors_by_name(sensors),
         photos=tuple(_as_bytes(read_image(path)) for path in photos),
     )
 

@@ -3,10 +3,12 @@
 Mel spectra are computed with torch on librosa's filters (`db`) or the Kaldi filters of AST's extractor (`ast`).
 """
 
+import csv
 import functools
 import math
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +23,21 @@ UNKNOWN_LENGTH = 0x7FFF0000  # of a WAV file's sound, in bytes: written by recor
 RATES = (1_000, 768_000)  # samples a second of a recording
 AST_MEAN, AST_STD = -4.2677393, 4.5689974
 DB_FLOOR = -80.0
+SENSOR_COLUMNS = (
+    "pressure", "co2 weld flow", "feed", "primary weld current", "wire consumed", "secondary weld voltage",
+)  # fmt: skip
+ENOUGH_NAMES = 4  # of them in a header: its columns are taken by name
 
 
 # -- sensors ------------------------------------------------------------------------------------------------------
 
 
 def read_sensor_csv(path: Path) -> np.ndarray:
-    """The numeric columns [T, C] float32 with NaN for gaps; all-empty and non-numeric columns (dates, ids) are dropped.
+    """The sensor columns [T, C] float32 with NaN for gaps.
 
-    Rows of the public files are one field shorter than their header (`Remarks ` stays empty).
+    Where the header names them (`ENOUGH_NAMES` of `SENSOR_COLUMNS`) they come by name in that order, and one that is
+    missing or empty is all NaN. Elsewhere they come by position: all-empty and non-numeric columns (dates, ids) are
+    dropped. Rows of the public files are one field shorter than their header (`Remarks ` stays empty).
     """
     import pandas as pd
 
@@ -44,10 +52,33 @@ def read_sensor_csv(path: Path) -> np.ndarray:
             f"{path}: unreadable sensor file ({reason_of(error)}); replace it or give on_error=skip"
         ) from None
     values = cells.apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
+    named = _places(list(cells.columns))
+    if named is not None and values.iloc[:, list(named.values())].notna().any(axis=None):
+        series = np.full((len(values), len(SENSOR_COLUMNS)), np.nan, np.float32)
+        for place, column in named.items():
+            series[:, place] = values.iloc[:, column]
+        return series
     numeric = values.notna().sum() >= (cells.notna().sum() / 2).clip(lower=1)
     if not numeric.any():
         raise UserError(f"{path}: no numeric column in this sensor file")
     return values.loc[:, numeric].to_numpy(np.float32)
+
+
+def sensors_by_name(path: Path) -> bool:
+    """Does the header of a sensor table name its columns?"""
+    with path.open(encoding=encoding_of(path, "sensor file"), errors="replace", newline="") as stream:
+        try:
+            header = next(csv.reader(stream, skipinitialspace=True), [])
+        except csv.Error:  # pandas reads some tables that the csv module does not
+            return False
+    return _places(header) is not None
+
+
+def _places(header: Sequence[str]) -> dict[int, int] | None:
+    """Place in `SENSOR_COLUMNS` -> place in the header; None where too few of them are there."""
+    titles = [" ".join(re.split(r"[\W_]+", title.lower())).strip() for title in header]
+    found = {i: titles.index(name) for i, name in enumerate(SENSOR_COLUMNS) if name in titles}
+    return found if len(found) >= ENOUGH_NAMES else None
 
 
 def resample_series(series: np.ndarray, steps: int, channels: int = 6) -> Tensor:

@@ -16,6 +16,7 @@ from anomaly_lib.engine.checkpoint import Checkpoint
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.weld.data.manifest import CLASSES, WeldRun, select_runs
 from anomaly_lib.systems.weld.features import WeldFeatures
+from anomaly_lib.systems.weld.figures import class_table
 from anomaly_lib.systems.weld.inputs import build_features, moved_weights
 from anomaly_lib.systems.weld.runs_of import runs_of
 from anomaly_lib.systems.weld.supcon.knn import Bank, defect_margin, knn_figures, knn_report
@@ -80,15 +81,17 @@ class QuadDetector(Detector):
         found, classes = self.encode(runs, batch_size=size)["features"], classes_of(runs)
         k, metric = self.args.k, self.args.metric
         other_bank = self.decision is not None and beside.bank is not None
+        margins = defect_margin(bank, found)
         return Scores(
             system=SYSTEM,
             name=selection.name,
-            scores=defect_margin(bank, found).numpy(),
+            scores=margins.numpy(),
             labels=np.array([run.label for run in runs]),
             paths=[run.folder.as_posix() for run in runs],
             groups=["weld"] * len(runs),
             split=selection.choice.split,
             defects=[run.class_name for run in runs],
+            tables={"classes": class_table(margins, runs)},
             own=knn_figures(bank, found, classes, k=k, metric=metric),
             notes=[*beside.skipped, *[OTHER_BANK] * other_bank, *knn_report(bank, found, classes, k=k, metric=metric)],
         )

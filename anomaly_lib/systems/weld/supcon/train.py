@@ -28,6 +28,7 @@ from anomaly_lib.models.weld.tasks import MaskedSensors, two_views
 from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
 from anomaly_lib.systems.weld.detector import validation_decision
 from anomaly_lib.systems.weld.features import WeldFeatures
+from anomaly_lib.systems.weld.figures import auroc_line
 from anomaly_lib.systems.weld.inputs import build_features, data_fingerprint, data_name, data_words
 from anomaly_lib.systems.weld.supcon.debug import describe_batch
 from anomaly_lib.systems.weld.supcon.detector import SYSTEM, load
@@ -96,6 +97,7 @@ def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
             return run.repeat()
         features = features or build_features(args, pick_device(args.device))
         splits = opening(run, args, runs, features)
+        features.read_sensors([*splits.train, *splits.val], run.log.line)
         features.fit_sensors(splits.train, args.sensor_norm)
         features.prepare([*splits.train, *splits.val])
         seed_everything(args.seed)
@@ -252,8 +254,9 @@ def finish(
     decision = detector.decision = validation_decision(detector, splits.val, args)
     add_to_checkpoint(final, system=SYSTEM, decision=None if decision is None else decision.plain())
     scores = detector.score(detector.items(Choice(on_error=args.on_error)))
-    for line in scores.notes:
+    for line in [*scores.notes, auroc_line(scores)]:
         run.log.line(line)
+    scores.tables["classes"].write(run.dir / "classes")
     if args.figures:
         draw_maps(run.dir, scores, decision)
         if state.history:

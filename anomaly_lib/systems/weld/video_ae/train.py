@@ -16,6 +16,7 @@ from anomaly_lib.engine.run import Run
 from anomaly_lib.models.weld.video_ae import VideoAE
 from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
 from anomaly_lib.systems.weld.detector import validation_decision
+from anomaly_lib.systems.weld.figures import auroc_line
 from anomaly_lib.systems.weld.inputs import data_fingerprint, data_name, data_words, open_runs
 from anomaly_lib.systems.weld.video_ae.clips import ClipEncoder
 from anomaly_lib.systems.weld.video_ae.detector import SYSTEM, VideoAEDetector, load
@@ -93,6 +94,8 @@ def finish(run: Run, state: TrainState, encoder: ClipEncoder, runs: list[WeldRun
     decision = detector.decision = decide(detector, runs, kept, run.args)
     add_to_checkpoint(best, system=SYSTEM, decision=None if decision is None else decision.plain())
     scores = detector.score(detector.select(runs, Choice()))
+    run.log.line(auroc_line(scores))
+    scores.tables["classes"].write(run.dir / "classes")
     told = in_words(decision, detector.undecided)
     remarks = sample_remarks(scores)
     return run.finish(state, summary(scores, decision), final=best, remarks=remarks, decision=told)
