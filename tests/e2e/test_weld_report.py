@@ -1,4 +1,4 @@
-"""What a weld run and its evaluation write down: classes as a table, the defect of each run, intervals, the best rival."""
+"""What a weld run and its evaluation write down: classes as a table, the defect of each run, intervals."""
 
 import csv
 from pathlib import Path
