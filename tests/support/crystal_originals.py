@@ -5,6 +5,7 @@ take a state dict from, not to run.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,23 +16,26 @@ from torch import Tensor, nn
 TEXT = 24  # width of the text vectors of `tiny_bert`
 
 
-def linear_norm(inputs: int, outputs: int) -> nn.Module:
+Norm = Callable[[int], nn.Module]
+
+
+def linear_norm(inputs: int, outputs: int, norm: Norm = nn.BatchNorm1d) -> nn.Module:
     holder = nn.Module()
-    holder.layer = nn.Sequential(nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.SiLU())
+    holder.layer = nn.Sequential(nn.Linear(inputs, outputs), norm(outputs), nn.SiLU())
     return holder
 
 
-def gated_convolution(width: int) -> nn.Module:
+def gated_convolution(width: int, norm: Norm = nn.BatchNorm1d) -> nn.Module:
     holder = nn.Module()
     for name in ("src_gate", "dst_gate", "edge_gate", "src_update", "dst_update"):
         holder.add_module(name, nn.Linear(width, width))
-    holder.bn_edges, holder.bn_nodes = nn.BatchNorm1d(width), nn.BatchNorm1d(width)
+    holder.bn_edges, holder.bn_nodes = norm(width), norm(width)
     return holder
 
 
-def line_graph_layer(width: int) -> nn.Module:
+def line_graph_layer(width: int, norm: Norm = nn.BatchNorm1d) -> nn.Module:
     holder = nn.Module()
-    holder.node_update, holder.edge_update = gated_convolution(width), gated_convolution(width)
+    holder.node_update, holder.edge_update = gated_convolution(width, norm), gated_convolution(width, norm)
     return holder
 
 
@@ -41,14 +45,23 @@ def radial(bins: int, low: float, high: float) -> nn.Module:
     return holder
 
 
-def alignn(*, hidden: int = 16, embedding: int = 8, layers: int = 3, gcn: int = 2, outputs: int = 1) -> nn.Module:
+def alignn(
+    *,
+    hidden: int = 16,
+    embedding: int = 8,
+    layers: int = 3,
+    gcn: int = 2,
+    outputs: int = 1,
+    norm: Norm = nn.BatchNorm1d,
+) -> nn.Module:
     """ALIGNN: atoms, bonds, angles, one value."""
     net = nn.Module()
-    net.atom_embedding = linear_norm(92, hidden)
-    net.edge_embedding = nn.Sequential(radial(80, 0, 8), linear_norm(80, embedding), linear_norm(embedding, hidden))
-    net.angle_embedding = nn.Sequential(radial(40, -1, 1), linear_norm(40, embedding), linear_norm(embedding, hidden))
-    net.alignn_layers = nn.ModuleList(line_graph_layer(hidden) for _ in range(layers))
-    net.gcn_layers = nn.ModuleList(gated_convolution(hidden) for _ in range(gcn))
+    net.atom_embedding = linear_norm(92, hidden, norm)
+    for name, bins, (low, high) in (("edge_embedding", 80, (0, 8)), ("angle_embedding", 40, (-1, 1))):
+        parts = radial(bins, low, high), linear_norm(bins, embedding, norm), linear_norm(embedding, hidden, norm)
+        net.add_module(name, nn.Sequential(*parts))
+    net.alignn_layers = nn.ModuleList(line_graph_layer(hidden, norm) for _ in range(layers))
+    net.gcn_layers = nn.ModuleList(gated_convolution(hidden, norm) for _ in range(gcn))
     net.fc = nn.Linear(hidden, outputs)
     return net
 

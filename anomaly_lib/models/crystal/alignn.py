@@ -6,7 +6,7 @@ afterwards (after the last angle layer and the last bond layer) are not updated.
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,33 +35,43 @@ class RadialBasis(nn.Module):
         return radial_basis(values, self.centers, self.gamma)  # [E] -> [E, bins]
 
 
-class MLPLayer(nn.Module):
-    """Linear, batch norm, SiLU."""
+NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+
+def norm_silu(x: Tensor, norm: nn.Module, residual: Tensor | None = None) -> Tensor:
+    """``residual + SiLU(norm(x))`` for the rows of ``x`` [E, C]; fused for batch norm."""
+    if isinstance(norm, nn.BatchNorm1d):
+        return batch_norm_silu(x, norm, residual)
+    y = nn.functional.silu(norm(x))
+    return y if residual is None else y + residual
+
+
+class MLPLayer(nn.Module):
+    """Linear, norm, SiLU."""
+
+    def __init__(self, in_features: int, out_features: int, *, norm: str = "batch") -> None:
         super().__init__()
-        self.layer = nn.Sequential(nn.Linear(in_features, out_features), nn.BatchNorm1d(out_features), nn.SiLU())
+        self.layer = nn.Sequential(nn.Linear(in_features, out_features), NORMS[norm](out_features), nn.SiLU())
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = cast(nn.BatchNorm1d, self.layer[1])  # the activation is fused into it, and listed for the names only
-        return batch_norm_silu(self.layer[0](x), norm)
+        return norm_silu(self.layer[0](x), self.layer[1])  # the activation is fused, and listed for the names only
 
 
 class EdgeGatedGraphConv(nn.Module):
-    """x'_v = x_v + SiLU(BN(B_src x_v + gated mean of B_dst x_u)); e'_uv = e_uv + SiLU(BN(m_uv)).
+    """x'_v = x_v + SiLU(norm(B_src x_v + gated mean of B_dst x_u)); e'_uv = e_uv + SiLU(norm(m_uv)).
 
-    The published names are kept: `dst_update` acts on the sender, `src_update` on the node itself.
+    The published names are kept: `dst_update` acts on the sender, `src_update` on the node itself, `bn_*` are norms.
     """
 
-    def __init__(self, features: int, *, dropout: float = 0.0) -> None:
+    def __init__(self, features: int, *, dropout: float = 0.0, norm: str = "batch") -> None:
         super().__init__()
         self.src_gate = nn.Linear(features, features)
         self.dst_gate = nn.Linear(features, features)
         self.edge_gate = nn.Linear(features, features)
         self.src_update = nn.Linear(features, features)
         self.dst_update = nn.Linear(features, features)
-        self.bn_nodes = nn.BatchNorm1d(features)
-        self.bn_edges = nn.BatchNorm1d(features)
+        self.bn_nodes = NORMS[norm](features)
+        self.bn_edges = NORMS[norm](features)
         self.dropout = dropout
 
     def forward(
@@ -74,19 +84,19 @@ class EdgeGatedGraphConv(nn.Module):
         new_x = self._residual(x, self.src_update(x) + mean, self.bn_nodes)
         return new_x, self._residual(edges, message, self.bn_edges) if update_edges else edges
 
-    def _residual(self, old: Tensor, update: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+    def _residual(self, old: Tensor, update: Tensor, norm: nn.Module) -> Tensor:
         if self.dropout == 0.0 or not self.training:
-            return batch_norm_silu(update, norm, old)
-        return old + nn.functional.dropout(batch_norm_silu(update, norm), self.dropout)
+            return norm_silu(update, norm, old)
+        return old + nn.functional.dropout(norm_silu(update, norm), self.dropout)
 
 
 class ALIGNNConv(nn.Module):
     """One convolution over bonds, then one over the line graph that updates bonds from angles."""
 
-    def __init__(self, features: int, *, dropout: float = 0.0) -> None:
+    def __init__(self, features: int, *, dropout: float = 0.0, norm: str = "batch") -> None:
         super().__init__()
-        self.node_update = EdgeGatedGraphConv(features, dropout=dropout)
-        self.edge_update = EdgeGatedGraphConv(features, dropout=dropout)
+        self.node_update = EdgeGatedGraphConv(features, dropout=dropout, norm=norm)
+        self.edge_update = EdgeGatedGraphConv(features, dropout=dropout, norm=norm)
 
     def forward(
         self, x: Tensor, y: Tensor, z: Tensor, graph: GraphBatch, *, update_angles: bool
@@ -106,24 +116,28 @@ class ALIGNNEncoder(nn.Module):
     def __init__(self, config: ALIGNNConfig | None = None, **options: Any) -> None:
         super().__init__()
         c = self.config = configure(ALIGNNConfig, config, options)
-        hidden, dropout = c.hidden_features, c.graph_dropout
+        hidden, norm = c.hidden_features, c.graph_norm
         self.atom_table: Tensor
         self.register_buffer("atom_table", torch.from_numpy(atom_feature_table()), persistent=False)
         # 92 published bits cannot tell some elements apart (La and Ce); a learned row per element can
         self.element_embedding = nn.Embedding(len(self.atom_table), hidden) if c.learned_elements else None
-        self.atom_embedding = MLPLayer(NUM_ATOM_FEATURES, hidden)
+        self.atom_embedding = MLPLayer(NUM_ATOM_FEATURES, hidden, norm=norm)
         self.edge_embedding = nn.Sequential(
             RadialBasis(0.0, 8.0, EDGE_BINS),
-            MLPLayer(EDGE_BINS, c.embedding_features),
-            MLPLayer(c.embedding_features, hidden),
+            MLPLayer(EDGE_BINS, c.embedding_features, norm=norm),
+            MLPLayer(c.embedding_features, hidden, norm=norm),
         )
         self.angle_embedding = nn.Sequential(
             RadialBasis(-1.0, 1.0, ANGLE_BINS),
-            MLPLayer(ANGLE_BINS, c.embedding_features),
-            MLPLayer(c.embedding_features, hidden),
+            MLPLayer(ANGLE_BINS, c.embedding_features, norm=norm),
+            MLPLayer(c.embedding_features, hidden, norm=norm),
         )
-        self.alignn_layers = nn.ModuleList(ALIGNNConv(hidden, dropout=dropout) for _ in range(c.alignn_layers))
-        self.gcn_layers = nn.ModuleList(EdgeGatedGraphConv(hidden, dropout=dropout) for _ in range(c.gcn_layers))
+        self.alignn_layers = nn.ModuleList(
+            ALIGNNConv(hidden, dropout=c.graph_dropout, norm=norm) for _ in range(c.alignn_layers)
+        )
+        self.gcn_layers = nn.ModuleList(
+            EdgeGatedGraphConv(hidden, dropout=c.graph_dropout, norm=norm) for _ in range(c.gcn_layers)
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._sizes()}, {sum(p.numel() for p in self.parameters()):,} parameters)"

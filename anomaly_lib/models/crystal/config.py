@@ -17,6 +17,12 @@ class ALIGNNConfig(Options):
     hidden_features: int = arg(256, "channels", at_least=8)
     embedding_features: int = arg(64, "width between the radial bases and the channels", at_least=1)
     graph_dropout: float = arg(0.0, "dropout in the graph layers", at_least=0, at_most=0.95)
+    graph_norm: str = arg(
+        "batch",
+        "normalisation in the graph encoder: batch, or layer as in alignn_layernorm and alignn_atomwise",
+        choices=["batch", "layer"],
+        needs={"modality": ("both", "graph")},
+    )
     learned_elements: Switch = arg(
         False, "add a learned vector per element to the 92 published features", needs={"modality": ("both", "graph")}
     )

@@ -45,6 +45,7 @@ def read_network(state: Mapping[str, Tensor]) -> OriginalNetwork | None:
         "gcn_layers": _count(tensors, "gcn_layers"),
         "hidden_features": tensors[FIRST].shape[0],
         "embedding_features": tensors["edge_embedding.1.layer.0.weight"].shape[0],
+        "graph_norm": "batch" if "atom_embedding.layer.1.running_mean" in tensors else "layer",
     }
     if text is not None:
         found.options |= _middle(found) | _late(tensors) | _exchange(tensors)
@@ -71,10 +72,6 @@ def _refuse_other_kinds(tensors: Mapping[str, Tensor]) -> None:
             raise UserError(f"{name} is missing: not a whole state dict of an ALIGNN")
         if tensors[name].shape[1] != width:
             raise UserError(f"reads {tensors[name].shape[1]} {what}; the networks here read {width}")
-    if "atom_embedding.layer.1.running_mean" not in tensors:
-        raise UserError(
-            "its layers have LayerNorm (alignn_layernorm, alignn_atomwise); only those with BatchNorm are here"
-        )
     if "fc.weight" not in tensors or tensors["fc.weight"].shape[0] != 1:
         raise UserError("predicts more than one value; the networks here predict one")
 

@@ -15,12 +15,14 @@ RENAMED = {
     "root_dir": "data_path",
 }
 ONLY: Mapping[str, tuple[Any, ...]] = {
-    "name": ("alignn",),
+    "name": ("alignn", "alignn_layernorm", "alignn_atomwise"),
     "atom_features": ("cgcnn",),
     "atom_input_features": (92,),
     "edge_input_features": (80,),
     "triplet_input_features": (40,),
     "output_features": (1,),
+    "use_cutoff_function": (False,),
+    "extra_features": (0,),
     "link": ("identity",),
     "zero_inflated": (False,),
     "neighbor_strategy": ("k-nearest",),

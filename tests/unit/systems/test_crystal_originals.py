@@ -59,7 +59,11 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "fine-grained": (with_fine_grained, {**FINE, "use_middle_fusion": False, "use_cross_modal": True}),
     "cross-modal": (with_exchange, {"use_cross_modal": True, "cross_modal_hidden_dim": 32, "use_middle_fusion": False}),
     "CrysMMNet": (originals.crysmmnet, {"use_cross_modal": False, "modality": "both", "late_fusion_type": "concat"}),
-    "ALIGNN": (originals.alignn, {"modality": "graph"}),
+    "ALIGNN": (originals.alignn, {"modality": "graph", "graph_norm": "batch"}),
+    "ALIGNN with LayerNorm": (
+        lambda: originals.alignn(norm=torch.nn.LayerNorm),
+        {"modality": "graph", "graph_norm": "layer"},
+    ),
 }
 GRAPHS = {"alignn_layers": 3, "gcn_layers": 2, "hidden_features": 16, "embedding_features": 8}
 
@@ -168,7 +172,8 @@ def test_a_configuration_given_wins_and_may_not_contradict(tmp_path: Path, capsy
         ({"hidden_features": 256}, "its configuration says hidden_features=256, its tensors 16"),
         ({"middle_fusion_layers": "1,2"}, "says middle_fusion_layers=1 2, its tensors 2"),
         ({"link": "log"}, "link=log: only identity is here"),
-        ({"name": "alignn_layernorm"}, "name=alignn_layernorm: only alignn is here"),
+        ({"name": "ealignn"}, "name=ealignn: only alignn or alignn_layernorm or alignn_atomwise is here"),
+        ({"use_cutoff_function": True}, "use_cutoff_function=True: only False is here"),
         ({"graph_dropout": "much"}, "graph_dropout='much': takes a number"),
         ({"standardize": True}, "by what its targets were scaled"),
     ):
@@ -244,9 +249,9 @@ def without(state: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
 
 REFUSED: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
     "two classes": (lambda: originals.trained(originals.alignn(outputs=2)), "predicts more than one value"),
-    "LayerNorm": (
-        lambda: {k: v for k, v in originals.trained(originals.alignn()).items() if "running" not in k},
-        "its layers have LayerNorm",
+    "two kinds of norm": (
+        lambda: {k: v for k, v in originals.trained(originals.alignn()).items() if "atom_embedding.layer.1.r" not in k},
+        "no network here has this tensor",
     ),
     "other atom features": (
         lambda: {**originals.trained(originals.alignn()), "atom_embedding.layer.0.weight": torch.zeros(16, 11)},
