@@ -20,6 +20,7 @@ from anomaly_lib.systems.detectors.data import image_transform, open_class, stac
 from anomaly_lib.systems.detectors.inputs import on_cpu
 from anomaly_lib.systems.detectors.options import published
 from anomaly_lib.types import Prediction
+from scripts.pages.beside_peer import what
 
 CPU = torch.device("cpu")
 
@@ -138,11 +139,14 @@ def same_draws(data: Category, opts: Any, peer: Peer) -> Any:
     return detector
 
 
+def row_of(data: Category, opts: Any) -> dict[str, Any]:
+    """What was measured, without a figure yet."""
+    facts = {"train_images": data.count, "test_images": len(data.labels), "commit": machine_facts()["git_commit"]}
+    return what(data.name, opts) | facts
+
+
 def check(data: Category, opts: Any, with_peer: bool) -> dict[str, Any]:
-    row: dict[str, Any] = {"category": data.name, "model": opts.model, "seed": opts.seed, "size": opts.image_size[0]}
-    row |= {"train_images": data.count, "test_images": len(data.labels)}
-    row["coreset_ratio"] = opts.coreset_ratio if opts.model == "patchcore" else None
-    row["commit"] = machine_facts()["git_commit"]
+    row = row_of(data, opts)
     ours: Any = detector_on(data, opts)
     row["here"] = data.measures(score_batches(ours.fit(data.train), data.test))
     if not with_peer:
