@@ -4,8 +4,7 @@
 
 All methods read the same two taps of one ViT-Tiny (drawn, not trained) and the images as they are. Without the store
 only `--uncached` runs of each method are made, at the largest shot, and the rest is reckoned from them. Seconds are
-those of one core; passes are images encoded by all runs over images there are (each run also encodes one empty image,
-to say what it will cost).
+those of one core; passes are images encoded by all runs over images there are.
 """
 
 import contextlib

@@ -19,7 +19,7 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.models.detectors.contract import FeatureDetector
 from anomaly_lib.models.detectors.registry import entry_of
 from anomaly_lib.systems.detectors.build import TrainedPart
-from anomaly_lib.systems.detectors.inputs import Batch, Inputs, encoded
+from anomaly_lib.systems.detectors.inputs import Batch, Inputs
 
 BEST = "best_model.pt"
 
@@ -125,7 +125,5 @@ def cost_lines(learnt: Inputs) -> list[str]:
         lines.append(f"{args.epochs} epochs of {steps} steps of {args.batch_size} images")
     if not isinstance(module, FeatureDetector):
         return lines or [f"{len(learnt)} images to look at"]
-    height, width = args.image_size
-    features = encoded(module, torch.zeros(1, 3, height, width, device=learnt.device), args.precision, learnt=True)
-    memory = module.memory_in_words(features, len(learnt))
+    memory = module.memory_in_words(learnt.blank(), len(learnt))
     return [*lines, learnt.cost(), *([] if memory is None else [memory])]

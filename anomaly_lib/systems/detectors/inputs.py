@@ -121,6 +121,14 @@ class Inputs:
         assert isinstance(self.module, FeatureDetector)
         return encoded(self.module, images, self.args.precision, learnt=self.learnt)
 
+    def blank(self) -> Features:
+        """Features of one image, right in their shapes alone; the network runs only where the store holds nothing."""
+        layout = None if self.store is None else self.store.layout
+        if layout is None:
+            height, width = self.args.image_size
+            return self._encode(torch.zeros(1, 3, height, width, device=self.device))
+        return {field.name: torch.zeros(1, *field.shape, device=self.device) for field in layout.fields}
+
     def cost(self) -> str:
         """What is still to be encoded, in words."""
         missing = len(self) if self.store is None else len(self.store.missing(self.images.keys))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import anomaly_lib
+from anomaly_lib.backbones import create_backbone
 from anomaly_lib.backbones.base import FrozenBackbone
 from anomaly_lib.data.transforms import ImageTransform
 from anomaly_lib.systems.detectors.build import build
@@ -49,14 +50,14 @@ def train(tmp_path: Path, name: str, **changes: Any) -> RunResult:
 def test_another_detector_coreset_seed_or_shot_encodes_nothing(encoded: list[int], tmp_path: Path) -> None:
     first = train(tmp_path, "a", coreset_size=20)
     once = sum(encoded)
-    assert once == 4 + 4 + 1  # normal and test images, and an empty one that says what it will cost
+    assert once == 4 + 4 + 1  # normal and test images; an empty one says what it will cost while the store is empty
     other = [
         train(tmp_path, "b", coreset_size=30),
         train(tmp_path, "c", coreset_size=20, seed=1),
         train(tmp_path, "d", coreset_size=20, shot=4),
         train(tmp_path, "e", model="padim", features=8),
     ]
-    assert sum(encoded) == once + len(other)
+    assert sum(encoded) == once
     assert len({result.metrics["pixel_auroc"] for result in [first, *other]}) > 1
 
 
@@ -77,6 +78,25 @@ def test_scores_with_and_without_store_are_equal_to_the_bit(
         assert (scores == found[0][0]).all()
         assert (maps == found[0][1]).all()
         assert normal == found[0][2]
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+def test_reverse_distillation_asks_its_teacher_once_for_each_image(
+    cache: str, encoded: list[int], tmp_path: Path
+) -> None:
+    torch.save(create_backbone("resnet18", weights="random").net.state_dict(), tmp_path / "teacher.pth")
+    own = {"backbone": "resnet18", "weights": str(tmp_path / "teacher.pth"), "layers": ["layer1", "layer2", "layer3"]}
+    own |= {"model": "reverse_distillation", "epochs": 3, "batch_size": 2, "calibration_share": 0.0}
+    found = {}
+    for kept in ("off", cache):
+        encoded.clear()
+        result = train(tmp_path, kept, cache=kept, **own)
+        count, detector = sum(encoded), anomaly_lib.load(result.checkpoint)
+        found[kept] = count, detector.score(detector.items()), detector.model.state_dict()
+    assert found["off"][0] - 1 == 4 * 3 + 4  # of four normal images every epoch, and the four of the test
+    assert found[cache][0] - 1 == 4 + 4
+    assert (found["off"][1].maps == found[cache][1].maps).all()
+    assert all(torch.equal(tensor, found[cache][2][name]) for name, tensor in found["off"][2].items())
 
 
 def test_images_are_decoded_a_few_batches_ahead_of_the_network_and_let_go(
