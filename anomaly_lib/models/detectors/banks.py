@@ -78,7 +78,7 @@ class TurnedBankDetector(BankDetector):
 
     @property
     def view_names(self) -> tuple[str, str]:
-        return f"{self.config.rotations} turns", ""
+        return f"{self.config.rotations} turns" if self.config.rotations > 1 else "", ""
 
 
 def _bank(images: Sequence[Tensor]) -> MemoryBank:

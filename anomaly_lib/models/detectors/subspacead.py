@@ -81,7 +81,8 @@ class SubspaceAd(FeatureDetector):
 
     @property
     def view_names(self) -> tuple[str, str]:
-        return f"{self.config.rotations} random turns, seed {self.config.seed}", ""
+        count = self.config.rotations
+        return f"{count} random turns, seed {self.config.seed}" if count else "", ""
 
     @torch.no_grad()
     def fit_features(self, batches: Iterable[Features]) -> "SubspaceAd":

@@ -56,6 +56,8 @@ def test_another_detector_coreset_seed_or_shot_encodes_nothing(encoded: list[int
         train(tmp_path, "c", coreset_size=20, seed=1),
         train(tmp_path, "d", coreset_size=20, shot=4),
         train(tmp_path, "e", model="padim", features=8),
+        train(tmp_path, "f", model="anomalydino", rotations=1),
+        train(tmp_path, "g", model="subspacead", rotations=0, seed=1),
     ]
     assert sum(encoded) == once
     assert len({result.metrics["pixel_auroc"] for result in [first, *other]}) > 1
