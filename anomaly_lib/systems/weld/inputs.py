@@ -12,6 +12,7 @@ from anomaly_lib.detect.choice import Choice
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.weld.data.augment import augment_weld
 from anomaly_lib.systems.weld.data.demo import weld_demo_runs
+from anomaly_lib.systems.weld.data.folds import fold_splits
 from anomaly_lib.systems.weld.data.manifest import WeldRun, read_manifest
 from anomaly_lib.systems.weld.encoders import WeldEncoders, image_outputs
 from anomaly_lib.systems.weld.features import WeldFeatures
@@ -41,10 +42,15 @@ def data_words(args: WeldSource) -> str:
 
 def open_runs(args: WeldSource, choice: Choice | None = None) -> list[WeldRun]:
     """The built-in runs, or those of ``data_path``; `choice` may name other data and what is done about lost runs."""
-    data_path = (choice and choice.data_path) or args.data_path
-    if data_path:
-        return read_manifest(data_path, on_error=(choice or args).on_error)
-    return weld_demo_runs(seed=args.demo_seed, train=args.demo_train, good=args.demo_good, per_defect=args.demo_defects)
+    other = choice and choice.data_path
+    if other or args.data_path:
+        runs = read_manifest(other or str(args.data_path), on_error=(choice or args).on_error)
+    else:
+        runs = weld_demo_runs(
+            seed=args.demo_seed, train=args.demo_train, good=args.demo_good, per_defect=args.demo_defects
+        )
+    fold, folds = getattr(args, "fold", 0), getattr(args, "folds", 0)  # the video auto-encoder has none
+    return fold_splits(runs, folds=folds, fold=fold) if fold and not other else runs
 
 
 def data_fingerprint(runs: Sequence[WeldRun], args: WeldSource, *more: str | None) -> DataFingerprint:

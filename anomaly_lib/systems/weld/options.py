@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 
-from anomaly_lib.config import Options, Preset, Switch, arg
+from anomaly_lib.config import ANY, Options, Preset, Switch, arg
 from anomaly_lib.errors import OptionError
 from anomaly_lib.models.weld.config import BranchArgs
 from anomaly_lib.options import CacheArgs, DataArgs, RunArgs
@@ -24,6 +24,27 @@ class WeldDemoArgs(Options):
     demo_train: int = arg(96, "good welds to train on", at_least=1, needs=BUILT_IN)
     demo_good: int = arg(24, "good welds in each of val and test", at_least=1, needs=BUILT_IN)
     demo_defects: int = arg(6, "welds of each defect in each of val and test", at_least=1, needs=BUILT_IN)
+
+
+@dataclass
+class FoldArgs(Options):
+    """Cross-validation of few runs."""
+
+    folds: int = arg(
+        0, "divide the runs into so many parts, whole configurations together, and test on each; 0 = the data's splits",
+        at_least=0,
+    )  # fmt: skip
+    fold: int = arg(0, "train and test only this fold, from 1; 0 = all, and a table of them", at_least=0, needs={"folds": ANY})  # fmt: skip  # noqa: E501
+
+    def check(self) -> None:
+        if self.folds in (1, 2) or self.fold > self.folds:
+            low = f"folds={self.folds}: TRAIN, VAL and TEST need at least 3"
+            raise OptionError(low if self.folds in (1, 2) else f"fold={self.fold}: there are {self.folds} folds")
+        for name in ("resume", "save_path") if self.folds and not self.fold else ():
+            if getattr(self, name, None):
+                raise OptionError(
+                    f"{name}={getattr(self, name)}: has no meaning for all folds; give fold= for one of them"
+                )
 
 
 @dataclass
@@ -122,7 +143,7 @@ def _where_tiny(part: str, then: Mapping[str, Any]) -> tuple[Preset, Preset]:
 
 
 @dataclass
-class WeldInputArgs(RunArgs, DataArgs, WeldDemoArgs, WeldSettings, WeldEncoderArgs, CacheArgs):
+class WeldInputArgs(RunArgs, DataArgs, WeldDemoArgs, FoldArgs, WeldSettings, WeldEncoderArgs, CacheArgs):
     """Everything that decides which runs are read and what their frozen features are."""
 
     PRESETS: ClassVar[Sequence[Preset]] = (

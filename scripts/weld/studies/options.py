@@ -45,6 +45,8 @@ class TrainingsArgs(QuadArgs):
     PRESETS: ClassVar[Sequence[Preset]] = (Preset(when={"data_path": None}, then={"demo_train": 48, "demo_good": 24}),)
 
     def check(self) -> None:
+        if self.folds and not self.fold:
+            raise OptionError(f"folds={self.folds}: a study compares models on one split; give fold= too")
         for name, other in INSTEAD.items():
             value = getattr(self, name)
             if value != default_of(self.__dataclass_fields__[name]):

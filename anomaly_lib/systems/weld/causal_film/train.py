@@ -34,6 +34,7 @@ from anomaly_lib.systems.weld.causal_film.report import diagnose, draw_run, sing
 from anomaly_lib.systems.weld.causal_film.stages import stage_table
 from anomaly_lib.systems.weld.causal_film.task import TERMS, CausalFiLMTask, build, measure_runs
 from anomaly_lib.systems.weld.causal_film.text import text_vector
+from anomaly_lib.systems.weld.cross_validation import cross_validate
 from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
 from anomaly_lib.systems.weld.detector import validation_decision
 from anomaly_lib.systems.weld.features import WeldFeatures
@@ -75,6 +76,12 @@ def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
     `features` of equal preprocessing and encoders may be handed in, so that several runs share one encoding.
     """
     args, device = resumed(SYSTEM, args), pick_device(args.device)
+    if args.folds and not args.fold:
+        shared = features or build_features(args, device)
+        return cross_validate(
+            SYSTEM, args, run_name(args), lambda one: train(one, features=shared),
+            lambda path: load(Checkpoint(path, load_checkpoint(path, system=SYSTEM)), features=shared),
+        )  # fmt: skip
     runs = open_runs(args)
     data = data_fingerprint(runs, args, args.text_vector)
     opened = Run.open(SYSTEM, args, name=run_name(args), data=data, kept=[BEST])

@@ -14,6 +14,7 @@ from anomaly_lib.models.weld.quad_config import MODALITIES
 from anomaly_lib.models.weld.supcon_quad import QuadModal, freeze
 from anomaly_lib.models.weld.tasks import Reconstruction
 from anomaly_lib.systems.weld.data.demo import weld_demo_runs
+from anomaly_lib.systems.weld.data.folds import fold_splits
 from anomaly_lib.systems.weld.data.manifest import WeldRun, assign_splits, read_manifest
 from anomaly_lib.systems.weld.features import WeldFeatures
 from anomaly_lib.systems.weld.supcon.options import Args
@@ -33,16 +34,19 @@ def open_runs(args: Args, choice: Choice | None = None) -> list[WeldRun]:
 
     A split made for one-class training is redrawn, configurations kept together.
     """
-    where = (choice and choice.data_path) or args.data_path
-    if not where:
-        return weld_demo_runs(
+    other = choice and choice.data_path
+    if not (other or args.data_path):
+        runs = weld_demo_runs(
             train=args.demo_train,
             good=args.demo_good,
             per_defect=args.demo_defects,
             supervised=True,
             seed=args.demo_seed,
         )
-    runs = read_manifest(where, on_error=(choice or args).on_error)
+    else:
+        runs = read_manifest(other or str(args.data_path), on_error=(choice or args).on_error)
+    if args.fold and not other:
+        return fold_splits(runs, folds=args.folds, fold=args.fold, supervised=True)
     trained = {run.class_name for run in runs if run.split == "train"}
     return runs if len(trained) > 1 else assign_splits(runs, seed=args.demo_seed, train_ratio=0.8, supervised=True)
 

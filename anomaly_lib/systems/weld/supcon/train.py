@@ -25,6 +25,7 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.losses.contrastive import supcon_loss
 from anomaly_lib.losses.supcon_extra import FeatureQueue
 from anomaly_lib.models.weld.tasks import MaskedSensors, two_views
+from anomaly_lib.systems.weld.cross_validation import cross_validate
 from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
 from anomaly_lib.systems.weld.detector import validation_decision
 from anomaly_lib.systems.weld.features import WeldFeatures
@@ -91,6 +92,12 @@ def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
     """
     single_process_only("the V4 weld model", "its trained part is small; start it without torchrun")
     args = resumed(SYSTEM, args)
+    if args.folds and not args.fold:
+        shared = features or build_features(args, pick_device(args.device))
+        return cross_validate(
+            SYSTEM, args, data_name(args), lambda one: train(one, features=shared),
+            lambda path: load(Checkpoint(path, load_checkpoint(path, system=SYSTEM)), features=shared),
+        )  # fmt: skip
     runs = open_runs(args)
     with Run.open(SYSTEM, args, name=data_name(args), data=data_fingerprint(runs, args), kept=[BEST]) as run:
         if run.finished:
