@@ -30,6 +30,11 @@ class PeakMemory:
         self.mb = peak - self._held
 
 
+def highest_resident() -> float:
+    """The highest resident memory of this process so far, in MB (NaN where the kernel is silent)."""
+    return _resident("VmHWM")
+
+
 def _forget_peak() -> float:
     """Return freed memory, let Linux forget the highest resident size so far, and say what is held now (MB)."""
     gc.collect()

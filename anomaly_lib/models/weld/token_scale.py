@@ -1,5 +1,6 @@
 """Frozen tokens to a common scale: what differs between runs, not between the places of one recording."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,12 +23,18 @@ class TokenScale(nn.Module):
         self.mean: Tensor
         self.std: Tensor
 
-    @torch.no_grad()
-    def fit(self, tokens: Tensor) -> None:
-        """Statistics of the runs [N, L, D] that have this modality; nothing happens without runs."""
-        if len(tokens):
-            self.mean = tokens.mean(0)
-            self.std = tokens.std(0, unbiased=False).clamp_min(1e-6)
+    def fit(self, parts: Iterable[Tensor]) -> None:
+        """Statistics of the runs that have this modality, given as parts [N, L, D]; nothing happens without runs."""
+        moments = TokenMoments()
+        for tokens in parts:
+            moments.add(tokens)
+        self.take(moments)
+
+    def take(self, moments: "TokenMoments") -> None:
+        """The statistics that were gathered."""
+        if moments.count:
+            self.mean = moments.mean.float()
+            self.std = (moments.squares / moments.count).sqrt().float().clamp_min(1e-6)
 
     def forward(self, tokens: Tensor) -> Tensor:
         if not self.mean.numel():
@@ -44,3 +51,25 @@ class TokenScale(nn.Module):
             if saved is not None:
                 setattr(self, name, saved.detach().clone().to(getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class TokenMoments:
+    """Mean and spread of tokens at each place and channel, gathered part by part: no part is kept."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = self.squares = torch.empty(0)  # [L, D] float64; sum of squared distances from the mean
+
+    @torch.no_grad()
+    def add(self, tokens: Tensor) -> None:
+        """Take in runs [N, L, D]."""
+        if not len(tokens):
+            return
+        fresh = tokens.double()
+        mean, count = fresh.mean(0), self.count + len(tokens)
+        squares = (fresh - mean).square().sum(0)
+        if self.count:
+            away = mean - self.mean
+            squares = self.squares + squares + away.square() * (self.count * len(tokens) / count)
+            mean = self.mean + away * (len(tokens) / count)
+        self.count, self.mean, self.squares = count, mean, squares

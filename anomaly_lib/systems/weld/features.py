@@ -5,6 +5,7 @@ what input augmentation needs.
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -174,6 +175,34 @@ class WeldFeatures:
             threads=self.threads, track=progress,
         )  # fmt: skip
 
+    def have_photos(self, runs: Sequence[WeldRun]) -> list[bool]:
+        """Has each run a photo of the finished weld? Reads nothing else of the stored rows."""
+        return [bool(row) for row in self.stores["images"].rows(list(map(run_key, runs)), ["views"])["views"].any(1)]
+
+    def costs(self, runs: Sequence[WeldRun], *, batch_size: int) -> list[str]:
+        """What encoding `runs` will take, in words; the first run that is missing is encoded to know it."""
+        if self.cache == "off" or not runs:
+            return []
+        keys, lines, seconds, size = {run_key(run): run for run in runs}, [], 0.0, 0
+        for part, store in self.stores.items():
+            missing = [keys[key] for key in store.missing(keys)]
+            started = time.monotonic()
+            self._fill(part, store, missing[:1], 1)
+            left = max(0, len(missing) - 1)
+            assert store.layout is not None  # it holds a row now
+            seconds += left * (time.monotonic() - started)
+            size += store.layout.row_bytes
+            if left:
+                place = str(store.folder) if store.on_disk else "memory"
+                lines.append(
+                    f"{part}: {left} runs to encode, {in_bytes(store.layout.row_bytes)} each, "
+                    f"{in_bytes(left * store.layout.row_bytes)} in {place}"
+                )
+        if lines:
+            took = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} s"
+            lines.append(f"about {took} of encoding; a batch of {batch_size} reads {in_bytes(batch_size * size)}")
+        return lines
+
     def batch(self, runs: Sequence[WeldRun], *, training: bool = False) -> dict[str, Any]:
         """What `CausalFiLM.forward` takes, on the device."""
         if self.cache == "off":
@@ -219,6 +248,11 @@ class WeldFeatures:
         """Token widths for the model's configuration."""
         e = self.encoders
         return {"video_dim": e.video.width, "audio_dim": e.audio.width, "image_dim": e.image.width}
+
+
+def in_bytes(size: int) -> str:
+    """``13.6 MB``."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
 def run_key(run: WeldRun) -> str:

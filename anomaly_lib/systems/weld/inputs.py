@@ -97,7 +97,7 @@ def usable(runs: Sequence[WeldRun], features: WeldFeatures, say: Callable[[str],
     """Runs with at least one photo: without one there is no result to compare."""
     if features.cache == "off":
         return list(runs)
-    kept = [run for run in runs if bool(features.batch([run])["views"].any())]
+    kept = [run for run, photo in zip(runs, features.have_photos(runs), strict=True) if photo]
     if len(kept) < len(runs):
         blind = sorted({run.run_id for run in runs} - {run.run_id for run in kept})
         say(f"{len(blind)} runs have no photo of the finished weld and are left out ({', '.join(blind[:20])})")

@@ -5,7 +5,7 @@ Models that need no defects (A, B, C-late) train on good runs; C-mid and D are s
 The weights of A and C-late are searched on VAL.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
@@ -35,11 +35,12 @@ from anomaly_lib.systems.weld.inputs import build_features
 from anomaly_lib.systems.weld.supcon.detector import QuadDetector, load
 from anomaly_lib.systems.weld.supcon.knn import Bank, defect_margin
 from anomaly_lib.systems.weld.supcon.options import Args as QuadArgs
-from anomaly_lib.systems.weld.supcon.task import classes_of, open_runs, quad_batch
+from anomaly_lib.systems.weld.supcon.task import classes_of, open_runs, quad_batches
 from anomaly_lib.systems.weld.supcon.train import train
 from scripts.weld.studies.options import LadderArgs, TrainingsArgs
 
 Scores = dict[str, Tensor]  # by split
+SPECTRA_KEPT = 500e6  # bytes of spectra that stay in memory; the others are made again
 
 
 @dataclass
@@ -48,9 +49,10 @@ class Pool:
 
     features: WeldFeatures
     runs: dict[str, list[WeldRun]]
-    batches: dict[str, dict[str, Tensor]]
-    pooled: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    spectra: dict[str, Tensor] = field(default_factory=dict)  # by split; read when model A first asks
+    present: dict[str, Tensor]  # [N, 4] bool by split
+    pooled: dict[str, dict[str, Tensor]]  # one vector a run and modality, by split
+    clips: dict[str, Tensor]  # video tokens averaged over space [N, time steps, D], by split
+    spectra: dict[str, Tensor] = field(default_factory=dict)  # by run, as many as `SPECTRA_KEPT` allows
 
     def labels(self, split: str) -> Tensor:
         return torch.tensor([run.label for run in self.runs[split]])
@@ -63,7 +65,7 @@ class Pool:
 
     def has(self, name: str, split: str) -> Tensor:
         """Which runs of a split have a modality."""
-        return self.batches[split]["present"][:, MODALITIES.index(name)].bool().cpu()
+        return self.present[split][:, MODALITIES.index(name)].bool()
 
 
 @dataclass
@@ -82,13 +84,24 @@ def prepare(args: TrainingsArgs) -> Pool:
     runs = open_runs(args)
     features = build_features(args, device)
     features.prepare(runs)
+    return pool_of(features, runs, steps=max(1, args.video_frames // 2))
+
+
+def pool_of(features: WeldFeatures, runs: Sequence[WeldRun], *, steps: int) -> Pool:
+    """What A to C read of every run, gathered a few runs at a time: the tokens themselves are not kept.
+
+    `steps`: time steps of the video tokens; the video encoder makes one of two frames.
+    """
     chosen = {split: select_runs(runs, split) for split in ("train", "val", "test")}
-    batches = {}
+    pool = Pool(features, chosen, {}, {}, {})
     for split, part in chosen.items():
-        parts = [quad_batch(features, part[i : i + 32]) for i in range(0, len(part), 32)]
-        batches[split] = {name: torch.cat([one[name] for one in parts]) for name in parts[0]}
-    pool = Pool(features, chosen, batches)
-    pool.pooled = {split: pool_modalities(batch, MODALITIES) for split, batch in batches.items()}
+        present, clips, pooled = [], [], []
+        for batch in quad_batches(features, part):
+            present.append(batch["present"].cpu())
+            clips.append(batch["video"].unflatten(1, (steps, -1)).mean(2).cpu())
+            pooled.append({name: one.cpu() for name, one in pool_modalities(batch, MODALITIES).items()})
+        pool.present[split], pool.clips[split] = torch.cat(present), torch.cat(clips)
+        pool.pooled[split] = {name: torch.cat([one[name] for one in pooled]) for name in MODALITIES}
     return pool
 
 
@@ -142,37 +155,38 @@ def standardised(pool: Pool, scores: Scores, name: str) -> Scores:
     }
 
 
-def spectra(pool: Pool, args: LadderArgs) -> dict[str, Tensor]:
-    """Magnitude spectra by split [N, bins, frames]; silence where there is no sound."""
-    if pool.spectra:
-        return pool.spectra
+def spectra(pool: Pool, args: LadderArgs, runs: Sequence[WeldRun]) -> Iterator[Tensor]:
+    """Magnitude spectra [n, bins, frames] of runs, a few at a time; silence where there is no sound."""
     fft, frames = args.spectrum_fft, args.spectrum_frames
 
     def one(run: WeldRun) -> Tensor:
+        if run.run_id in pool.spectra:
+            return pool.spectra[run.run_id]
         wave = load_raw(run, pool.features.settings, ("audio",)).audio
-        if wave is None:
-            return torch.zeros(fft // 2 + 1, frames)
-        return magnitude_frames(torch.from_numpy(wave), n_fft=fft, frames=frames)
+        found = torch.zeros(fft // 2 + 1, frames)
+        if wave is not None:
+            found = magnitude_frames(torch.from_numpy(wave), n_fft=fft, frames=frames)
+        if (len(pool.spectra) + 1) * found.nbytes < SPECTRA_KEPT:
+            pool.spectra[run.run_id] = found
+        return found
 
-    pool.spectra = {split: torch.stack([one(run) for run in runs]) for split, runs in pool.runs.items()}
-    return pool.spectra
-
-
-def clip_steps(pool: Pool, args: LadderArgs) -> dict[str, Tensor]:
-    """Video tokens averaged over space, by split [N, time steps, D]."""
-    steps = max(1, args.video_frames // 2)  # the video encoder makes one step of two frames
-    return {split: batch["video"].unflatten(1, (steps, -1)).mean(2).cpu() for split, batch in pool.batches.items()}
+    for start in range(0, len(runs), 16):
+        yield torch.stack([one(run) for run in runs[start : start + 16]])
 
 
 def model_a(pool: Pool, args: LadderArgs) -> Fitted:
     """Audio convolutional AE (mean over frames) and video AE (largest moving average), convex combination."""
-    heard, seen, good = spectra(pool, args), clip_steps(pool, args), pool.good()
-    audio, video = heard["train"][good & pool.has("audio", "train")], seen["train"][good & pool.has("video", "train")]
+    seen, good = pool.clips, pool.good()
+    heard = [run for run, it in zip(pool.runs["train"], good & pool.has("audio", "train"), strict=True) if it]
+    audio = torch.cat(list(spectra(pool, args, heard)))
+    video = seen["train"][good & pool.has("video", "train")]
     ears = AudioConvAE(bins=audio.shape[1], bottleneck=48, width=args.audio_width)
     eyes = VideoFcAE(dim=video.shape[-1])
     fit(ears, lambda i: ears.frame_scores(audio[i]).mean(), len(audio), **protocol(args))
     fit(eyes, lambda i: eyes.frame_scores(video[i]).mean(), len(video), **protocol(args))
-    loud = by_split(lambda split: ears.frame_scores(heard[split]).mean(1))
+    loud = by_split(
+        lambda split: torch.cat([ears.frame_scores(part).mean(1) for part in spectra(pool, args, pool.runs[split])])
+    )
     strange = by_split(lambda split: windowed_max(eyes.frame_scores(seen[split]), args.video_window))
     return combine(pool, [loud, strange], ("audio", "video"), parameters(ears, eyes))
 
@@ -209,7 +223,7 @@ def late(pool: Pool, args: LadderArgs) -> Fitted:
 
 def mid(pool: Pool, args: LadderArgs) -> Fitted:
     """Concatenation of pooled features, one MLP, supervised; score = 1 - P(good)."""
-    pooled, present, labels = pool.pooled["train"], pool.batches["train"]["present"], pool.classes("train")
+    pooled, present, labels = pool.pooled["train"], pool.present["train"], pool.classes("train")
     net = MidFusion({name: pooled[name].shape[1] for name in MODALITIES}, classes=len(CLASSES))
 
     def loss(i: Tensor) -> Tensor:
@@ -217,7 +231,7 @@ def mid(pool: Pool, args: LadderArgs) -> Fitted:
 
     fit(net, loss, len(labels), **protocol(args))
     with torch.no_grad():
-        logits = {split: net(pool.pooled[split], pool.batches[split]["present"]) for split in pool.pooled}
+        logits = {split: net(pool.pooled[split], pool.present[split]) for split in pool.pooled}
     scores = {split: 1 - values.softmax(1)[:, 0] for split, values in logits.items()}
     return Fitted(scores, parameters(net), classes=logits["test"].argmax(1))
 

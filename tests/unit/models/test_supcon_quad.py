@@ -15,6 +15,7 @@ from anomaly_lib.models.weld.supcon_quad import (
     check_quad_batch,
     freeze,
 )
+from anomaly_lib.models.weld.token_scale import TokenScale
 
 WIDTHS = {"video_dim": 12, "image_dim": 10, "audio_dim": 8, "num_classes": 3}
 SMALL = {"sensor_dim": 16, "sensor_layers": 1, "hidden_dim": 16, "modality_dropout": 0.0}
@@ -219,7 +220,7 @@ def test_tokens_are_scaled_by_the_training_runs_place_by_place():
     batch["video"] += 100 * torch.arange(6.0)[None, :, None]  # what differs between places says nothing about runs
     model = quad().eval()
     before = model(batch)["features"]
-    model.scale["video"].fit(batch["video"])
+    model.scale["video"].fit(batch["video"].split(7))
     scaled = model.scale["video"](batch["video"])
     torch.testing.assert_close(scaled.mean(0), torch.zeros(6, 12), atol=1e-4, rtol=0)
     torch.testing.assert_close(scaled.std(0, unbiased=False), torch.ones(6, 12), atol=1e-3, rtol=0)
@@ -229,3 +230,17 @@ def test_tokens_are_scaled_by_the_training_runs_place_by_place():
     torch.testing.assert_close(fresh(batch)["features"], model(batch)["features"], rtol=0, atol=0)
     with pytest.raises(UserError, match="same encoder"):
         model({**batch, "video": batch["video"][:, :4]})
+
+
+def test_token_statistics_do_not_depend_on_how_the_runs_are_divided():
+    tokens = 3 + 100 * torch.randn(40, 5, 4, generator=torch.Generator().manual_seed(0))
+    whole, parted = TokenScale(), TokenScale()
+    whole.fit([tokens])
+    parted.fit([tokens[:1], tokens[1:30], tokens[30:30], tokens[30:]])
+    torch.testing.assert_close(whole.mean, tokens.mean(0))
+    torch.testing.assert_close(whole.std, tokens.std(0, unbiased=False))
+    torch.testing.assert_close(parted.mean, whole.mean)
+    torch.testing.assert_close(parted.std, whole.std)
+    empty = TokenScale()
+    empty.fit([tokens[:0]])
+    assert not empty.mean.numel()

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from anomaly_lib.errors import UserError
-from anomaly_lib.systems.weld.causal_film.options import tiny
-from anomaly_lib.systems.weld.inputs import build_features, moved_weights, open_runs
+from anomaly_lib.systems.weld.causal_film.options import Args, tiny
+from anomaly_lib.systems.weld.features import in_bytes
+from anomaly_lib.systems.weld.inputs import build_features, moved_weights, open_runs, usable
 
 CPU = torch.device("cpu")
 
@@ -62,3 +63,37 @@ def test_weights_that_moved_are_named_by_network() -> None:
     for text in ("a/b", "vidio=a", "video="):
         with pytest.raises(UserError, match="three frozen networks"):
             moved_weights(text)
+
+
+def test_costs_are_said_before_they_are_paid() -> None:
+    features, runs = build_features(tiny(), CPU), open_runs(tiny())[:5]
+    lines = features.costs(runs, batch_size=32)
+    assert len(features.stores["video"]) == 1  # the first run, to know what one takes
+    video, audio, images, whole = lines
+    bytes_of = {part: store.layout.row_bytes for part, store in features.stores.items()}
+    assert video == f"video: 4 runs to encode, {in_bytes(bytes_of['video'])} each, {in_bytes(4 * bytes_of['video'])} in memory"  # fmt: skip  # noqa: E501
+    assert audio.startswith("audio: 4 runs to encode")
+    assert images.startswith("images: 4 runs to encode")
+    assert whole.endswith(f"a batch of 32 reads {in_bytes(32 * sum(bytes_of.values()))}")
+    features.prepare(runs)
+    assert features.costs(runs, batch_size=32) == []
+    assert (in_bytes(13_600_000), in_bytes(55e9), in_bytes(900)) == ("13.6 MB", "55.0 GB", "1 kB")
+
+
+def test_photos_are_looked_for_without_reading_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, runs = build_features(tiny(), CPU), open_runs(tiny())[:3]
+    features.prepare(runs)
+    asked, original = [], features.stores["images"].rows
+
+    def rows(keys, names=None):
+        asked.append(names)
+        return original(keys, names)
+
+    monkeypatch.setattr(features.stores["images"], "rows", rows)
+    assert usable(runs, features, print) == runs
+    assert asked == [["views"]]
+
+
+def test_published_encoders_keep_half_precision_rows() -> None:
+    assert Args(data_path="x").feature_dtype == "fp16"
+    assert Args().feature_dtype == Args(data_path="x", dummy=True).feature_dtype == "fp32"

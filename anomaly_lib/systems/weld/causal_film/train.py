@@ -139,6 +139,8 @@ def encode(
     train_runs, val_runs = select_runs(runs, "train", normal_only=True), select_runs(runs, "val")
     features.read_sensors([*train_runs, *val_runs], run.log.line)
     features.fit_sensors(train_runs, args.sensor_norm)
+    for line in features.costs([*train_runs, *val_runs, *select_runs(runs, "test")], batch_size=args.batch_size):
+        run.log.line(f"cost: {line}")
     started = time.monotonic()
     features.prepare([*train_runs, *val_runs])
     run.note(encoding_seconds=round(time.monotonic() - started, 2))

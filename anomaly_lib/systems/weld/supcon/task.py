@@ -1,6 +1,6 @@
 """What V4 trains, the data it sees, its objective, and its answers for runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from anomaly_lib.models.adapters import add_adapters
 from anomaly_lib.models.weld.quad_config import MODALITIES
 from anomaly_lib.models.weld.supcon_quad import QuadModal, freeze
 from anomaly_lib.models.weld.tasks import Reconstruction
+from anomaly_lib.models.weld.token_scale import TokenMoments
 from anomaly_lib.systems.weld.data.demo import weld_demo_runs
 from anomaly_lib.systems.weld.data.folds import fold_splits
 from anomaly_lib.systems.weld.data.manifest import WeldRun, assign_splits, read_manifest
@@ -88,12 +89,20 @@ def quad_batch(features: WeldFeatures, runs: Sequence[WeldRun], *, training: boo
     return {name: value for name, value in named.items() if name != "views"}
 
 
+def quad_batches(features: WeldFeatures, runs: Sequence[WeldRun], *, size: int = 16) -> Iterator[dict[str, Tensor]]:
+    """All runs in their order, a few at a time: at real size one run is 7 MB of tokens."""
+    for start in range(0, len(runs), size):
+        yield quad_batch(features, runs[start : start + size])
+
+
 def fit_scale(task: QuadTask, features: WeldFeatures, runs: Sequence[WeldRun]) -> None:
-    """Token statistics of the training runs that have each modality."""
-    parts = [quad_batch(features, runs[i : i + 32]) for i in range(0, len(runs), 32)]
+    """Token statistics of the training runs that have each modality, gathered a few runs at a time."""
+    gathered = {name: TokenMoments() for name in task.model.scale}
+    for part in quad_batches(features, runs):
+        for name, moments in gathered.items():
+            moments.add(part[name][part["present"][:, MODALITIES.index(name)].bool()])
     for name, scale in task.model.scale.items():
-        there = torch.cat([part["present"][:, MODALITIES.index(name)] for part in parts]).bool()
-        scale.fit(torch.cat([part[name] for part in parts])[there])  # type: ignore[operator]
+        scale.take(gathered[name])  # type: ignore[operator]
 
 
 def classes_of(runs: Sequence[WeldRun], device: torch.device | str = "cpu") -> Tensor:

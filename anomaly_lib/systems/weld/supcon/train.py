@@ -106,6 +106,8 @@ def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
         splits = opening(run, args, runs, features)
         features.read_sensors([*splits.train, *splits.val], run.log.line)
         features.fit_sensors(splits.train, args.sensor_norm)
+        for line in features.costs([*splits.train, *splits.val], batch_size=args.batch_size):
+            run.log.line(f"cost: {line}")
         features.prepare([*splits.train, *splits.val])
         seed_everything(args.seed)
         learner = Learner.of(args, build(args, features), features.device)
