@@ -14,8 +14,7 @@ def pool_of(classes: list[int], present: list[bool] | None = None) -> Pool:
     runs = [SimpleNamespace(label=int(c > 0), class_label=c, class_name=CLASSES[c]) for c in classes]
     there = torch.tensor([[True, True, p, True] for p in present or [True] * len(classes)])
     splits = ("train", "val", "test")
-    batches = {split: {"present": there} for split in splits}
-    return Pool(None, dict.fromkeys(splits, runs), batches)  # type: ignore[arg-type]
+    return Pool(None, dict.fromkeys(splits, runs), dict.fromkeys(splits, there), {}, {})  # type: ignore[arg-type]
 
 
 def test_scores_are_standardised_by_good_runs_and_an_absent_modality_says_nothing() -> None:
