@@ -71,6 +71,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["anomaly_lib", "anomaly_lib.*"]),
     package_data={"anomaly_lib": ["py.typed", "**/*.json", "**/*.safetensors", "**/*.html", "**/*.css", "**/*.js"]},
+    entry_points={"console_scripts": ["anomaly-lib = anomaly_lib.__main__:main"]},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
     classifiers=[

@@ -3,15 +3,12 @@
 import sys
 from collections.abc import Sequence
 
-from anomaly_lib.command_line import command
-from anomaly_lib.systems.promptad.options import Args
-from anomaly_lib.systems.registry import SYSTEMS
+from anomaly_lib.commands.training import train_main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, train, leave with an exit code."""
-    train = SYSTEMS["promptad"].train
-    return command(Args, train, argv, prog="train_cls.py", description="PromptAD, image level (few-shot, CLIP)")
+    return train_main("promptad-cls", argv, prog="train_cls.py")
 
 
 if __name__ == "__main__":

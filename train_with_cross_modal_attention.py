@@ -6,15 +6,12 @@ Without options it trains on built-in crystals and shows what fusion adds; `--ro
 import sys
 from collections.abc import Sequence
 
-from anomaly_lib.command_line import command
-from anomaly_lib.systems.crystal.options import Args
-from anomaly_lib.systems.registry import SYSTEMS
+from anomaly_lib.commands.training import train_main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, train, leave with an exit code."""
-    train = SYSTEMS["crystal"].train
-    return command(Args, train, argv, prog="train_with_cross_modal_attention.py", description=__doc__ or "")
+    return train_main("crystal", argv, prog="train_with_cross_modal_attention.py")
 
 
 if __name__ == "__main__":

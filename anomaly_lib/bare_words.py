@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
-from anomaly_lib.command_line import normalise, translate_originals
+from anomaly_lib.command_line import normalise, translate_originals, variant_of
 from anomaly_lib.config import FALSE, TRUE, Switch
 
 
@@ -14,6 +15,8 @@ def split_bare_words(argv: Sequence[str], cls: Any, *, values_of: str = "") -> t
 
     What is given to the option `values_of` by its name counts as such a word too.
     """
+    with suppress(ValueError):  # a wrong model: the parser says so
+        cls = variant_of(argv, cls)
     own = {f"--{f.name.replace('_', '-')}": f for f in fields(cls)}
     switches = {flag for flag, f in own.items() if f.type == Switch}
     lists = {flag for flag, f in own.items() if f.metadata.get("nargs")}

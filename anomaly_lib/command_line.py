@@ -26,6 +26,8 @@ from anomaly_lib.files import read_json
 from anomaly_lib.interrupt import stop_signals
 
 A = TypeVar("A")
+PROGRAM = "anomaly-lib" if Path(sys.argv[0]).name.startswith("anomaly-lib") else "python -m anomaly_lib"
+"""What the user types before a command; messages that name the next command begin with it."""
 
 
 # -- spelling -------------------------------------------------------------------------------------------------------
@@ -91,8 +93,8 @@ def as_flags(message: str, cls: Any) -> str:
     """A message that speaks of arguments (``epochs=-1: ...``, ``give data_path=``) in the flags of a command line."""
     names = {f.name for f in fields(cls)}
     return re.sub(
-        r"(?<![\w.\"'/=-])([a-z][a-z0-9_]*)=(?!=)(\s*)",
-        lambda m: "--" + m[1].replace("_", "-") + " " if m[1] in names else m[0],
+        r"(?<![\w.\"'/=-])([a-z][a-z0-9_]*)=(?!=)(\s*)(?=(.?))",
+        lambda m: "--" + m[1].replace("_", "-") + ("" if m[3] in ",;:)" else " ") if m[1] in names else m[0],
         message,
     )
 
@@ -209,7 +211,7 @@ def parse(
     if "config_file" not in {f.name for f in fields(cast(Any, cls))}:
         words = [re.sub(r"^--config[-_]file(?==|$)", "--config", word) for word in words]  # as an original spells it
     try:
-        cls = cast(type[A], cls.variant(_deciding(words, cls)))  # type: ignore[attr-defined]
+        cls = variant_of(words, cls)
     except ValueError as error:
         sys.stderr.write(f"{prog or Path(sys.argv[0]).name}: {as_flags(str(error), cls)}\n")
         raise SystemExit(2) from None
@@ -243,6 +245,11 @@ def parse(
         sys.stdout.write(json.dumps(to_plain(args), indent=2) + "\n")
         parser.exit(0)
     return args
+
+
+def variant_of(argv: Sequence[str], cls: type[A]) -> type[A]:
+    """The class of options that the words of `argv` choose, e.g. those of one of several models."""
+    return cast(type[A], cls.variant(_deciding(argv, cls)))  # type: ignore[attr-defined]
 
 
 def _deciding(argv: Sequence[str], cls: Any) -> dict[str, Any]:

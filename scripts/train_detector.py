@@ -3,13 +3,12 @@
 import sys
 from collections.abc import Sequence
 
-from anomaly_lib.command_line import command
-from anomaly_lib.systems.detectors.options import Args
-from anomaly_lib.systems.registry import SYSTEMS
+from anomaly_lib.commands.training import train_main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return command(Args, SYSTEMS["detectors"].train, argv, prog="train_detector.py", description=__doc__ or "")
+    """Parse, train, leave with an exit code."""
+    return train_main("detector", argv, prog="train_detector.py")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from anomaly_lib.__main__ import COMMANDS
+from anomaly_lib.commands.table import COMMANDS
+from anomaly_lib.commands.training import TRAINERS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = sorted(
@@ -38,11 +39,11 @@ def test_help_and_mistakes_need_no_torch(program: str, flag: str) -> None:
         assert "--no-such-option" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["", *COMMANDS])
+@pytest.mark.parametrize("name", ["", *COMMANDS, *(f"train {name}" for name in TRAINERS)])
 def test_the_command_too(name: str) -> None:
     code = (
         "import sys; from anomaly_lib.__main__ import main; "
-        f"code = main({[name, '--help'] if name else ['--help']!r}); "
+        f"code = main({[*name.split(), '--help']!r}); "
         "print('code', code, 'torch' if 'torch' in sys.modules else 'light')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)

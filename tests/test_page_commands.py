@@ -14,7 +14,9 @@ from tests.support.programs import PREFIX, ROOT, Program, all_programs
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs" / "manual").glob("*.md"))]
 BLOCK = re.compile(r"^```(?:bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-STARTS = re.compile(r"^(?:\$ )?(?:\w+=\S+ )*(?:torchrun \S+ \S+ (?=\S+\.py)|(?:\S*/)?python )(.*)$", re.MULTILINE)
+STARTS = re.compile(
+    r"^(?:\$ )?(?:\w+=\S+ )*(?:torchrun \S+ \S+ (?=\S+\.py)|(?:\S*/)?python |(?=anomaly-lib ))(.*)$", re.MULTILINE
+)
 SHELL = re.compile(r"\bbash (\S+\.sh)")
 MISSING = re.compile(r"no such (file|folder)|matches nothing|needs the weights")  # what the reader has and we have not
 
@@ -55,7 +57,9 @@ def test_options_are_known(
     monkeypatch.chdir(tmp_path)
     words = shlex.split(re.sub(r"[<>]", "", line), comments=True)
     name, *argv = words[2:] if words[0] == "-m" else words
-    name = PREFIX + name if words[0] == "-m" else name
+    if words[0] in ("-m", "anomaly-lib"):
+        name, *argv = words[2 if words[0] == "-m" else 1 :]
+        name = f"{PREFIX}train {argv.pop(0)}" if name == "train" else PREFIX + name
     assert name in programs, f"{page} shows {line}"
     parse = command_line.parse
 

@@ -9,12 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from anomaly_lib.command_line import PROGRAM
 from anomaly_lib.errors import UserError
 from anomaly_lib.metrics.regions import without_specks
 from anomaly_lib.types import Prediction
 
 Values = Union[Sequence[float], Tensor, NDArray[Any]]
-CALIBRATE = "python -m anomaly_lib calibrate --checkpoint FILE --normal FOLDER"
+CALIBRATE = f"{PROGRAM} calibrate --checkpoint FILE --normal FOLDER"
 """What gives any detector a decision."""
 
 

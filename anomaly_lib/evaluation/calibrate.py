@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from anomaly_lib.command_line import PROGRAM
 from anomaly_lib.data.base import Item
 from anomaly_lib.data.images import read_image
 from anomaly_lib.detect.calibration import KEPT, decision_from
@@ -27,7 +28,7 @@ ORIGIN = "normal files given to calibrate"
 def calibrate(args: CalibrateArgs, systems: Registry, say: Callable[[str], object]) -> int:
     """Score the normal files and write the checkpoint with the decision that they make."""
     if not args.checkpoint or not args.normal:
-        raise UserError("usage: python -m anomaly_lib calibrate --checkpoint FILE --normal FOLDER [--output FILE]")
+        raise UserError(f"usage: {PROGRAM} calibrate --checkpoint FILE --normal FOLDER [--output FILE]")
     checkpoint = systems.read(one_checkpoint(args.checkpoint))
     output = Path(args.output) if args.output else checkpoint.path
     if checkpoint.adopted and output.resolve() == checkpoint.path.resolve():
@@ -47,7 +48,7 @@ def calibrate(args: CalibrateArgs, systems: Registry, say: Callable[[str], objec
     save_checkpoint(output, {**checkpoint.content, "extra": extra}, system=checkpoint.system)
     say(f"decision: {decision.describe()}")
     say(f"checkpoint: {output}")
-    say(f"next: python -m anomaly_lib predict --checkpoint {output} NEW_FILES")
+    say(f"next: {PROGRAM} predict --checkpoint {output} NEW_FILES")
     return 0
 
 

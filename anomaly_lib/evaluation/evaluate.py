@@ -1,4 +1,4 @@
-"""evaluate.py's body: any checkpoint of any system to metrics, tables, figures and a report."""
+"""The body of the command `evaluate` and of evaluate.py: any checkpoint of any system to tables, figures, report."""
 
 import csv
 import io
@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from anomaly_lib.command_line import PROGRAM
 from anomaly_lib.detect.alarms import alarm_line, alarm_table
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.decision import CALIBRATE
@@ -45,7 +46,7 @@ def evaluate_checkpoint(path: Path, args: EvaluateArgs, systems: Registry) -> Ev
 
 
 def evaluate(args: EvaluateArgs, systems: Registry, say: Callable[[str], object]) -> int:
-    """Everything `python evaluate.py` does; `say` prints a line."""
+    """Everything `evaluate` does; `say` prints a line."""
     texts = [args.checkpoint, *args.compare]
     found = [(path, str(text)) for text in texts for path in find_checkpoints(text)]
     done = []
@@ -55,7 +56,7 @@ def evaluate(args: EvaluateArgs, systems: Registry, say: Callable[[str], object]
     name_apart(done)
     sets = [text if args.compare else "" for _, text in found]
     table = class_table(done, bootstrap=args.bootstrap, fpr_limits=args.fpr_limits, sets=sets)
-    folder = Path(args.output_dir) if args.output_dir else found[0][0].parent / "evaluation"
+    folder = folder_of(args, found[0][0])
     say("\n" + table.text())
     written = write_results(folder, done, table, args)
     say(f"\nresults in {folder}: {', '.join(path.name for path in written)}")
@@ -67,8 +68,15 @@ def evaluate(args: EvaluateArgs, systems: Registry, say: Callable[[str], object]
     if args.report:
         from anomaly_lib.evaluation.report import write_evaluation_report
 
-        say(f"report: {write_evaluation_report(Path(args.report), done, table)}")
+        say(f"report: {write_evaluation_report(Path(args.report), done, table)} (open it in a browser)")
+    if done[0].scores.image is not None:
+        say(f"next: {PROGRAM} predict NEW_IMAGES --checkpoint {found[0][0]}")
     return 0
+
+
+def folder_of(args: EvaluateArgs, checkpoint: Path) -> Path:
+    """Where the tables and figures go."""
+    return Path(args.output_dir) if args.output_dir else checkpoint.parent / "evaluation"
 
 
 def name_apart(done: list[Evaluated]) -> None:

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from anomaly_lib.command_line import PROGRAM
 from anomaly_lib.data.images import read_image
 from anomaly_lib.detect.decision import CALIBRATE, Decision, at_asked_rate
 from anomaly_lib.detect.drift import DriftCheck
@@ -128,7 +129,7 @@ def _identity(checkpoint: Path) -> dict[str, Any]:
 def predict_stream(args: PredictArgs, systems: Registry, say: Callable[[str], object]) -> int:
     """Score every image of the inputs in batches; with --watch also those that arrive later."""
     if not args.checkpoint or not args.input:
-        raise UserError("usage: python -m anomaly_lib predict --checkpoint FILE IMAGE|DIR|GLOB ... --out DIR")
+        raise UserError(f"usage: {PROGRAM} predict --checkpoint FILE IMAGE|DIR|GLOB ... --out DIR")
     if not args.watch:
         check_inputs(args.input)
     checkpoint = one_checkpoint(args.checkpoint)

@@ -6,14 +6,12 @@ Without flags it trains on three built-in demo classes and tests on the two othe
 import sys
 from collections.abc import Sequence
 
-from anomaly_lib.command_line import command
-from anomaly_lib.systems.registry import SYSTEMS
+from anomaly_lib.commands.training import train_main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, train, leave with an exit code."""
-    sowa = SYSTEMS["sowa"]
-    return command(sowa.Args, sowa.train, argv, prog="train_sowa.py", description="SOWA: frozen window attention")
+    return train_main("sowa", argv, prog="train_sowa.py")
 
 
 if __name__ == "__main__":

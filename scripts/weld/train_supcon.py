@@ -3,14 +3,12 @@
 import sys
 from collections.abc import Sequence
 
-from anomaly_lib.command_line import command
-from anomaly_lib.systems.registry import SYSTEMS
-from anomaly_lib.systems.weld.supcon.options import Args
+from anomaly_lib.commands.training import train_main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, train, leave with an exit code."""
-    return command(Args, SYSTEMS["weld_supcon"].train, argv, prog="train_supcon.py", description=__doc__ or "")
+    return train_main("supcon", argv, prog="train_supcon.py")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from anomaly_lib import __main__
-from anomaly_lib.__main__ import DEMO_WRITERS, main
+from anomaly_lib.__main__ import main
+from anomaly_lib.commands import looking
+from anomaly_lib.commands.looking import DEMO_WRITERS
 from anomaly_lib.systems.registry import LazySystem, Registry
 from anomaly_lib.types import RunResult
 
@@ -36,7 +37,10 @@ def test_cache_info_and_clear(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     "argv",
     [
         ["nope"],
-        [],
+        ["train", "promptad"],
+        ["fit"],
+        ["fit", "--model", "sowa"],
+        ["fit", "no_such_folder"],
         ["demo", "--system", "nothing"],
         ["cache", "shred"],
         ["list", "--x"],
@@ -60,7 +64,7 @@ def test_bare_words_stand_anywhere(tmp_path: Path) -> None:
 
 
 def test_demo_writers_are_there() -> None:
-    for place in DEMO_WRITERS.values():
+    for place, _ in DEMO_WRITERS.values():
         module, _, function = place.partition(":")
         assert callable(getattr(importlib.import_module(module), function))
 
@@ -83,7 +87,7 @@ class Whole(LazySystem):
 
 def test_check_counts_failures(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     systems = Registry(LazySystem("broken", "no_such_package"), Whole("whole", ""))
-    monkeypatch.setattr(__main__, "SYSTEMS", systems)
+    monkeypatch.setattr(looking, "SYSTEMS", systems)
     monkeypatch.setattr(Registry, "load", lambda self, path: path)
     assert main(["check"]) == 1
     lines = capsys.readouterr().out.splitlines()

@@ -11,6 +11,8 @@ from unittest.mock import patch
 
 from anomaly_lib import __main__ as commands
 from anomaly_lib import command_line
+from anomaly_lib.commands.table import COMMANDS
+from anomaly_lib.commands.training import TRAINERS
 from anomaly_lib.config import Options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +72,8 @@ def all_programs() -> dict[str, Program]:
         main = load_script(path).main
         if inspect.signature(main).parameters:  # else it has no options at all
             mains[path] = main
-    for name in commands.COMMANDS:
+    for name in COMMANDS:
         mains[PREFIX + name] = lambda argv, name=name: commands.main([name, *argv])
+    for name in TRAINERS:
+        mains[f"{PREFIX}train {name}"] = lambda argv, name=name: commands.main(["train", name, *argv])
     return {name: Program(name, args_class_of(main), main) for name, main in mains.items()}
