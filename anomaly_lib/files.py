@@ -139,11 +139,12 @@ def check_name(path: Path | str, where: str = "") -> None:
     `where`: what begins the message, e.g. the line of the table that holds the name.
     """
     text = str(path)
-    longest = max(map(len, text.split("/")))
+    pieces = text.replace(os.sep, "/").split("/")
+    longest = max(map(len, pieces))
     if text.isprintable() and longest * 4 <= LONGEST_NAME and len(text) * 4 <= LONGEST_PATH:
         return
     try:
-        parts = [len(part.encode()) for part in text.split("/")]
+        parts = [len(part.encode()) for part in pieces]
     except UnicodeEncodeError:
         raise UserError(f"{where}{readable(path)}: the name is not text in UTF-8; rename it") from None
     if any(ord(letter) < 32 for letter in text):

@@ -94,7 +94,8 @@ def test_no_option_that_nobody_reads() -> None:
 def test_one_thing_has_one_name() -> None:
     """Shared options keep their shared names: no second spelling as a field of its own."""
     foreign = {"lr", "epoch", "num_epochs", "root_dir", "data_dir", "class_name", "workers"}
-    own = dict.fromkeys(["systems.promptad.options", "commands.training"], {"root_dir"})  # the original's loop root, which is no folder of a run
+    root_dir = {"root_dir"}  # the original's loop root, which is no folder of a run
+    own = {"systems.promptad.options": root_dir, "commands.training": root_dir}
     for name, cls in args_classes().items():
         allowed = own.get(name.rpartition(".")[0], set())
         assert not (foreign - allowed) & {f.name for f in dataclasses.fields(cls)}, name

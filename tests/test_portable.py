@@ -1,8 +1,13 @@
-"""The package imports where Python has no POSIX modules (Windows)."""
+"""The package imports where Python has no POSIX modules (Windows), and asks for nothing that only POSIX has."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from anomaly_lib.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent.parent / "anomaly_lib"
 POSIX = ("fcntl", "resource", "pwd", "grp", "termios")
@@ -32,3 +37,49 @@ def test_every_module_imports_without_posix() -> None:
         timeout=240, cwd=PACKAGE.parent, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == "[]"
+
+
+POSIX_ONLY = {"fork", "killpg", "sysconf", "getuid", "geteuid", "mkfifo", "setsid", "symlink", "symlink_to", "statvfs"}
+GUARDS = ("os.name", "hasattr(os", "OSError")
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def functions_of(path: Path) -> list[tuple[ast.FunctionDef, str]]:
+    text = path.read_text(encoding="utf-8")
+    found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    return [(node, ast.get_source_segment(text, node) or "") for node in found]
+
+
+def test_what_only_posix_has_is_asked_for_behind_a_guard() -> None:
+    asked, bare = 0, []
+    for path in FILES:
+        for function, source in functions_of(path):
+            for node in ast.walk(function):
+                of_linux = isinstance(node, ast.Constant) and str(node.value).startswith(("/proc/", "/dev/", "/sys/"))
+                if of_linux or (isinstance(node, ast.Attribute) and node.attr in POSIX_ONLY):
+                    asked += 1
+                    if not any(guard in source for guard in GUARDS):
+                        bare.append(f"{path.name}: {function.name}, line {node.lineno}")
+    assert asked > 5
+    assert not bare
+
+
+def test_text_files_name_their_encoding() -> None:
+    """Else Windows reads and writes them in its own."""
+    unnamed = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            of_a_path = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+            asks = of_a_path and node.func.attr in ("read_text", "write_text")
+            if asks and not any(keyword.arg == "encoding" for keyword in node.keywords):
+                unnamed.append(f"{path.name}: line {node.lineno}")
+    assert not unnamed
+
+
+def test_names_are_cut_at_both_kinds_of_slash(monkeypatch: pytest.MonkeyPatch) -> None:
+    from anomaly_lib import files
+
+    monkeypatch.setattr(files.os, "sep", "\\")
+    files.check_name("C:\\" + "\\".join(["part" * 20] * 5))  # one name of 400 letters is refused
+    with pytest.raises(UserError, match="longer than any file system"):
+        files.check_name("C:\\" + "x" * 400)

@@ -7,6 +7,7 @@ from typing import Any, Optional
 from anomaly_lib.bare_words import name_bare_words, split_bare_words
 from anomaly_lib.command_line import PROGRAM, command
 from anomaly_lib.commands import looking
+from anomaly_lib.commands.completion import CompletionArgs, completion_script
 from anomaly_lib.commands.training import FitArgs, fit, fitting_options
 from anomaly_lib.config import Options, override
 from anomaly_lib.evaluation.options import CalibrateArgs, EvaluateArgs, ExportArgs, PredictArgs
@@ -52,6 +53,11 @@ def run_export(args: ExportArgs) -> int:
     return export(args, SYSTEMS, print)
 
 
+def write_completion(args: CompletionArgs) -> None:
+    commands = {name: one.Args for name, one in COMMANDS.items()}
+    print(completion_script(args.shell, commands, {name: one.bare for name, one in COMMANDS.items()}), end="")
+
+
 @dataclass(frozen=True)
 class Command:
     Args: type[Options]
@@ -85,6 +91,7 @@ COMMANDS: dict[str, Command] = {
     "info": Command(looking.InfoArgs, looking.show_info),
     "cache": Command(looking.CacheInfoArgs, looking.cache, ["action"]),
     "new-detector": Command(looking.NewDetectorArgs, looking.new_detector, ["name"]),
+    "completion": Command(CompletionArgs, write_completion, ["shell"]),
 }
 
 

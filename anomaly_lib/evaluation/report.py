@@ -43,7 +43,7 @@ def write_evaluation_report(folder: Path, done: list[Evaluated], table: Table) -
 def _root(paths: Sequence[str]) -> str:
     """The folder that all of these files lie below, as far as it has a name of its own."""
     folders = [os.path.dirname(path) for path in paths]
-    return os.path.commonpath(folders) if folders and all(map(os.path.isabs, folders)) else "\0"
+    return os.path.commonpath(folders).replace(os.sep, "/") if folders and all(map(os.path.isabs, folders)) else "\0"
 
 
 def shown_path(path: str, root: str) -> str:

@@ -81,6 +81,11 @@ def sweep(made: Made) -> Walk:
     )
 
 
+@walk_of("python -m anomaly_lib completion")
+def completion(_: Made) -> Walk:
+    return Walk({}, {"shell": ({}, "zsh")})
+
+
 @walk_of("python -m anomaly_lib new-detector")
 def new_detector(_: Made) -> Walk:
     return Walk({}, {"output": ({}, "there")})

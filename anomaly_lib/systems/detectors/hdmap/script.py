@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def _name_log(log_dir: Path, number: int, gpu: str) -> None:
     log = log_dir / f"output_exp_{number}.log"
     named = log_dir / f"output_exp_{number}_gpu{gpu}.log"
     if log.is_file() and not named.exists():
-        named.symlink_to(log.name)
+        with suppress(OSError):  # where links are not allowed the log keeps its one name
+            named.symlink_to(log.name)
 
 
 def script_main(model: str, script_file: str, argv: Sequence[str] | None = None) -> int:
