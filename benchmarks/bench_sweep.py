@@ -4,22 +4,25 @@
 
 All methods read the same two taps of one ViT-Tiny (drawn, not trained) and the images as they are. Without the store
 only `--uncached` runs of each method are made, at the largest shot, and the rest is reckoned from them. Seconds are
-those of one core; passes are images encoded by all runs over images there are.
+those of one core; passes are images encoded by all runs over images there are. Where anomalib is installed, its
+PatchCore and ours on a ResNet-18 run as a command for each shot, which stands for all seeds.
 """
 
 import contextlib
 import io
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench_detect import write_images
+from bench_detect import ROOT, ours, run, write_images, write_weights
 from harness import BenchmarkArgs, finish, machine
 
 from anomaly_lib.backbones import create_backbone
@@ -103,6 +106,27 @@ def timed(work: Path, runs: Iterator[tuple[str, int, int]], cache: str | None = 
     return spent
 
 
+def beside_peer(work: Path, args: Args) -> dict[str, Any]:
+    """PatchCore alone through shots and seeds, each run a process of its own, here and by anomalib."""
+    write_weights(work / "resnet18.pth")
+    spent: dict[str, list[float]] = {"here": [], "anomalib": []}
+    for shot in args.shots:
+        few = shutil.copytree(work / "data", work / f"shot-{shot}")
+        for image in sorted((few / "woven" / "train" / "good").iterdir())[shot:]:
+            image.unlink()
+        theirs = [str(ROOT / "benchmarks" / "anomalib_command.py"), "patchcore", str(few), str(work / "resnet18.pth")]
+        spent["here"].append(run([*ours("patchcore", work, "cache-peer"), "--shot", str(shot)]).core)
+        spent["anomalib"].append(run(theirs).core)
+        print(f"PatchCore, {shot} images:", {side: some[-1] for side, some in spent.items()}, flush=True)
+    sweep = {side: sum(some) * len(args.seeds) for side, some in spent.items()}
+    return {
+        "shots": args.shots,
+        "core_seconds_of_a_run": spent,
+        "sweep_core_seconds_reckoned": sweep,
+        "ratio": sweep["anomalib"] / sweep["here"],
+    }
+
+
 def bench(args: Args) -> None:
     """Measure, print, write."""
     torch.set_num_threads(1)
@@ -119,8 +143,9 @@ def bench(args: Args) -> None:
         plain = timed(
             work, ((m, args.shots[-1], s) for m in METHODS for s in islice(args.seeds, args.uncached)), cache=None
         )
+        peer = beside_peer(work, args) if find_spec("anomalib") else None
     report = {
-        "machine": machine(),
+        "machine": machine("anomalib"),
         "runs": len(grid),
         "images": [args.images, args.test_images],
         "encoding_core_seconds": encoding,
@@ -132,6 +157,8 @@ def bench(args: Args) -> None:
         "uncached_runs_measured": len(plain),
     }
     report["ratio_uncached"] = report["uncached_core_seconds_reckoned"] / report["sweep_core_seconds"]
+    if peer is not None:
+        report["patchcore_beside_anomalib"] = peer
     print({name: value for name, value in report.items() if name != "machine"})
     finish(report, args.output)
 

@@ -131,7 +131,7 @@ def make(args: Args) -> None:
                 drawn[run.system] += 1
             print(f"{run.folder}: {', '.join(path.name for path in run.figures)}")
         write_text(manual / "results.md", results_page(runs, manual, Path(args.benchmarks)))
-        renew_readme(Path(args.readme), runs, args.gallery)
+        renew_readme(Path(args.readme), runs, Path(args.benchmarks), args.gallery)
         print(manual / "results.md")
 
 

@@ -43,13 +43,29 @@ def cell(rows: list[dict[str, Any]], side: str, metric: str) -> str:
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a row for each category, detector and side."""
+def measured(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The seeds of each category and detector, in the table's order."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(key(row)[:-1], []).append(row)
+    return [members for _, members in sorted(groups.items())]
+
+
+def lines_of_readme(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown: this library's figures, a line for each category and detector."""
+    lines = []
+    for members in measured(rows):
+        row = members[0]
+        figures = ", ".join(f"{metric} {mean(row['here'][metric] for row in members):.3f}" for metric in METRICS)
+        commits = " ".join(dict.fromkeys(row["commit"] for row in members))
+        lines.append(f"| {row['category']} | {name_of(row)} | {figures} | {commits} |")
+    return lines
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a row for each category, detector and side."""
     lines = ["| category | detector | | image AUROC | pixel AUROC | AUPRO |", "|" + "---|" * 6]
-    for _, members in sorted(groups.items()):
+    for members in measured(rows):
         for side in ("here", "anomalib", "same_draws", "same_draws_our_resize"):
             if side in members[0]:
                 cells = [cell(members, side, metric) for metric in METRICS]

@@ -108,9 +108,9 @@ def results_page(runs: Sequence[FinishedRun], folder: Path, benchmarks: Path) ->
             parts.append(f"**{run.folder.name}**: `{options_of(run)}`\n\n{shown}\n" if shown else "")
     if (benchmarks / REAL_DATA).is_file():
         parts.append(
-            "## Real categories beside anomalib\n\nResNet-18 with ImageNet weights, 224 x 224, same images and metrics;"
-            " `scripts/check_real_detectors.py`, read in [hdmap.md](hdmap.md#measured).\n\n"
-            + beside_peer.table(read_json(benchmarks / REAL_DATA)["rows"])
+            "## Real categories beside anomalib\n\nResNet-18 with ImageNet weights, 224 x 224 where a row says no other"
+            " size, same images and metrics; `scripts/check_real_detectors.py`, read in [hdmap.md](hdmap.md#measured)."
+            "\n\n" + beside_peer.table(read_json(benchmarks / REAL_DATA)["rows"])
         )
     table = benchmark_table(benchmarks)
     if table.rows:
@@ -134,10 +134,11 @@ def options_of(run: FinishedRun) -> str:
     return " ".join(kept) or "no options: built-in data and defaults"
 
 
-def renew_readme(readme: Path, runs: Sequence[FinishedRun], gallery: Sequence[str] = ()) -> None:
+def renew_readme(readme: Path, runs: Sequence[FinishedRun], benchmarks: Path, gallery: Sequence[str] = ()) -> None:
     """Replace what stands between the two marks with a table of all runs and the pictures of those in `gallery`.
 
-    Without `gallery`: the first picture of every system. A README without the marks is left alone.
+    Real categories lead it, runs on random weights end it. Without `gallery`: the first picture of every system. A
+    README without the marks is left alone.
     """
     if not readme.is_file():
         raise UserError(f"readme={readme}: no such file")
@@ -146,10 +147,12 @@ def renew_readme(readme: Path, runs: Sequence[FinishedRun], gallery: Sequence[st
         return
     lines = [
         "![demo data](docs/figures/demo_contact_sheet.png)\n",
-        "| system | run | result | commit |",
+        "| system or real category | run | result | commit |",
         "|---|---|---|---|",
     ]
-    for run in runs:
+    if (benchmarks / REAL_DATA).is_file():
+        lines += beside_peer.lines_of_readme(read_json(benchmarks / REAL_DATA)["rows"])
+    for run in sorted(runs, key=lambda run: "random weights" in " ".join(run.record["remarks"])):
         metrics = [(n, v) for n, v in run.record["metrics"].items() if n != "threshold"][:3]
         figures = ", ".join(f"{name} {value:.3f}" for name, value in metrics)
         figures += "".join(f" [{remark}]" for remark in run.record["remarks"])

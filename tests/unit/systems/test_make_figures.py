@@ -47,7 +47,7 @@ def test_page_and_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     report = {"machine": {"commit": "f00d"}, "search": {"ratio": 4.5, "seconds": 2.0}, "runs": [{"times faster": 71}]}
     (benchmarks / "bank.json").write_text(json.dumps(report))
     sides = {"here": {"image_auroc": 0.9, "pixel_auroc": 0.8, "aupro": 0.7}}
-    row = {"category": "weld", "model": "padim", "coreset_ratio": None, "size": 224} | sides
+    row = {"category": "weld", "model": "padim", "coreset_ratio": None, "size": 224, "commit": "beef"} | sides
     rows = [row | {"seed": seed} for seed in (0, 1)]
     (benchmarks / "real_detectors.json").write_text(json.dumps({"rows": rows}))
     argv = ["--runs", str(runs), "--docs", str(docs), "--readme", str(readme), "--only", "results"]
@@ -75,6 +75,8 @@ def test_page_and_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (
         "| oracle-cls | image_auroc 0.912 [oracle: best epoch on test] [random weights: audio-net] | abc123 |" in text
     )
+    assert "|---|---|---|---|\n| weld | padim | image_auroc 0.900, pixel_auroc 0.800, aupro 0.700 | beef |" in text
+    assert text.index("| no-net |") < text.index("| oracle-cls |")  # random weights come last
     assert SCRIPT.main(argv) == 0  # a second time changes nothing
     assert readme.read_text() == text
 
