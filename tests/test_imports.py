@@ -39,6 +39,17 @@ def test_no_heavy_import(statement: str, refused: set[str]) -> None:
     assert done.stdout.strip() == "[]", done.stdout + done.stderr[-500:]
 
 
+def test_a_run_on_a_resnet_loads_no_heavy_package(tmp_path: Path) -> None:
+    """Nor torch._dynamo, whose import takes as long as torch's; networks of timm and open_clip bring it."""
+    code = (
+        "import sys\nfrom anomaly_lib.systems.registry import SYSTEMS\nsystem = SYSTEMS['detectors']\n"
+        f"system.train(system.tiny(model='patchcore', backbone='resnet18', output_dir={str(tmp_path)!r}))\n"
+        f"print(sorted({HEAVY | {'torch._dynamo'}!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=PACKAGE.parent)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr[-500:]
+
+
 def top_level_calls(tree: ast.Module) -> list[str]:
     """Names of functions called while a module is being imported (bodies of functions are not)."""
     names = []
