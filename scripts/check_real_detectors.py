@@ -77,6 +77,7 @@ def options(model: str, category: str, args: Args, seed: int) -> DetectorArgs:
         given |= own
     else:
         given |= {"backbone": "resnet18", "weights": str(found[0]), "layers": published(model)["layers"]}
+        given["cache"] = "ram"  # nothing is left behind
     if model in TRAINED:  # every normal image is learnt
         given |= {"calibration_share": 0.0, "figures": False} | ({"epochs": args.epochs} if args.epochs else {})
     return DetectorArgs(

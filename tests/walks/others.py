@@ -77,9 +77,18 @@ def pages(made: Made) -> Walk:
 
 @walk_of("scripts/check_real_detectors.py")
 def real(_: Made) -> Walk:
+    narrow = {"models": ["draem_sevnet"], "image_size": [64], "epochs": 1, "width": 4}
     return Walk(
         {"categories": ["set/grid"], "models": ["patchcore"], "image_size": [32], "output": "rows.json", "peer": False},
-        {"categories": ({}, ["set/woven"]), "models": ({}, ["padim"]), "image_size": ({}, [64]), "seeds": ({}, [1])},
+        {
+            "categories": ({}, ["set/woven"]),
+            "models": ({}, ["padim"]),
+            "image_size": ({}, [64]),
+            "seeds": ({}, [1]),
+            "epochs": ({"models": ["reverse_distillation"], "image_size": [64], "epochs": 1}, 2),
+            "learning_rate": (narrow, 0.01),
+            "width": (narrow, 6),
+        },
         {"write_docs": RECORDED},
     )
 
