@@ -38,6 +38,7 @@ EXTRAS = {
     "describe": ["robocrys>=0.2.9", "pymatgen>=2024.1"],  # descriptions of crystals by robocrystallographer
     "export": ["onnx>=1.16", "onnxscript>=0.1", "onnxruntime>=1.18"],
     "cluster": ["ray>=2.10"],
+    "serve": ["fastapi>=0.115", "starlette>=0.40", "uvicorn>=0.30", "python-multipart>=0.0.13"],
 }
 EXTRAS["test"] = [
     "pytest>=8",
@@ -53,6 +54,8 @@ EXTRAS["test"] = [
     "nbformat>=5.9",
     *EXTRAS["tensorboard"],
     *EXTRAS["export"],
+    *EXTRAS["serve"],
+    "httpx>=0.27",
 ]
 EXTRAS["bench"] = [
     "torchmetrics>=1.4",

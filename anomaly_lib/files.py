@@ -76,6 +76,14 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
             path.unlink(missing_ok=True)
 
 
+def forget_torn_line(path: Path) -> None:
+    """Cut what a killed writer left of a last line off a text file that grows line by line."""
+    content = path.read_bytes()
+    if not content.endswith(b"\n"):
+        with path.open("r+b") as stream:
+            stream.truncate(content.rfind(b"\n") + 1)
+
+
 def lock_folder(folder: Path) -> IO[str] | None:
     """The open lock of a folder that is made where it is missing; None where another process holds it. It dies with its
     process, kill -9 included.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from anomaly_lib.data.layouts import is_list
 from anomaly_lib.detect.images import ImageDetector, pictures_of, single_inputs
 from anomaly_lib.detect.scores import Evaluated
 from anomaly_lib.detect.scoring import class_table
@@ -55,9 +56,12 @@ def _known(model: str, options: dict[str, Any]) -> str:
 
 
 def _folder_of(data: Any, output_dir: str | Path | None) -> Path:
-    """The folder of the data; single files and pictures are put into one, named after what they hold."""
-    if isinstance(data, (str, Path)) and not Path(data).is_file():
-        if not Path(data).expanduser().is_dir():
+    """The folder of the data, or the CSV file that lists them.
+
+    Single files and pictures are put into a folder that is named after what they hold.
+    """
+    if isinstance(data, (str, Path)) and (is_list(data) or not Path(data).is_file()):
+        if not is_list(data) and not Path(data).expanduser().is_dir():
             raise UserError(f"{data}: no such folder of images")
         return Path(data)
     room = Path(output_dir) / "parts" if output_dir else Path("runs") / "parts"

@@ -17,7 +17,7 @@ def _raise(number: int, _: FrameType | None) -> NoReturn:
 
 
 @contextmanager
-def _handled_by(handler: Any) -> Iterator[None]:
+def handled_by(handler: Any) -> Iterator[None]:
     """Both signals go to the handler within the block (only the main thread may; elsewhere nothing changes)."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -32,9 +32,9 @@ def _handled_by(handler: Any) -> Iterator[None]:
 
 def stop_signals() -> AbstractContextManager[None]:
     """Both signals raise KeyboardInterrupt within the block."""
-    return _handled_by(_raise)
+    return handled_by(_raise)
 
 
 def signals_ignored() -> AbstractContextManager[None]:
     """For the seconds in which children are ended after a signal: a second one must not leave any behind."""
-    return _handled_by(signal.SIG_IGN)
+    return handled_by(signal.SIG_IGN)

@@ -17,13 +17,13 @@ REFUSED = {  # without options
     "commands.training.FitSOWA": "a folder is needed",
 }
 GOLDEN = ROOT / "tests" / "golden" / "cli.json"
+ROOMS = ("systems", "detect", "evaluation", "serving", "commands")
 
 
 def args_classes() -> dict[str, type]:
     """Every dataclass of options of the systems, the programs over detectors and the commands, by module and name."""
     found = {}
-    rooms = ("systems", "detect", "evaluation", "commands")
-    for path in [path for room in rooms for path in sorted((PACKAGE / room).rglob("*.py"))]:
+    for path in [path for room in ROOMS for path in sorted((PACKAGE / room).rglob("*.py"))]:
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         module = importlib.import_module(name.removesuffix(".__init__"))
         for key, value in vars(module).items():

@@ -21,7 +21,7 @@ IMPORTED_AS = {
     "tensorboard": "torch.utils.tensorboard",
 }
 # Of extras: needed by a package of the same extra, or by what the export writes, and imported by neither name here.
-NEEDED_BY_OTHERS = {"causal-conv1d", "onnxscript", "onnx"}
+NEEDED_BY_OTHERS = {"causal-conv1d", "onnxscript", "onnx", "python-multipart"}
 TOOLS = ("test", "bench")  # extras of the repository, not of the package
 
 

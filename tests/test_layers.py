@@ -20,6 +20,7 @@ RANK = {
     "systems": 5,
     "evaluation": 6,
     "fitting": 6.5,
+    "serving": 6.7,
     "commands": 6.8,
     "__init__": 7, "__main__": 7,
 }  # fmt: skip

@@ -11,6 +11,7 @@ from anomaly_lib.commands.completion import CompletionArgs, completion_script
 from anomaly_lib.commands.training import FitArgs, fit, fitting_options
 from anomaly_lib.config import Options, override
 from anomaly_lib.evaluation.options import CalibrateArgs, EvaluateArgs, ExportArgs, PredictArgs
+from anomaly_lib.serving.options import ServeArgs
 from anomaly_lib.systems.registry import SYSTEMS
 
 
@@ -53,6 +54,12 @@ def run_export(args: ExportArgs) -> int:
     return export(args, SYSTEMS, print)
 
 
+def run_server(args: ServeArgs) -> int:
+    from anomaly_lib.serving.run import serve
+
+    return serve(args, SYSTEMS, print)
+
+
 def write_completion(args: CompletionArgs) -> None:
     commands = {name: one.Args for name, one in COMMANDS.items()}
     print(completion_script(args.shell, commands, {name: one.bare for name, one in COMMANDS.items()}), end="")
@@ -85,6 +92,7 @@ COMMANDS: dict[str, Command] = {
     "predict": Command(PredictArgs, run_prediction, rest="input"),
     "calibrate": Command(CalibrateArgs, run_calibration, ["checkpoint"]),
     "export": Command(ExportArgs, run_export, ["checkpoint"]),
+    "serve": Command(ServeArgs, run_server, rest="checkpoint"),
     "demo": Command(looking.DemoArgs, looking.write_demo_files, ["output"]),
     "check": Command(looking.CheckArgs, looking.check, ["system"]),
     "list": Command(looking.ListArgs, looking.show_list),

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -11,6 +12,7 @@ from anomaly_lib.errors import UserError, reason_of
 from anomaly_lib.files import check_file
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")  # what is behind these; no decoder that starts a program
 LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg", ".webp"})
 LARGEST = 1e9  # of a float image; its brightest pixels are 1, or a sensor's counts
 
@@ -33,19 +35,42 @@ def images_below(folder: Path) -> Iterator[Path]:
 
 
 def _open(path: Path, what: str = "image file") -> Image.Image:
-    """The decoded picture as viewers show it: turned by its EXIF orientation; of several frames or pages the first."""
+    """The decoded picture of a file; see `decoded`."""
     check_file(path, what)
     try:
         with path.open("rb") as stream:  # by name, PIL 13 would map a turned TIFF of one channel wrongly
-            image = Image.open(stream)
-            if image.format == "PNG":  # its checksums, which decoding alone does not compare
-                image.verify()
-                stream.seek(0)
-                image = Image.open(stream)
-            image.load()
+            return decoded(stream)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; replace it or give on_error=skip") from None
+    except OSError as error:
+        raise UserError(f"{path}: unreadable image ({reason_of(error)}); replace it or give on_error=skip") from None
+
+
+class TooManyPixels(UserError):
+    """A picture whose header says that it is larger than is decoded."""
+
+
+def decoded(stream: IO[bytes], most_pixels: int | None = None) -> Image.Image:
+    """The picture of an open file as viewers show it: turned by its EXIF orientation; of several frames the first.
+
+    Its header is read first: one of more than `most_pixels` is never decoded.
+    """
+    try:
+        image = Image.open(stream, formats=FORMATS)
+        if most_pixels is not None and image.width * image.height > most_pixels:
+            raise TooManyPixels(f"an image of {image.width}x{image.height} pixels; at most {most_pixels:,} are taken")
+        if image.format == "PNG":  # its checksums, which decoding alone does not compare
+            image.verify()
+            stream.seek(0)
+            image = Image.open(stream, formats=FORMATS)
+        image.load()
+    except TooManyPixels:
+        raise
+    except Image.DecompressionBombError as error:
+        raise TooManyPixels(f"unreadable image ({reason_of(error)})") from None
     except Exception as error:  # noqa: BLE001  (decoders of damaged files raise many kinds)
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else reason_of(error)
-        raise UserError(f"{path}: unreadable image ({reason}); replace it or give on_error=skip") from None
+        raise UserError(f"unreadable image ({reason})") from None
     return upright(image)
 
 

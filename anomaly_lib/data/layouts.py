@@ -1,4 +1,4 @@
-"""VisA's split file and plain good/bad folders."""
+"""VisA's split file, plain good/bad folders, and lists of images."""
 
 import random
 from collections.abc import Iterable
@@ -13,6 +13,7 @@ from anomaly_lib.files import check_name, csv_records
 
 MASK_FOLDERS = ("ground_truth", "masks", "mask", "gt")
 VISA_COLUMNS = ("object", "split", "label", "image", "mask")
+LIST_COLUMNS = ("path", "truth")
 
 
 def read_visa(root: Path | str, *, classes: Iterable[str] | None = None) -> list[Item]:
@@ -51,12 +52,14 @@ def read_folders(
     root: Path | str, *, classes: Iterable[str] | None = None, train_share: float = 0.7, seed: int = 0
 ) -> list[Item]:
     """Your own images: `good/` and `bad/` (or one folder a defect), in the root or in class folders; or a folder of
-    nothing but images, all of which are good.
+    nothing but images, all of which are good; or a CSV file that lists them (`read_list`).
 
     Where a class has `train/` and `test/`, these folders lie below them and are its splits; elsewhere `train_share` of
     the good images, drawn by `seed`, become the training split and everything else is test. Masks are optional:
     `ground_truth/<defect>/<stem>[_mask].png` or `masks/<stem>.png` in the class folder.
     """
+    if is_list(root):
+        return _only_classes(_drawn(read_list(root), root, train_share, seed), classes, Path(root))
     root = existing_root(root, "folder")
     own = _is_class(root) or _all_good(root)
     found = {root.resolve().name: root} if own else {p.name: p for p in sorted(root.iterdir()) if p.is_dir()}
@@ -66,6 +69,29 @@ def read_folders(
         raise UserError(f"data_path={root}: found no {names}/ folder with normal images, nor images and nothing else")
     items = [item for name, path in found.items() for item in _read_class(path, name, train_share, seed)]
     return _only_classes(items, classes, root)
+
+
+def is_list(root: Path | str | None) -> bool:
+    """Does it name a CSV file of images rather than their folder?"""
+    return Path(root or "").suffix.lower() == ".csv"
+
+
+def read_list(table: Path | str) -> list[Item]:
+    """Images that a CSV file lists, as `anomaly_lib serve` writes it: path (relative to the file) and truth, good|bad.
+
+    Other columns are no matter. All are test items of one class, which is called as the file.
+    """
+    table = Path(table).expanduser()
+    items = []
+    for line, row in csv_records(table, needs=LIST_COLUMNS):
+        check_name(row["path"], f"{table}, line {line}: ")
+        path, truth = table.parent / row["path"], row["truth"].lower()
+        if truth not in ("bad", *NORMAL_NAMES):
+            raise UserError(f"{table}, line {line}: truth is good or bad, not {row['truth']!r:.60}")
+        if not path.is_file():
+            raise UserError(f"{table}, line {line}: {path} does not exist")
+        items.append(Item(path, int(truth == "bad"), table.stem, "test", "bad" if truth == "bad" else "good"))
+    return sort_items(items)
 
 
 def _normal_folder(folder: Path) -> Path | None:
@@ -97,12 +123,14 @@ def _read_class(folder: Path, name: str, train_share: float, seed: int) -> list[
     items = (
         [Item(path, 0, name, "test") for path in list_images(folder)] if flat else _read_groups(folder, folder, name)
     )
+    return _drawn(items, _normal_folder(folder) or folder, train_share, seed)
+
+
+def _drawn(items: list[Item], where: Path | str, train_share: float, seed: int) -> list[Item]:
+    """Test items, of whose normal ones `train_share` become the training split."""
     normal = [item.path for item in items if not item.label]
     if len(normal) < 2:
-        raise UserError(
-            f"{_normal_folder(folder) or folder}: {len(normal)} images; "
-            "at least one to train and one to test are needed"
-        )
+        raise UserError(f"{where}: {len(normal)} normal images; at least one to train and one to test are needed")
     count = min(len(normal) - 1, max(1, round(train_share * len(normal))))
     drawn = set(random.Random(seed).sample(normal, count))
     return [replace(item, split="train") if item.path in drawn else item for item in items]

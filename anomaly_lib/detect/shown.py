@@ -52,14 +52,19 @@ class Shown(Prediction):
         One colour scale for all inputs of the prediction; with a decision it reaches at least as far as the threshold
         of maps, so that a good part stays dark.
         """
-        from anomaly_lib.viz.overlays import map_range, overlay
+        from anomaly_lib.viz.overlays import overlay
 
         if self.map is None:
             return self.picture(index)
-        low, high = map_range(self.map)
-        value_range = (low, high if self.limit is None else max(high, self.limit))
         region = None if self.region is None else self.region[index]
-        return overlay(self.picture(index), self.map[index], value_range, region=region)
+        return overlay(self.picture(index), self.map[index], self.value_range(), region=region)
+
+    def value_range(self) -> tuple[float, float]:
+        """From which value of a map to which the colours of `overlay` go."""
+        from anomaly_lib.viz.overlays import map_range
+
+        low, high = map_range(self.map)
+        return low, high if self.limit is None else max(high, self.limit)
 
     def _repr_html_(self) -> str:
         """A table for a notebook: pictures inside it, names escaped, nothing fetched."""

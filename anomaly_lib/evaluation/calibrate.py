@@ -17,7 +17,7 @@ from anomaly_lib.engine.checkpoint import Checkpoint, save_checkpoint
 from anomaly_lib.engine.log import progress
 from anomaly_lib.errors import UserError
 from anomaly_lib.evaluation.checkpoints import one_checkpoint
-from anomaly_lib.evaluation.inputs import inputs_of
+from anomaly_lib.evaluation.inputs import normal_inputs
 from anomaly_lib.evaluation.options import CalibrateArgs
 from anomaly_lib.systems.registry import Registry
 from anomaly_lib.types import Prediction
@@ -35,7 +35,7 @@ def calibrate(args: CalibrateArgs, systems: Registry, say: Callable[[str], objec
         raise UserError(f"{output}: a file of the system's authors is not written to; give output=FILE")
     detector = systems.detector_of(checkpoint, device=args.device, weights=args.weights)
     detector = detector if args.obj is None else detector.of_class(args.obj)
-    inputs = inputs_of(detector, args.normal)
+    inputs = normal_inputs(detector, args.normal)
     for line in trained_on_lines(detector, checkpoint, inputs):
         say(line)
     found, skipped = scored(detector, inputs, args)

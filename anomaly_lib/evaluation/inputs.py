@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_lib.data.images import IMAGE_SUFFIXES, images_below
+from anomaly_lib.data.layouts import is_list, read_list
 from anomaly_lib.detect.contract import Detector
 from anomaly_lib.detect.images import ImageDetector
 from anomaly_lib.errors import UserError
@@ -36,9 +37,21 @@ def expand(text: str) -> Iterator[tuple[Path, Path]]:
                 yield image, image.relative_to(fixed).with_name(f"{image.name}.png")
 
 
-def inputs_of(detector: Detector, words: Sequence[str]) -> list[Any]:
-    """Everything that the words stand for, as this detector's `predict` takes it, each once, in the order of names."""
+def normal_inputs(detector: Detector, words: Sequence[str]) -> list[Any]:
+    """The normal inputs that the words stand for, as `predict` takes them, each once, in the order of names.
+
+    Of a CSV list of images (`read_list`) those that are good.
+    """
     if isinstance(detector, ImageDetector):
-        check_inputs(words)
-        return list(dict.fromkeys(path for text in words for path, _ in expand(text)))
+        check_inputs([text for text in words if not is_list(text)])
+        return list(dict.fromkeys(path for text in words for path in _normal_images(text)))
     return [one for text in words for one in detector.inputs_below(Path(text))]
+
+
+def _normal_images(text: str) -> list[Path]:
+    if not is_list(text):
+        return [path for path, _ in expand(text)]
+    good = [item.path for item in read_list(text) if not item.label]
+    if not good:
+        raise UserError(f"{text}: lists no good image")
+    return good

@@ -14,12 +14,9 @@ FORMATS = ("onnx", "torch")
 
 
 @dataclass
-class DetectorFile(Options):
-    """The trained detector."""
+class OpenedAs(Options):
+    """How a trained detector is opened."""
 
-    checkpoint: Optional[str] = arg(
-        None, "checkpoint file, run folder (searched below) or glob pattern in quotes", type=str
-    )
     weights: Optional[str] = arg(
         None, "weight file of its frozen network, if it has moved since training; 'random' = untrained", type=str
     )
@@ -31,6 +28,15 @@ class DetectorFile(Options):
     def check(self) -> None:
         if self.plugin:  # a checkpoint's own word on what file to run counts for nothing
             load_plugin(self.plugin)
+
+
+@dataclass
+class DetectorFile(OpenedAs):
+    """The trained detector."""
+
+    checkpoint: Optional[str] = arg(
+        None, "checkpoint file, run folder (searched below) or glob pattern in quotes", type=str
+    )
 
 
 @dataclass
@@ -103,7 +109,9 @@ class PredictArgs(DetectorFile, AskedRate):
 class CalibrateArgs(DetectorFile, DecisionArgs):
     """Give any checkpoint a decision, from normal files it was not trained on."""
 
-    normal: list[str] = arg([], "images, folders (searched below) or glob patterns; of weld detectors folders of runs")
+    normal: list[str] = arg(
+        [], "images, folders (searched below), glob patterns or serve's marks.csv; of weld detectors folders of runs"
+    )
     output: Optional[str] = arg(None, "file to write; None = the checkpoint itself", type=str)
     obj: Optional[str] = override(PredictArgs, "obj")
     batch_size: int = arg(8, "inputs scored together", at_least=1)

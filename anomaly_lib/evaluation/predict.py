@@ -23,7 +23,7 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.evaluation.checkpoints import one_checkpoint
 from anomaly_lib.evaluation.inputs import check_inputs, expand
 from anomaly_lib.evaluation.options import PredictArgs
-from anomaly_lib.files import lock_folder, read_json, readable, remove_leftovers, write_json
+from anomaly_lib.files import forget_torn_line, lock_folder, read_json, readable, remove_leftovers, write_json
 from anomaly_lib.systems.registry import Registry
 from anomaly_lib.viz.overlays import map_range, overlay, save_image
 
@@ -73,7 +73,7 @@ class Stream:
                     f"{self.folder}: holds results of another checkpoint or threshold; choose another --out"
                 )
             self.value_range = tuple(earlier["value_range"]) if earlier["value_range"] else None
-            self._forget_torn_line()
+            forget_torn_line(self.table)  # that image is scored again
             with self.table.open(newline="", encoding="utf-8") as stream:
                 for row in csv.DictReader(stream):
                     self.done.add(row["path"])
@@ -101,13 +101,6 @@ class Stream:
     def _check_drift(self, score: float) -> None:
         if self.drift is not None and self.drift.add(score):
             self.news.append(self.drift.describe())
-
-    def _forget_torn_line(self) -> None:
-        """A run killed while writing may leave half a row at the end: that image is scored again."""
-        content = self.table.read_bytes()
-        if not content.endswith(b"\n"):
-            with self.table.open("r+b") as stream:
-                stream.truncate(content.rfind(b"\n") + 1)
 
     def note(self) -> None:
         write_json(self.folder / "predictions.json", {**self._head(), "value_range": self.value_range})

@@ -67,9 +67,10 @@ def report_image(
 ) -> ReportImage:
     """Encode the thumbnails of one image."""
     picture = None if image is None else _jpeg(image, size)
-    heat = None if score_map is None else _heat_png(score_map, value_range, max(48, size // 2))
-    truth = _outline_png(mask, size, TRUTH_RGB)
-    called = _outline_png(region, size, REGION_RGB)
+    small = max(48, size // 2)
+    heat = None if score_map is None else heat_layer(score_map, value_range, (small, small))
+    truth = outline_layer(mask, (size, size), TRUTH_RGB)
+    called = outline_layer(region, (size, size), REGION_RGB)
     name = defect or ("anomalous" if label else "normal")
     return ReportImage(path, group, int(label), float(score), name, picture, heat, truth, called, p_value)
 
@@ -80,11 +81,14 @@ def _jpeg(pixels: np.ndarray, size: int) -> bytes:
     return out.getvalue()
 
 
-def _heat_png(score_map: np.ndarray, value_range: tuple[float, float], size: int) -> bytes:
-    """A palette of 32 colours and opacities: a smooth map of 64x64 takes about 1 kB."""
+def heat_layer(score_map: np.ndarray, value_range: tuple[float, float], size: tuple[int, int]) -> bytes:
+    """A PNG [height, width] to lay over a picture: the lower the score, the more transparent.
+
+    A palette of 32 colours and opacities: a smooth map of 64x64 takes about 1 kB.
+    """
     low, high = value_range
-    level = ((resize_map(score_map, (size, size)) - low) / max(high - low, 1e-12)).clip(0, 1)
-    picture = Image.frombytes("P", (size, size), np.round(level * 31).astype(np.uint8).tobytes())
+    level = ((resize_map(score_map, size) - low) / max(high - low, 1e-12)).clip(0, 1)
+    picture = Image.frombytes("P", size[::-1], np.round(level * 31).astype(np.uint8).tobytes())
     steps = np.linspace(0, 1, 32)
     picture.putpalette(heat_table()[np.round(steps * 255).astype(int)].ravel().tolist())
     out = io.BytesIO()
@@ -92,11 +96,14 @@ def _heat_png(score_map: np.ndarray, value_range: tuple[float, float], size: int
     return out.getvalue()
 
 
-def _outline_png(mask: np.ndarray | None, size: int, colour: tuple[int, int, int]) -> bytes | None:
+def outline_layer(
+    mask: np.ndarray | None, size: tuple[int, int], colour: tuple[int, int, int] = REGION_RGB, *, width: int = 1
+) -> bytes | None:
+    """A PNG [height, width] with the border of a mask, to lay over a picture; None of a mask that is empty."""
     if mask is None or not mask.any():
         return None
-    line = outline(np.zeros((size, size, 3), dtype=np.uint8), resize_mask(mask, (size, size)), width=1)
-    picture = Image.frombytes("P", (size, size), line.any(axis=2).astype(np.uint8).tobytes())
+    line = outline(np.zeros((*size, 3), dtype=np.uint8), resize_mask(mask, size), width=width)
+    picture = Image.frombytes("P", size[::-1], line.any(axis=2).astype(np.uint8).tobytes())
     picture.putpalette([0, 0, 0, *colour])
     out = io.BytesIO()
     picture.save(out, format="PNG", transparency=0, optimize=True)

@@ -1,95 +1,24 @@
 """The HTML report in a real browser: it opens, filters, sorts, slides and compares, without network or errors."""
 
 import json
-import os
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from anomaly_lib.metrics.rates import counted_rate
 from anomaly_lib.viz.report import ReportRun, report_image, script_json, tile_size, write_report
+from tests.support.browser import Browser, started
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
-    "--disable-background-networking", "--disable-sync", "--window-size=1300,900",
-]  # fmt: skip
 NASTY = "good/</script><img src=x onerror=\"document.title='broken'\">&amp;.png"
 
 
-class Browser:
-    """Chromium driven over its debugging pipe: JSON messages ended by a zero byte, on descriptors 3 and 4."""
+class ReportBrowser(Browser):
+    """A report on the screen."""
 
-    def __init__(self, executable: str, profile: Path) -> None:
-        to_read, self._write = os.pipe()
-        self._read, to_write = os.pipe()
-        shell = f'exec "$0" "$@" 3<&{to_read} 4>&{to_write}'
-        command = ["bash", "-c", shell, executable, *FLAGS, f"--user-data-dir={profile}", "--remote-debugging-pipe"]
-        self._process = subprocess.Popen(
-            command, pass_fds=(to_read, to_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        os.close(to_read)
-        os.close(to_write)
-        self._buffer, self._number, self.problems = b"", 0, []
-        target = self.send("Target.createTarget", {"url": "about:blank"})["targetId"]
-        self._session = self.send("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.send(f"{domain}.enable", {})
-
-    def send(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": params}
-        if hasattr(self, "_session"):
-            message["sessionId"] = self._session
-        os.write(self._write, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._next()
-            if answer.get("id") == self._number:
-                assert "error" not in answer, answer
-                return answer["result"]
-
-    def _next(self) -> dict[str, Any]:
-        while b"\0" not in self._buffer:
-            chunk = os.read(self._read, 1 << 16)
-            assert chunk, "the browser has died"
-            self._buffer += chunk
-        text, self._buffer = self._buffer.split(b"\0", 1)
-        message = json.loads(text)
-        if message.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
-            self.problems.append(message["params"])
-        url = message.get("params", {}).get("request", {}).get("url", "")
-        if message.get("method") == "Network.requestWillBeSent" and not url.startswith(("data:", "file:")):
-            self.problems.append(message["params"])
-        return message
-
-    def open(self, page: Path, fragment: str = "") -> None:
-        self.send("Page.navigate", {"url": "about:blank"})
-        self.send("Page.navigate", {"url": page.resolve().as_uri() + fragment})
-        for _ in range(400):
-            if self.run("document.readyState === 'complete' && !!document.querySelector('#counts b')"):
-                return
-            time.sleep(0.05)
-        raise AssertionError("the page did not load")
-
-    def run(self, script: str) -> Any:
-        answer = self.send("Runtime.evaluate", {"expression": script, "returnByValue": True, "awaitPromise": True})
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
-
-    def set(self, element: str, value: Any) -> None:
-        """What a user's hand on a control does."""
-        self.run(
-            f"(() => {{ const e = document.getElementById('{element}'); e.value = {json.dumps(value)};"
-            " e.dispatchEvent(new Event('input')); e.dispatchEvent(new Event('change')); })()"
-        )
+    ready = "!!document.querySelector('#counts b')"
 
     def counts(self) -> dict[str, int]:
         return {k: int(v) for k, v in self.run("({...document.getElementById('counts').dataset})").items()}
@@ -97,23 +26,10 @@ class Browser:
     def paths(self) -> list[str]:
         return self.run("[...document.querySelectorAll('figure')].map(f => f.dataset.path)")
 
-    def screenshot(self, path: Path) -> None:
-        import base64
-
-        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", {})["data"]))
-
-    def close(self) -> None:
-        self._process.terminate()
-        self._process.wait(10)
-
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
-    browser = Browser(CHROMIUM, tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReportBrowser]:
+    yield from started(ReportBrowser, tmp_path_factory.mktemp("profile"))
 
 
 def demo_run(name: str, count: int, seed: int) -> ReportRun:
@@ -163,7 +79,7 @@ def test_script_json_cannot_leave_its_element() -> None:
     assert json.loads(text)["x"] == NASTY + "\u2028"
 
 
-def test_thresholds_count_live(browser: Browser, page: Path) -> None:
+def test_thresholds_count_live(browser: ReportBrowser, page: Path) -> None:
     run = demo_run("first", 30, 0)
     browser.open(page)
     assert browser.counts() == expected(run, 0.5)
@@ -175,7 +91,7 @@ def test_thresholds_count_live(browser: Browser, page: Path) -> None:
     assert browser.counts() == expected(run, 0.0, "b")
 
 
-def test_it_opens_at_the_stored_threshold_with_promise_and_rates(browser: Browser, page: Path) -> None:
+def test_it_opens_at_the_stored_threshold_with_promise_and_rates(browser: ReportBrowser, page: Path) -> None:
     run = demo_run("first", 30, 0)
     wanted = expected(run, 0.5)
     alarms = counted_rate(wanted["fp"], wanted["fp"] + wanted["tn"])
@@ -192,7 +108,7 @@ def test_it_opens_at_the_stored_threshold_with_promise_and_rates(browser: Browse
     assert f"false alarms {alarms} (promised 5.0%)" in browser.run(said)
 
 
-def test_regions_and_p_values_stand_with_the_images(browser: Browser, page: Path) -> None:
+def test_regions_and_p_values_stand_with_the_images(browser: ReportBrowser, page: Path) -> None:
     run = {image.path: image for image in demo_run("first", 30, 0).images}
     browser.open(page)
     tiles = browser.run(
@@ -207,7 +123,7 @@ def test_regions_and_p_values_stand_with_the_images(browser: Browser, page: Path
     assert browser.run("getComputedStyle(document.querySelector('.truth')).display") == "block"
 
 
-def test_filters_and_sorting(browser: Browser, page: Path) -> None:
+def test_filters_and_sorting(browser: ReportBrowser, page: Path) -> None:
     run = demo_run("first", 30, 0)
     browser.open(page)
     by_score = [i.path for i in sorted(run.images, key=lambda i: -i.score)]
@@ -226,7 +142,7 @@ def test_filters_and_sorting(browser: Browser, page: Path) -> None:
     assert browser.run("document.getElementById('empty').hidden") is False
 
 
-def test_heat_opacity_truth_and_names(browser: Browser, page: Path) -> None:
+def test_heat_opacity_truth_and_names(browser: ReportBrowser, page: Path) -> None:
     browser.open(page)
     browser.set("opacity", 0)
     assert browser.run("getComputedStyle(document.querySelector('.heat')).opacity") == "0"
@@ -241,7 +157,7 @@ def test_heat_opacity_truth_and_names(browser: Browser, page: Path) -> None:
     assert browser.run("[...document.images].every(i => i.naturalWidth > 0)")
 
 
-def test_two_runs_side_by_side(browser: Browser, page: Path) -> None:
+def test_two_runs_side_by_side(browser: ReportBrowser, page: Path) -> None:
     browser.open(page)
     browser.set("other", 1)
     assert browser.run(
@@ -251,7 +167,7 @@ def test_two_runs_side_by_side(browser: Browser, page: Path) -> None:
     assert browser.counts() == expected(demo_run("second", 30, 1), 0.5)
 
 
-def test_a_link_restores_the_view(browser: Browser, page: Path) -> None:
+def test_a_link_restores_the_view(browser: ReportBrowser, page: Path) -> None:
     run = demo_run("first", 30, 0)
     browser.open(page, "#group=a&outcome=alarm&threshold=0.4")
     assert browser.counts() == expected(run, 0.4, "a")
@@ -260,7 +176,7 @@ def test_a_link_restores_the_view(browser: Browser, page: Path) -> None:
 
 
 @pytest.mark.slow
-def test_five_thousand_images_stay_smooth(browser: Browser, tmp_path: Path) -> None:
+def test_five_thousand_images_stay_smooth(browser: ReportBrowser, tmp_path: Path) -> None:
     large = write_report(tmp_path, [demo_run("large", 5000, 0)], tile=tile_size(5000))
     assert large.stat().st_size < 40e6
     started = time.monotonic()

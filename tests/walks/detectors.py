@@ -1,5 +1,6 @@
 """The programs over detectors."""
 
+import socket
 from pathlib import Path
 
 from tests.support.making import Made
@@ -30,6 +31,22 @@ def predict(made: Made) -> Walk:
         {"checkpoint": made.checkpoint("detectors", "padim", model="padim"), "input": pictures},
         {"checkpoint": ({}, made.pixel_level()), "input": ({}, pictures[:1]), "false_alarms": ({}, 0.4)},
         {"batch_size": SPEED, "on_error": DAMAGED, "watch": "it does not end: tests/e2e/test_evaluate_predict.py"},
+    )
+
+
+@walk_of("python -m anomaly_lib serve")
+def serve(made: Made) -> Walk:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    padim = made.checkpoint("detectors", "padim", model="padim")
+    return Walk(
+        {"checkpoint": [padim], "port": port, "idle_seconds": 0.3, "output_dir": "out"},
+        {"checkpoint": ({}, [made.pixel_level()]), "false_alarms": ({}, 0.4), "token": ({}, "open-sesame")},
+        {
+            "upload_mib": "how much it takes: tests/unit/serving/test_addresses.py",
+            "idle_seconds": "when it leaves: tests/e2e/test_serve.py",
+        },
     )
 
 
