@@ -17,11 +17,12 @@ IMPORTED_AS = {
     "open_clip_torch": "open_clip",
     "opencv-python-headless": "cv2",
     "pillow": "PIL",
+    "python-multipart": "python_multipart",
     "scikit-learn": "sklearn",
     "tensorboard": "torch.utils.tensorboard",
 }
 # Of extras: needed by a package of the same extra, or by what the export writes, and imported by neither name here.
-NEEDED_BY_OTHERS = {"causal-conv1d", "onnxscript", "onnx", "python-multipart"}
+NEEDED_BY_OTHERS = {"causal-conv1d", "onnxscript", "onnx"}
 TOOLS = ("test", "bench")  # extras of the repository, not of the package
 
 

@@ -97,9 +97,10 @@ class Server:
         """The prediction of each image, unless one of them is refused or the client leaves."""
         if len(uploads) > service.queue:
             raise Refused(413, f"{len(uploads)} images in one request; at most {service.queue} are taken")
+        waiting: list[asyncio.Future[Shown]] = []
         try:
             with service.places(len(uploads)):
-                waiting = [asyncio.wrap_future(service.submit(one, picture=picture)) for one in uploads]
+                waiting += [asyncio.wrap_future(service.submit(one, picture=picture)) for one in uploads]
                 found = await _unless_gone(request, asyncio.gather(*waiting))
         except Full:
             raise Refused(429, f"{service.queue} images are waiting; ask again in a second", Retry_After="1") from None
@@ -107,6 +108,9 @@ class Server:
             raise Refused(413, str(error)) from None
         except UserError as error:
             raise Refused(422, str(error)) from None
+        finally:
+            for one_waiting in waiting:  # of a request that is refused
+                one_waiting.cancel()
         for one in found:
             self.metrics.image(service.name, None if one.anomalous is None else bool(one.anomalous[0]))
         return found

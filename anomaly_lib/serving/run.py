@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,18 +41,16 @@ def serve(args: ServeArgs, systems: Registry, say: Say) -> int:
         from anomaly_lib.serving.app import Server
     except ImportError as error:
         raise UserError(f'serve needs {error.name}: pip install "anomaly_lib[serve]"') from None
-    with listening(args) as (listener, address):
-        records = Records(Path(args.output_dir))
+    with listening(args) as (listener, address), closing(Records(Path(args.output_dir))) as records:
         services = open_services(args, systems, say)
         server = Server(services, records, args)
         for line in opening(args, services, address):
             say(line)
         sys.stdout.flush()
         why = run(server, listener)
-    images = sum(server.metrics.images.values())
-    say(f"{why}; {images} images scored; the history and marked images lie in {args.output_dir}")
-    ended = [service.close(1.0) for service in services.values()]
-    records.close()
+        images = sum(server.metrics.images.values())
+        say(f"{why}; {images} images scored; the history and marked images lie in {args.output_dir}")
+        ended = [service.close(1.0) for service in services.values()]
     if not all(ended) and threading.current_thread() is threading.main_thread():
         sys.stdout.flush()
         sys.stderr.flush()

@@ -85,7 +85,8 @@ class Service:
             if self._closed:
                 return
         try:
-            job.pixels = None if job.answer.cancelled() else job.upload.pixels(self.most_pixels)
+            if not job.answer.cancelled():
+                job.pixels, _ = job.upload.pixels(self.most_pixels), job.upload.sha  # both take their time: here
         except Exception as error:  # noqa: BLE001  (the request's, and no other's)
             self._ahead.release()
             if job.answer.set_running_or_notify_cancel():
