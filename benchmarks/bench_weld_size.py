@@ -30,7 +30,7 @@ from scripts.weld.studies.baselines import Fitted, cross_attention, pool_of
 from scripts.weld.studies.ladder import ladder
 from scripts.weld.studies.options import LadderArgs
 
-SHAPES = {"video": (784, 1024), "images": (5, 1, 768), "audio": (1214, 768), "sensors": (128, 6)}
+SHAPES = {"video": (784, 1024), "images": (5, 1, 768), "audio": (659, 768), "sensors": (128, 6)}
 SHARES = {"good": 819, "porosity": 340, "overlap": 160}  # of 4,040; the rest is spread over the other classes
 
 

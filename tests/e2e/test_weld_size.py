@@ -17,4 +17,4 @@ def test_v4_and_the_ladder_train_on_3231_runs_within_4_gb(tmp_path: Path) -> Non
     subprocess.run([sys.executable, str(ROOT / "benchmarks" / "bench_weld_size.py"), *words], check=True, cwd=ROOT)
     rows = json.loads(out.read_text())["rows"]
     assert set(rows) == {"pool of features", "A", "C-late", "C-mid", "D"}
-    assert max(row["peak_mb"] for row in rows.values()) < 4000  # their tokens would be 11.3 GB
+    assert max(row["peak_mb"] for row in rows.values()) < 4000  # their tokens are 8.5 GB in half precision

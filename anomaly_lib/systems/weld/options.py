@@ -152,7 +152,7 @@ class WeldInputArgs(RunArgs, DataArgs, WeldDemoArgs, FoldArgs, WeldSettings, Wel
 
     PRESETS: ClassVar[Sequence[Preset]] = (
         Preset(when={"data_path": None}, then={"dummy": True}),
-        Preset(when={"dummy": False}, then={"feature_dtype": "fp16"}),  # 7 to 14 MB a weld instead of twice that
+        Preset(when={"dummy": False}, then={"feature_dtype": "fp16"}),  # 3 to 7 MB a weld, not twice that
         *_where_tiny("video", {"video_frames": 8, "video_size": 64, "video_token_pool": "spatial"}),
         *_where_tiny("audio", {"audio_frames": 64}),
         *_where_tiny("image", {"image_size": [96], "branches": "1.mean,1.gem,2.mean", "layer_index": "block"}),
