@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         SensorModulator,
     )
     from anomaly_lib.models.weld.config import CausalFiLMConfig, LossConfig
+    from anomaly_lib.models.weld.encoders import AudioEncoder, ImageEncoder, VideoEncoder
     from anomaly_lib.models.weld.quad_config import QuadConfig
     from anomaly_lib.models.weld.supcon_quad import CrossAttentionFusion, QuadModal, SensorEncoder
     from anomaly_lib.models.weld.supcon_quad import CrossAttentionFusion as CrossAttentionFusionModule
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
 
 PLACES = {
     "AntiGenDecoder": "causal_film_parts",
+    "AudioEncoder": "encoders",
     "CausalFILMLoss": "causal_film_loss:CausalFiLMLoss",
     "CausalFiLM": "causal_film",
     "CausalFiLMConfig": "config",
     "CausalFiLMLoss": "causal_film_loss",
     "CrossAttentionFusion": "supcon_quad",
     "CrossAttentionFusionModule": "supcon_quad:CrossAttentionFusion",
+    "ImageEncoder": "encoders",
     "LossConfig": "config",
     "ProcessEncoder": "causal_film_parts",
     "QuadConfig": "quad_config",
@@ -38,18 +41,21 @@ PLACES = {
     "SensorEncoder": "supcon_quad",
     "SensorModulator": "causal_film_parts",
     "VideoAE": "video_ae",
+    "VideoEncoder": "encoders",
 }
 """Name -> file of this folder it lies in."""
 
 __getattr__, __dir__ = lazy_names(__name__, PLACES)
 __all__ = [
     "AntiGenDecoder",
+    "AudioEncoder",
     "CausalFILMLoss",
     "CausalFiLM",
     "CausalFiLMConfig",
     "CausalFiLMLoss",
     "CrossAttentionFusion",
     "CrossAttentionFusionModule",
+    "ImageEncoder",
     "LossConfig",
     "ProcessEncoder",
     "QuadConfig",
@@ -59,4 +65,5 @@ __all__ = [
     "SensorEncoder",
     "SensorModulator",
     "VideoAE",
+    "VideoEncoder",
 ]

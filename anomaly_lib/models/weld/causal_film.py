@@ -84,11 +84,22 @@ class CausalFiLM(nn.Module):
 
     def encode_process(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Z_process [B, d], gamma and beta [B, 1 or 2, d]."""
+        video, audio, gamma, beta = self._modulated(batch)
+        return self.process(video, audio, _of_process(batch)), gamma, beta
+
+    def attention(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What decides an encoding, each summing to one: `video` [B, Tv] and `audio` [B, Ta] tokens that the process
+        encoder's last layer reads, `view` [B, V] the photos that the result's channels come from."""
+        video, audio, _, _ = self._modulated(batch)
+        seen, heard = self.process.attention(video, audio, _of_process(batch))
+        return {"video": seen, "audio": heard, "view": self.result.view_shares(batch["images"], batch.get("views"))}
+
+    def _modulated(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         present = batch.get("present")
         gamma, beta = self.modulator(batch["sensors"], None if present is None else present[:, 3])
         video = film(self.video_projector(self._corrupt(batch["video"])), gamma[:, :1], beta[:, :1])
         audio = film(self.audio_projector(self._corrupt(batch["audio"])), gamma[:, -1:], beta[:, -1:])
-        return self.process(video, audio, None if present is None else present[:, [0, 2]]), gamma, beta
+        return video, audio, gamma, beta
 
     def encode_result(self, batch: Mapping[str, Any]) -> Tensor:
         """Z_result [B, d]."""
@@ -104,6 +115,12 @@ class CausalFiLM(nn.Module):
         if self.training and self.config.feature_noise:
             tokens = tokens + torch.randn_like(tokens) * self.config.feature_noise
         return F.dropout(tokens, self.config.feature_mask_ratio, self.training)
+
+
+def _of_process(batch: Mapping[str, Any]) -> Tensor | None:
+    """[B, 2]: is there video, is there sound?"""
+    present = batch.get("present")
+    return None if present is None else present[:, [0, 2]]
 
 
 def parameter_report(model: nn.Module, frozen: int, *, fixed: nn.Module | None = None) -> str:

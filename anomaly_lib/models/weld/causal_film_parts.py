@@ -141,10 +141,27 @@ class ProcessEncoder(nn.Module):
     def forward(self, video: Tensor, audio: Tensor, present: Tensor | None = None) -> Tensor:
         """`present` [B, 2] (video, audio). An absent modality is all-zero tokens *after* projection and modulation:
         attention to it is then its learned bias alone, the same for every sample, and never NaN as a full mask is."""
+        video, audio = self._silenced(video, audio, present)
+        return self.norm(self.decoder(video, audio).mean(1))
+
+    def attention(self, video: Tensor, audio: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Where the last layer looks, summing to one: at video tokens [B, Tv] and at audio tokens [B, Ta] (means over
+        heads and over the video tokens that ask)."""
+        video, audio = self._silenced(video, audio, present)
+        *before, last = self.decoder.layers
+        for layer in before:
+            video = layer(video, audio)
+        attended, seen = last.self_attn(video, video, video, need_weights=True)
+        asking = last.norm1(video + attended)
+        _, heard = last.multihead_attn(asking, audio, audio, need_weights=True)
+        return seen.mean(1), heard.mean(1)
+
+    @staticmethod
+    def _silenced(video: Tensor, audio: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
         if present is not None:
             video = video * present[:, 0].view(-1, 1, 1).to(video.dtype)
             audio = audio * present[:, 1].view(-1, 1, 1).to(audio.dtype)
-        return self.norm(self.decoder(video, audio).mean(1))
+        return video, audio
 
 
 class RobustResultEncoder(nn.Module):
@@ -175,6 +192,19 @@ class RobustResultEncoder(nn.Module):
 
     def forward(self, layers: Sequence[Tensor], views: Tensor | None = None) -> Tensor:
         """One tensor [B, V, N, C] per branch; `views` [B, V] marks the real photos. Answers [B, d]."""
+        return self._pool_views(self.encode_views(layers, views), views)
+
+    def view_shares(self, layers: Sequence[Tensor], views: Tensor | None = None) -> Tensor:
+        """[B, V], summing to one: the share of the result's channels that each photo decides."""
+        z = self.encode_views(layers, views)
+        real = torch.ones(z.shape[:2], dtype=torch.bool, device=z.device) if views is None else views
+        if self.config.view_pool == "mean":
+            return real.float() / real.sum(1, keepdim=True).clamp_min(1)
+        winner = z.masked_fill(~real.unsqueeze(-1), float("-inf")).argmax(1)  # [B, d]
+        return F.one_hot(winner, z.shape[1]).float().mean(1) * real.any(1, keepdim=True)
+
+    def encode_views(self, layers: Sequence[Tensor], views: Tensor | None = None) -> Tensor:
+        """The encoding [B, V, d] of every photo."""
         self._check(layers, views)
         vectors = []
         for i, (branch, tokens) in enumerate(zip(self.branches, layers, strict=True)):
@@ -184,7 +214,7 @@ class RobustResultEncoder(nn.Module):
         joined = torch.cat(vectors, dim=-1)  # [B, V, K * C]
         if self.gate is not None:
             joined = joined * self.gate(joined)
-        return self._pool_views(self.project(joined), views)
+        return self.project(joined)  # type: ignore[no-any-return]
 
     def _check(self, layers: Sequence[Tensor], views: Tensor | None) -> None:
         if isinstance(layers, Tensor) or len(layers) != len(self.branches):

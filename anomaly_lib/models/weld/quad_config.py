@@ -6,6 +6,8 @@ from anomaly_lib.config import Options, Switch, arg
 from anomaly_lib.errors import OptionError
 
 MODALITIES = ("video", "images", "audio", "sensors")  # the order of `present`
+ALIASES = {"post_images": "images", "post_weld_images": "images", "sensor": "sensors"}
+"""Keys of the document -> ours."""
 FREEZE_POLICIES = ("none", "sensor", "heads")
 ADAPTERS = ("lora", "adapter")
 

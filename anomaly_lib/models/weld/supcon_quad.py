@@ -13,10 +13,8 @@ from anomaly_lib.config import configure
 from anomaly_lib.errors import UserError
 from anomaly_lib.fusion import CrossAttention
 from anomaly_lib.models.weld.config import SENSOR_CHANNELS
-from anomaly_lib.models.weld.quad_config import FREEZE_POLICIES, MODALITIES, QuadConfig, heads_of
+from anomaly_lib.models.weld.quad_config import ALIASES, FREEZE_POLICIES, MODALITIES, QuadConfig, heads_of
 from anomaly_lib.models.weld.token_scale import TokenScale
-
-ALIASES = {"post_images": "images", "post_weld_images": "images", "sensor": "sensors"}
 
 
 def sinusoidal_positions(length: int, dim: int) -> Tensor:

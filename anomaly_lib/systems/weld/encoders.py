@@ -13,7 +13,10 @@ from anomaly_lib.backbones.identity import weights_of
 from anomaly_lib.errors import OptionError, UserError
 from anomaly_lib.models.weld.causal_film_parts import pool_tokens
 from anomaly_lib.models.weld.config import Branch, parse_branches
+from anomaly_lib.models.weld.encoders import fit_spectrum
 from anomaly_lib.systems.weld.options import WeldSettings
+
+AST_CLASS_TOKENS = 2
 
 
 def block_of(branch: Branch, settings: WeldSettings) -> int:
@@ -72,23 +75,30 @@ class WeldEncoders:
             tokens = tokens.unflatten(1, (max(1, frames.shape[1] // 2), -1)).mean(2)
         return {"video": tokens, "has_video": batch["has_video"]}
 
+    def video_over_time(self, weights: Tensor) -> Tensor:
+        """Attention to video tokens [B, N], summed over space: [B, T/2]."""
+        steps = max(1, self.settings.video_frames // 2)
+        return weights.unflatten(1, (steps, -1)).sum(2)
+
+    def audio_over_time(self, weights: Tensor) -> Tensor:
+        """Attention to audio tokens [B, N] without class tokens, summed over frequency: [B, time patches]."""
+        net: Any = self.audio.net
+        rows = (int(net.config.num_mel_bins) - int(net.config.patch_size)) // int(net.config.frequency_stride) + 1
+        return weights[:, AST_CLASS_TOKENS:].unflatten(1, (rows, -1)).sum(1)
+
     def encode_audio(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """[B, 1, mels, F] -> tokens [B, N, C], class tokens included; time comes first for AST."""
-        net: Any = self.audio.net
-        config = net.config
-        time, mels = int(config.max_length), int(config.num_mel_bins)
         spectrum = batch["audio"]
         if spectrum.shape[-2] != self.settings.mels:  # resized, turned axes would run and mean nothing
             raise UserError(
                 f"audio of shape {tuple(spectrum.shape)}: expected [B, 1, {self.settings.mels} mel bins, frames]; "
                 "turn the spectrum so that frequency comes before time"
             )
-        if tuple(spectrum.shape[-2:]) != (mels, time):
-            spectrum = F.interpolate(spectrum, (mels, time), mode="bilinear", align_corners=False)
-        spectrum = spectrum.squeeze(1)
+        spectrum = fit_spectrum(spectrum, self.audio)
         if self.settings.legacy_audio_axes:
             # The original's slip: AST takes (mel, time) without complaint. The content is turned, not the shape.
-            spectrum = F.interpolate(spectrum.transpose(1, 2).unsqueeze(1), (mels, time)).squeeze(1)
+            spectrum = F.interpolate(spectrum.transpose(2, 3), tuple(spectrum.shape[-2:]))
+        spectrum = spectrum.squeeze(1)
         return {"audio": self.audio.encode(spectrum.transpose(1, 2))["tokens"], "has_audio": batch["has_audio"]}
 
     def encode_images(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

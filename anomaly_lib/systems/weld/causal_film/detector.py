@@ -15,9 +15,10 @@ from anomaly_lib.engine.checkpoint import Checkpoint
 from anomaly_lib.errors import UserError
 from anomaly_lib.metrics import auroc
 from anomaly_lib.models.weld.config import CausalScoreArgs
+from anomaly_lib.systems.weld.causal_film.explain import Normal, explain_runs
 from anomaly_lib.systems.weld.causal_film.options import Args
 from anomaly_lib.systems.weld.causal_film.report import report_lines
-from anomaly_lib.systems.weld.causal_film.task import PARTS, CausalFiLMTask, build, score_runs
+from anomaly_lib.systems.weld.causal_film.task import CausalFiLMTask, build, score_runs
 from anomaly_lib.systems.weld.data.manifest import WeldRun
 from anomaly_lib.systems.weld.detector import WeldDetector
 from anomaly_lib.systems.weld.features import WeldFeatures
@@ -44,9 +45,10 @@ class CausalFiLMDetector(WeldDetector):
     ) -> None:
         self.task, self.features, self.args, self.facts = task, features, args, facts
         self.raw = raw  # beside averaged parameters: those of the last step
+        self.normal: Normal = {}  # what is usual of each part; checkpoints of earlier editions do not say
 
     def score_runs(self, runs: Sequence[WeldRun], *, batch_size: int = Choice.batch_size) -> Tensor:
-        return self._answers(self.task, runs, batch_size)["score"]
+        return self._scores(self.task, runs, batch_size)
 
     def scored_by(self, kind: str) -> "CausalFiLMDetector":
         """The same detector with another `score_kind`."""
@@ -61,7 +63,7 @@ class CausalFiLMDetector(WeldDetector):
         self.features.prepare(runs)
         return usable(runs, self.features, lambda _: None)
 
-    def _answers(self, task: CausalFiLMTask, runs: Sequence[WeldRun], batch_size: int) -> dict[str, Tensor]:
+    def _scores(self, task: CausalFiLMTask, runs: Sequence[WeldRun], batch_size: int) -> Tensor:
         self.features.prepare(runs)
         return score_runs(task, self.features, runs, batch_size=batch_size, precision=self.args.precision)
 
@@ -69,22 +71,29 @@ class CausalFiLMDetector(WeldDetector):
         """Raw parameters beside averaged ones, and the report of a run as notes."""
         scores = super()._score(selection)
         if self.raw is not None:
-            found = self._answers(self.raw, selection.items, selection.choice.batch_size)["score"]
+            found = self._scores(self.raw, selection.items, selection.choice.batch_size)
             scores.own["image_auroc_raw"] = auroc(found, scores.labels)
         scores.name = run_name(self.args)
         scores.notes += report_lines(scores, selection.items)
         return scores
 
     def _predict(self, inputs: Any) -> Prediction:
-        """Score and its cosine and L1 parts. `inputs`: one or many run folders or runs."""
+        """Score and parts. `inputs`: one or many run folders or runs.
+
+        Parts [B]: `cosine` and `l1` of the score; `video`, `audio`, `sensors`, `images`, `process`, `result`: how
+        unusual each is by itself among the normal training runs (about 1 = usual). Parts [B, L]: `attention.video`
+        over time steps, `attention.audio` over time patches, `attention.view` over the photos.
+        """
         runs = runs_of(inputs)
-        found = self._answers(self.task, runs, Choice.batch_size)
+        self.features.prepare(runs)
+        found = explain_runs(self.task, self.features, runs, self.normal, precision=self.args.precision)
         blind = [str(run.folder) for run, photos in zip(runs, found["photos"].tolist(), strict=True) if not photos]
         if blind:
             raise UserError(
                 f"{', '.join(blind)}: no photo of the finished weld (images/), so there is no result to judge"
             )
-        return Prediction(score=found["score"], parts={kind: found[kind] for kind in PARTS})
+        score = found.pop("score")
+        return Prediction(score=score, parts={name: part for name, part in found.items() if name != "photos"})
 
 
 def load(
@@ -120,6 +129,7 @@ def load(
         shown={"epoch": int(checkpoint["epoch"]), "ema": use_average, "seed": args.seed},
     )
     detector = CausalFiLMDetector(task, features, args, facts, raw=raw if use_average else None)
+    detector.normal = checkpoint.extra.get("normal") or {}
     if use_average or averaged is None:
         detector.decision = Decision.from_plain(checkpoint.extra.get("decision"))
     else:

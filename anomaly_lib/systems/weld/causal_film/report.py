@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from anomaly_lib.detect.scores import Scores
 from anomaly_lib.metrics import auroc, threshold_metrics
+from anomaly_lib.systems.weld.causal_film.explain import CHUNK, vectors_of
 from anomaly_lib.systems.weld.data.manifest import WeldRun
 from anomaly_lib.systems.weld.features import WeldFeatures
 from anomaly_lib.systems.weld.figures import class_aurocs, difference, has_both, in_words, mismatch_auroc
@@ -98,14 +98,11 @@ def draw_run(folder: Path, scores: Scores, runs: Sequence[WeldRun], history: Seq
 
 
 def modality_vectors(features: WeldFeatures, runs: Sequence[WeldRun]) -> dict[str, Tensor]:
-    """One vector per run and modality: mean token (photos: mean over branches' tokens and views)."""
-    parts: dict[str, list[Tensor]] = {name: [] for name in ("video", "audio", "sensors", "images")}
-    for start in range(0, len(runs), 32):
-        batch: dict[str, Any] = features.batch(runs[start : start + 32])
-        parts["video"].append(batch["video"].mean(1))
-        parts["audio"].append(batch["audio"].mean(1))
-        parts["sensors"].append(batch["sensors"].flatten(1))
-        parts["images"].append(torch.cat([tokens.mean((1, 2)) for tokens in batch["images"]], dim=1))
+    """One vector per run and modality (`explain.vectors_of`)."""
+    parts: dict[str, list[Tensor]] = {}
+    for start in range(0, len(runs), CHUNK):
+        for name, vectors in vectors_of(features.batch(runs[start : start + CHUNK])).items():
+            parts.setdefault(name, []).append(vectors)
     return {name: torch.cat(vectors).cpu() for name, vectors in parts.items()}
 
 

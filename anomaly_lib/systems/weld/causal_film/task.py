@@ -15,7 +15,6 @@ from anomaly_lib.systems.weld.data.manifest import WeldRun
 from anomaly_lib.systems.weld.features import WeldFeatures
 
 TERMS = ("loss", "cos", "l1", "gram", "text")
-PARTS = ("cosine", "l1")  # score kinds shown beside the score
 
 
 class CausalFiLMTask(nn.Module):
@@ -77,14 +76,11 @@ def measure_runs(
 @torch.no_grad()
 def score_runs(
     task: CausalFiLMTask, features: WeldFeatures, runs: Sequence[WeldRun], *, batch_size: int, precision: str
-) -> dict[str, Tensor]:
-    """`score`, each of `PARTS` and `photos` (is there one?) of runs, [N] each on the CPU; `task` is in eval mode."""
+) -> Tensor:
+    """Anomaly scores [N] of runs on the CPU; `task` is in eval mode."""
     found = []
     for start in range(0, len(runs), batch_size):
         batch = features.batch(runs[start : start + batch_size])
         with autocast_for(features.device, precision):
-            out = task.model(batch)
-            row = {kind: anomaly_score(out.z_result, out.z_pred, kind=kind) for kind in PARTS}
-            row |= {"score": task.score(out), "photos": batch["views"].any(1)}
-        found.append({name: value.float().cpu() for name, value in row.items()})
-    return {name: torch.cat([row[name] for row in found]) for name in found[0]}
+            found.append(task.score(task.model(batch)).float().cpu())
+    return torch.cat(found)

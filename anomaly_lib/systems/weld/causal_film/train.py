@@ -29,6 +29,7 @@ from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.metrics import auroc
 from anomaly_lib.models.weld.causal_film import Encodings, parameter_report
 from anomaly_lib.systems.weld.causal_film.detector import SYSTEM, CausalFiLMDetector, load, run_name
+from anomaly_lib.systems.weld.causal_film.explain import fit_normal
 from anomaly_lib.systems.weld.causal_film.options import Args
 from anomaly_lib.systems.weld.causal_film.report import diagnose, draw_run, single_modality_lines
 from anomaly_lib.systems.weld.causal_film.stages import stage_table
@@ -293,11 +294,15 @@ def finish(args: Args, run: Run, state: WeldState, features: WeldFeatures, runs:
 
 
 def decided(args: Args, final: Path, features: WeldFeatures, runs: list[WeldRun]) -> CausalFiLMDetector:
-    """The detector of the final checkpoint, which gets the decision that normal validation runs set."""
+    """The detector of the final checkpoint, which gets the decision that normal validation runs set and what is usual
+    of the training runs."""
     detector = load(Checkpoint(final, load_checkpoint(final, system=SYSTEM)), features=features)
     normal = [run for run in runs if run.split == "val" and not run.label]
     decision = validation_decision(detector, detector.usable(normal) if normal else [], args)
-    content = add_to_checkpoint(final, system=SYSTEM, decision=None if decision is None else decision.plain())
+    trained_on = select_runs(runs, "train", normal_only=True) if features.cache != "off" else []
+    usual = fit_normal(detector.task, features, detector.usable(trained_on)) if trained_on else {}
+    plain = None if decision is None else decision.plain()
+    content = add_to_checkpoint(final, system=SYSTEM, decision=plain, normal=usual)
     return load(Checkpoint(final, content), features=features)
 
 

@@ -1,6 +1,7 @@
 """A weld run as model inputs: all preprocessing by `WeldSettings`, missing modalities marked, not invented."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch.utils.data import Dataset
 
 from anomaly_lib.data.images import read_image
 from anomaly_lib.models.weld.config import SENSOR_CHANNELS
+from anomaly_lib.models.weld.quad_config import ALIASES
 from anomaly_lib.systems.weld.data.folder import find_recordings
 from anomaly_lib.systems.weld.data.manifest import MODALITIES, RawRun, WeldRun
 from anomaly_lib.systems.weld.data.media import frame_indices, photo_tensor, read_video, video_tensor
@@ -110,6 +112,15 @@ def normalise_sensors(series: Tensor, statistics: Statistics) -> Tensor:
     return standardise(series) if statistics is None else standardise(series, *statistics)
 
 
+class WeldSample(dict[str, Any]):
+    """A sample, or a batch of them, that also knows the document's keys, e.g. ``sample["post_weld_images"]``."""
+
+    def __missing__(self, key: str) -> Any:
+        if key not in ALIASES:
+            raise KeyError(key)
+        return self[ALIASES[key]]
+
+
 class WeldDataset(Dataset[Sample]):
     """Samples with the model inputs, `label` (0 good, 1 defect), `class_label` 0..11, `class_name` and `id`."""
 
@@ -122,7 +133,7 @@ class WeldDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         run = self.runs[index]
         sample = preprocess(load_raw(run, self.settings), self.settings)
-        return sample | describe_run(run)
+        return WeldSample(sample | describe_run(run))
 
 
 def describe_run(run: WeldRun) -> Sample:

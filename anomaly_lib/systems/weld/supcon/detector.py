@@ -19,6 +19,7 @@ from anomaly_lib.systems.weld.features import WeldFeatures
 from anomaly_lib.systems.weld.figures import class_table
 from anomaly_lib.systems.weld.inputs import build_features, moved_weights
 from anomaly_lib.systems.weld.runs_of import runs_of
+from anomaly_lib.systems.weld.supcon.inspector import WeldInspector
 from anomaly_lib.systems.weld.supcon.knn import Bank, defect_margin, knn_figures, knn_report
 from anomaly_lib.systems.weld.supcon.options import Args
 from anomaly_lib.systems.weld.supcon.task import QuadTask, build, classes_of, encode_runs, open_runs
@@ -58,11 +59,16 @@ class QuadDetector(Detector):
         """Margins [N] of runs."""
         return defect_margin(self.bank, self.encode(runs)["features"])
 
-    def encode(self, runs: Sequence[WeldRun], *, batch_size: int | None = None) -> dict[str, Tensor]:
-        """`features` [N, D], `logits` [N, 12], `anomaly_score` [N] of the score head, `present` [N, 4] of N runs."""
+    def encode(
+        self, runs: Sequence[WeldRun], *, batch_size: int | None = None, need_weights: bool = False
+    ) -> dict[str, Tensor]:
+        """`features` [N, D], `logits` [N, 12], `anomaly_score` [N] of the score head, `present` [N, 4] of N runs; with
+        `need_weights` also `attention.<modality>` [N, queries, L]."""
         self.features.prepare(runs)
-        size = batch_size or self.args.batch_size
-        return encode_runs(self.task, self.features, runs, batch_size=size, precision=self.args.precision)
+        size, precision = batch_size or self.args.batch_size, self.args.precision
+        return encode_runs(
+            self.task, self.features, runs, batch_size=size, precision=precision, need_weights=need_weights
+        )
 
     def _items(self, choice: Choice) -> Selection:
         runs, skipped = open_runs(self.args, choice), []
@@ -101,12 +107,28 @@ class QuadDetector(Detector):
         return self.decision if selection.beside.bank is None else None
 
     def _predict(self, inputs: Any) -> Prediction:
-        """`inputs`: one or many run folders or runs. Parts: the score head and the probability of each class."""
+        """`inputs`: one or many run folders or runs.
+
+        Parts [B]: the score `head` and the probability of each class. Parts [B, L]: what the fusion reads, means over
+        its queries: `attention.video` and `attention.audio` over time, `attention.images` over the photos,
+        `attention.sensors` over sensor steps.
+        """
         runs = runs_of(inputs)
-        out = self.encode(runs)
+        out = self.encode(runs, need_weights=True)
         probabilities = out["logits"].softmax(1)
         parts = {f"class {name}": probabilities[:, i] for i, name in enumerate(CLASSES)}
-        return Prediction(defect_margin(self.bank, out["features"]), parts={"head": out["anomaly_score"], **parts})
+        looked = {name: weights.mean(1) for name, weights in out.items() if name.startswith("attention.")}
+        encoders = self.features.encoders
+        if encoders.settings.video_token_pool == "none":
+            looked["attention.video"] = encoders.video_over_time(looked["attention.video"])
+        looked["attention.audio"] = encoders.audio_over_time(looked["attention.audio"])
+        return Prediction(
+            defect_margin(self.bank, out["features"]), parts={"head": out["anomaly_score"], **parts, **looked}
+        )
+
+    def inspector(self) -> WeldInspector:
+        """The network from raw tensors on: the document's contract."""
+        return WeldInspector(self.task.model, self.features.encoders).eval()
 
 
 def load(

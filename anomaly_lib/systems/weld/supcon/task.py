@@ -149,17 +149,26 @@ def objective(
 
 @torch.no_grad()
 def encode_runs(
-    task: QuadTask, features: WeldFeatures, runs: Sequence[WeldRun], *, batch_size: int, precision: str = "fp32"
+    task: QuadTask,
+    features: WeldFeatures,
+    runs: Sequence[WeldRun],
+    *,
+    batch_size: int,
+    precision: str = "fp32",
+    need_weights: bool = False,
 ) -> dict[str, Tensor]:
-    """`features` [N, D], `logits` [N, C], `anomaly_score` [N], `present` [N, 4] of N runs, in eval mode, on the CPU."""
+    """`features` [N, D], `logits` [N, C], `anomaly_score` [N], `present` [N, 4] of N runs, in eval mode, on the CPU.
+
+    With `need_weights` also `attention.<modality>` [N, queries, L].
+    """
     was_training = task.training
     task.eval()
     parts: list[dict[str, Tensor]] = []
     for start in range(0, len(runs), batch_size):
         batch = quad_batch(features, runs[start : start + batch_size])
         with autocast_for(features.device, precision):
-            out = task.model(batch)
-        answer = {name: out[name].float() for name in ("features", "logits", "anomaly_score")}
+            out = task.model(batch, need_weights=need_weights)
+        answer = {name: value.float() for name, value in out.items() if name != "embedding"}
         parts.append({name: value.cpu() for name, value in (answer | {"present": batch["present"]}).items()})
     task.train(was_training)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
