@@ -72,6 +72,7 @@ class Server:
         results = []
         for upload, one in zip(uploads, found, strict=True):
             self.histories[service.name].add({"name": upload.name, "sha": upload.sha, **row_of(one)})
+            self.metrics.image(service.name, None if one.anomalous is None else bool(one.anomalous[0]))
             result = result_of(upload.name, upload.sha, one)
             if overlay != "false":
                 result |= await self.aside(lambda one=one: pictures_of(one, overlay))  # type: ignore[misc]
@@ -111,8 +112,6 @@ class Server:
         finally:
             for one_waiting in waiting:  # of a request that is refused
                 one_waiting.cancel()
-        for one in found:
-            self.metrics.image(service.name, None if one.anomalous is None else bool(one.anomalous[0]))
         return found
 
     def chosen(self, model: str | None) -> Service:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -178,6 +179,32 @@ def test_under_load_it_answers_as_predict_does(checkpoint: Path, tmp_path: Path,
     assert all(cell for row in rows for cell in row.values())
     if requests > 1000:
         assert max(memory[2:]) < memory[1] + 60e6
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
+def test_the_lines_of_the_manual(tmp_path: Path) -> None:
+    """Every curl line of the page is answered, with and without a token."""
+    page = (ROOT / "docs" / "manual" / "serving.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if line.startswith("curl ")]
+    assert len(lines) == 9
+    for name in ("part.png", "other.png"):
+        (tmp_path / name).write_bytes(picture(200))
+    for token in (None, "open-sesame"):
+        folder = tmp_path / f"served-{token}"
+        with served(folder, Brightness(), names=["part"], token=token) as (address, _):
+            for line in lines:
+                if ("TOKEN" in line) == (token is None):
+                    continue
+                command = line.replace("http://127.0.0.1:8000", address).replace(
+                    "curl ", "curl -sS --fail --noproxy '*' "
+                )
+                environment = os.environ | {"SERVE_TOKEN": token or ""}
+                done = subprocess.run(
+                    ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False, env=environment
+                )
+                assert done.returncode == 0, (line, done.stderr)
+                assert "error" not in done.stdout
+                assert done.stdout
 
 
 def uploaded(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,12 +74,14 @@ def picture(level: int, size: tuple[int, int] = (12, 10), suffix: str = "PNG") -
 
 
 @contextmanager
-def served(folder: Path, *detectors: ImageDetector, **options: Any) -> Iterator[tuple[str, Server]]:
+def served(
+    folder: Path, *detectors: ImageDetector, names: Sequence[str] = "abc", **options: Any
+) -> Iterator[tuple[str, Server]]:
     """(address, server) of detectors called a, b ..., on a free port."""
     args = ServeArgs(**{"port": 0, "output_dir": str(folder), **options})
     records = Records(folder)
     limits = {"batch_size": args.batch_size, "queue": args.queue, "most_pixels": args.megapixels * 1_000_000}
-    services = {name: Service(name, one, **limits) for name, one in zip("abc", detectors, strict=False)}
+    services = {name: Service(name, one, **limits) for name, one in zip(names, detectors, strict=False)}
     server = Server(services, records, args)
     with ExitStack() as stack:
         listener, address = stack.enter_context(listening(args))

@@ -77,7 +77,8 @@ def test_pictures(client: httpx.Client) -> None:
     assert Image.open(io.BytesIO(base64.b64decode(layers["heat"]))).info["transparency"][0] == 0
 
 
-def test_history_and_marks(client: httpx.Client) -> None:
+def test_history_and_marks(running: tuple[httpx.Client, Server]) -> None:
+    client, server = running
     client.post("/predict", files=files(10))
     client.post("/predict", files=files(250))
     before = client.get("/history").json()
@@ -85,7 +86,9 @@ def test_history_and_marks(client: httpx.Client) -> None:
     assert before["rows"][0]["anomalous"] is True
     said = client.post("/mark?truth=bad", files=files(10)).json()
     assert said == {"marked": "bad", "images": 1, "good": 0, "bad": 1}
+    counted = server.metrics.images.total()
     assert client.post("/mark?truth=good", files=files(10, 250)).json()["good"] == 2
+    assert server.metrics.images.total() == counted  # they were counted when they were predicted
     rows = client.get("/history").json()["rows"]
     assert [row.get("truth") for row in rows[:2]] == ["good", "good"]
     assert client.get("/history?model=b").json()["rows"] is not None
