@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -10,27 +9,20 @@ from unittest.mock import patch
 import pytest
 
 from anomaly_lib import command_line
+from tests.commands.pages import all_blocks, excuses
+from tests.commands.scale import flags_of
 from tests.support.programs import PREFIX, ROOT, Program, all_programs
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs" / "manual").glob("*.md"))]
-BLOCK = re.compile(r"^```(?:bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 STARTS = re.compile(
     r"^(?:\$ )?(?:\w+=\S+ )*(?:torchrun \S+ \S+ (?=\S+\.py)|(?:\S*/)?python |(?=anomaly-lib ))(.*)$", re.MULTILINE
 )
 SHELL = re.compile(r"\bbash (\S+\.sh)")
 MISSING = re.compile(r"no such (file|folder)|matches nothing|needs the weights")  # what the reader has and we have not
-
-
-def blocks() -> Iterator[tuple[str, str]]:
-    for page in PAGES:
-        for block in BLOCK.findall(page.read_text(encoding="utf-8")):
-            yield page.name, block.replace("\\\n", " ")
-
-
+ELSEWHERE = {excuse.begins for excuse in excuses()}
 COMMANDS = [
-    (page, line)
-    for page, block in blocks()
-    for line in STARTS.findall(block)
+    (block.page, line)
+    for block in all_blocks()
+    for line in STARTS.findall(block.text)
     if not line.startswith(("-m venv", "-m pytest", "-c "))
 ]
 
@@ -55,10 +47,12 @@ def test_options_are_known(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = shlex.split(re.sub(r"[<>]", "", line), comments=True)
-    name, *argv = words[2:] if words[0] == "-m" else words
+    words = shlex.split(re.sub(r"[<>]", "", line.partition(" > ")[0]), comments=True)
+    name, *argv = words
+    added = flags_of(words)  # as tests/commands runs it
     if words[0] in ("-m", "anomaly-lib"):
         name, *argv = words[2 if words[0] == "-m" else 1 :]
+        added = flags_of(["-m", "anomaly_lib", name, *argv])
         name = f"{PREFIX}train {argv.pop(0)}" if name == "train" else PREFIX + name
     assert name in programs, f"{page} shows {line}"
     parse = command_line.parse
@@ -67,13 +61,14 @@ def test_options_are_known(
         parse(*args, **named)
         raise SystemExit(0)
 
-    with patch.object(command_line, "parse", only_parsed):
-        code = programs[name].main(argv)
-    said = capsys.readouterr().err
-    assert code == 0 or MISSING.search(said), f"{page} shows {line}\n{said}"
+    for asked in (argv, [*argv, *added]) if page not in ELSEWHERE else (argv,):
+        with patch.object(command_line, "parse", only_parsed):
+            code = programs[name].main(asked)
+        said = capsys.readouterr().err
+        assert code == 0 or MISSING.search(said), f"{page} shows {line}, with {asked}\n{said}"
 
 
 def test_shell_scripts_are_there() -> None:
-    shown = {path for _, block in blocks() for path in SHELL.findall(block)}
+    shown = {path for block in all_blocks() for path in SHELL.findall(block.text)}
     assert len(shown) > 3
     assert not [path for path in shown if not (ROOT / path).is_file()]

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +40,6 @@ def as_marked(line: str):  # type: ignore[no-untyped-def]
 RUNNABLE = [
     as_marked(line) for line in shell_lines() if not line.startswith(SET_UP) and not wants_more_than_a_demo(line)
 ]
-SHOWN_ONLY = [line for line in shell_lines() if line.startswith("python") and wants_more_than_a_demo(line)]
 
 
 @pytest.fixture(scope="module")
@@ -66,20 +64,6 @@ def test_the_two_commands_are_one_line_each_and_need_python_alone(folder: Path) 
     made, job = first.rsplit(" && ", 1)
     assert made == "python3 -m venv .venv && .venv/bin/pip install -e ."
     test_command_runs(job.replace(".venv/bin/python", "python"), folder)
-
-
-@pytest.mark.parametrize("line", SHOWN_ONLY)
-def test_command_with_your_paths_knows_its_options(line: str, tmp_path: Path) -> None:
-    """Commands that need the reader's data: the script exists and accepts every option shown."""
-    words = shlex.split(line.replace("<", "").replace(">", "").replace("$", ""))
-    if words[1] == "-m":
-        return
-    assert (ROOT / words[1]).is_file()
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *words[1:], "--print-config"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_python_blocks_run(folder: Path) -> None:

@@ -88,7 +88,9 @@ def jobs_of(args: Args, log_dir: Path) -> "list[Job]":
 
 
 def weights_for(condition: dict[str, Any], args: Args) -> list[str]:
-    """The flag that names the weights of the condition's backbone, if any."""
+    """The flag that names the weights of the condition's backbone, if any; none for one that is to be untrained."""
+    if condition["config"].get("pre_trained") is False:
+        return []
     named = dict(word.split("=", 1) for word in args.weights if "=" in word)
     backbone = condition["config"].get("backbone", entry_of(args.model).published.get("backbone"))
     word = named.get(backbone) if named else "".join(args.weights)

@@ -181,7 +181,9 @@ def test_every_condition_gets_the_weights_of_its_backbone(tmp_path):
     assert named["PatchCore_baseline"] == named["PatchCore_256"] == "b.pth"
     assert (named["PatchCore_resnet18"], named["PatchCore_resnet50"]) == ("a.pth", None)
     assert all("--download" in argv for argv in words.values())
-    assert set(flags(model="padim", weights=["random"])[0].values()) == {"random"}
+    named = flags(model="padim", weights=["a.pth"])[0]
+    assert named.pop("PaDiM_not_pretrained") is None  # its condition says random, and stays so
+    assert set(named.values()) == {"a.pth"}
     with pytest.raises(UserError, match="BACKBONE=FILE"):
         Args(weights=["a.pth", "b.pth"])
 
