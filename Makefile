@@ -14,4 +14,6 @@ bench:  ## every benchmark, JSON into benchmarks/results
 	for script in benchmarks/bench_*.py; do $(PYTHON) $$script || exit 1; done
 figures:  ## docs/manual/results.md and the gallery from the run folders
 	$(PYTHON) scripts/make_figures.py
-.PHONY: help install check test test-all bench figures
+docs:  ## the documentation site in site/ (pip install -e ".[docs]")
+	$(PYTHON) -m mkdocs build --strict
+.PHONY: help install check test test-all bench figures docs

@@ -40,6 +40,7 @@ EXTRAS = {
     "cluster": ["ray>=2.10"],
     "serve": ["fastapi>=0.115", "starlette>=0.40", "uvicorn>=0.30", "python-multipart>=0.0.13"],
 }
+EXTRAS["docs"] = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 EXTRAS["test"] = [
     "pytest>=8",
     "pytest-xdist>=3.5",
@@ -52,6 +53,7 @@ EXTRAS["test"] = [
     "types-tqdm",
     "scikit-image>=0.22",
     "nbformat>=5.9",
+    *EXTRAS["docs"],
     *EXTRAS["tensorboard"],
     *EXTRAS["export"],
     *EXTRAS["serve"],
@@ -73,7 +75,9 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["anomaly_lib", "anomaly_lib.*"]),
-    package_data={"anomaly_lib": ["py.typed", "**/*.json", "**/*.safetensors", "**/*.html", "**/*.css", "**/*.js"]},
+    package_data={
+        "anomaly_lib": ["py.typed", "**/*.pyi", "**/*.json", "**/*.safetensors", "**/*.html", "**/*.css", "**/*.js"]
+    },
     entry_points={"console_scripts": ["anomaly-lib = anomaly_lib.__main__:main"]},
     install_requires=REQUIRED,
     extras_require=EXTRAS,

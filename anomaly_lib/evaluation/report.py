@@ -41,9 +41,10 @@ def write_evaluation_report(folder: Path, done: list[Evaluated], table: Table) -
 
 
 def _root(paths: Sequence[str]) -> str:
-    """The folder that all of these files lie below, as far as it has a name of its own."""
+    """The folder that all of these files lie below, or a name of none."""
     folders = [os.path.dirname(path) for path in paths]
-    return os.path.commonpath(folders).replace(os.sep, "/") if folders and all(map(os.path.isabs, folders)) else "\0"
+    alike = len({os.path.isabs(folder) for folder in folders}) == 1
+    return (os.path.commonpath(folders).replace(os.sep, "/") if alike else "") or "\0"
 
 
 def shown_path(path: str, root: str) -> str:

@@ -1,5 +1,6 @@
 """A detector of one's own images in a few lines: data of every shape, the answer in a notebook, and what is wrong."""
 
+import json
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -190,8 +191,11 @@ def test_saved_exported_and_reported(fitted: Fitted, parts: Path, tmp_path: Path
     assert str(parts) not in page.read_text(encoding="utf-8")
     with pytest.raises(UserError, match=r"ends in .onnx, or in .pt2"):
         fitted.export(tmp_path / "part.tflite")
-    exported = fitted.export(tmp_path / "out" / "part.pt2")
+    exported = fitted.export(tmp_path / "out" / "part.pt2", false_alarms=0.3)
     assert sorted(path.name for path in exported.parent.iterdir()) == ["part.json", "part.pt2"]
+    promised = json.loads((tmp_path / "out" / "part.json").read_text(encoding="utf-8"))["decision"]
+    assert promised["false_alarms"] == 0.3
+    assert promised["threshold"] < fitted.detector.decision.threshold
 
 
 @pytest.mark.parametrize(
@@ -199,7 +203,7 @@ def test_saved_exported_and_reported(fitted: Fitted, parts: Path, tmp_path: Path
     [
         ("nowhere", {}, r"^nowhere: no such folder of images$"),
         ("empty", {}, r"^data_path=empty: found no good/, ok/, normal/ folder"),
-        ([], {}, r"^predict\(\) got no images"),
+        ([], {}, r"^data=\[\]: no images; give a folder, or a list"),
         (["empty/../nothing.png"], {}, r"nothing.png: no such"),
         ("empty", {"shott": 4}, r"^Args has no option 'shott'; did you mean shot\?$"),
         ("empty", {"shot": 0}, r"^shot=0: must be at least 1$"),

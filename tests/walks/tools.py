@@ -81,6 +81,15 @@ def sweep(made: Made) -> Walk:
     )
 
 
+@walk_of("scripts/check_gpu.py")
+def check_gpu(_: Made) -> Walk:
+    return Walk(
+        {"device": "cpu", "seconds": 1.0, "systems": ["detectors"]},
+        {"device": ({}, "cuda"), "systems": ({}, ["video_ae"])},
+        {"seconds": SPEED},
+    )
+
+
 @walk_of("python -m anomaly_lib completion")
 def completion(_: Made) -> Walk:
     return Walk({}, {"shell": ({}, "zsh")})

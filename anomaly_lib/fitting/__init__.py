@@ -7,12 +7,13 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from anomaly_lib.data.layouts import is_list
+from anomaly_lib.detect.decision import at_asked_rate
 from anomaly_lib.detect.images import ImageDetector, pictures_of, single_inputs
 from anomaly_lib.detect.scores import Evaluated
 from anomaly_lib.detect.scoring import class_table
@@ -25,6 +26,9 @@ from anomaly_lib.files import copy_file
 from anomaly_lib.models.detectors.registry import names
 from anomaly_lib.systems.registry import SYSTEMS
 from anomaly_lib.types import Prediction
+
+if TYPE_CHECKING:
+    from anomaly_lib.fitting.estimator import DetectorEstimator
 
 SYSTEMS_OF_IMAGES = ("promptad", "sowa")  # beside the registered detectors
 
@@ -64,6 +68,8 @@ def _folder_of(data: Any, output_dir: str | Path | None) -> Path:
         if not is_list(data) and not Path(data).expanduser().is_dir():
             raise UserError(f"{data}: no such folder of images")
         return Path(data)
+    if isinstance(data, Sequence) and not len(data):
+        raise UserError("data=[]: no images; give a folder, or a list of files, arrays or PIL images")
     room = Path(output_dir) / "parts" if output_dir else Path("runs") / "parts"
     room.mkdir(parents=True, exist_ok=True)
     whole = hashlib.sha256()
@@ -141,7 +147,20 @@ class Fitted:
         copy_file(self.checkpoint, path)
         return Path(path)
 
-    def export(self, path: str | Path, *, tolerance: float = ExportArgs.tolerance) -> Path:
-        """Write one .onnx file (or .pt2, a torch.export program), compared with the detector, and its description."""
-        write_exported(self.detector, self.detector.decision, Path(path), tolerance)
+    def export(
+        self, path: str | Path, *, false_alarms: float | None = None, tolerance: float = ExportArgs.tolerance
+    ) -> Path:
+        """Write one .onnx file (or .pt2, a torch.export program), compared with the detector, and its description.
+
+        `false_alarms`: what the file promises, from the stored scores of normal images; None = as the detector does.
+        """
+        args = ExportArgs(false_alarms=false_alarms, tolerance=tolerance)  # checked there
+        decision = at_asked_rate(self.detector.decision, args.false_alarms)
+        write_exported(self.detector, decision, Path(path), args.tolerance)
         return Path(path)
+
+    def as_sklearn(self) -> "DetectorEstimator":
+        """The detector as scikit-learn's outlier detectors are: score_samples, decision_function, predict, clone ..."""
+        from anomaly_lib.fitting.estimator import estimator_of
+
+        return estimator_of(self)
