@@ -24,13 +24,13 @@ class DetectorEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(self, model: str = "patchcore", **options: Any) -> None:
         self.model = model
-        vars(self).update(options)
+        self.__dict__.update(options)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002 - nothing is nested
         return {name: value for name, value in vars(self).items() if not name.startswith("_") and name[-1] != "_"}
 
     def set_params(self, **params: Any) -> "DetectorEstimator":
-        vars(self).update(params)  # a name that is no option is refused by `fit`
+        self.__dict__.update(params)  # a name that is no option is refused by `fit`
         return self
 
     def __sklearn_tags__(self) -> Any:
