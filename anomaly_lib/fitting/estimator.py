@@ -8,8 +8,10 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from anomaly_lib.config import to_plain
+from anomaly_lib.detect.contract import Detector
 from anomaly_lib.errors import UserError
-from anomaly_lib.fitting import Fitted, fit
+from anomaly_lib.fitting.training import trained
+from anomaly_lib.systems.registry import SYSTEMS
 
 NOT_ITS_OWN = ("model", "data_path", "dataset", "obj", "output_dir", "save_path", "resume", "fresh")  # of a run
 
@@ -40,7 +42,7 @@ class DetectorEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
     def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "fitted_")
+        return hasattr(self, "detector_")
 
     def fit(self, X: Iterable[Any], y: Sequence[int] | None = None) -> "DetectorEstimator":
         images = images_of(X)
@@ -49,7 +51,8 @@ class DetectorEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 raise UserError(f"y: {len(y)} labels for {len(images)} images")
             images = [image for image, label in zip(images, y, strict=True) if label != -1]
         options = self.get_params()
-        self.fitted_ = fit(options.pop("model"), images, **options)
+        checkpoint = trained(options.pop("model"), images, **options)
+        self.detector_ = SYSTEMS.load(checkpoint, device=options.get("device", "auto"))
         return self
 
     def score_samples(self, X: Iterable[Any]) -> np.ndarray:
@@ -68,14 +71,14 @@ class DetectorEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def offset_(self) -> float:
         """What `decision_function` takes from `score_samples`: minus the threshold of the decision."""
         check_is_fitted(self)
-        decision = self.fitted_.detector.decision
+        decision = self.detector_.decision
         if decision is None:
-            raise UserError(f"{self.model}: no decision: {self.fitted_.detector.undecided}; score_samples works")
+            raise UserError(f"{self.model}: no decision: {self.detector_.undecided}; score_samples works")
         return -float(decision.threshold)
 
     def _found(self, X: Iterable[Any]) -> Any:
         check_is_fitted(self)
-        return self.fitted_.predict(images_of(X))
+        return self.detector_.predict(images_of(X))
 
 
 def images_of(X: Iterable[Any]) -> list[Any]:
@@ -87,13 +90,13 @@ def images_of(X: Iterable[Any]) -> list[Any]:
     return list(X)
 
 
-def estimator_of(fitted: Fitted) -> DetectorEstimator:
+def estimator_of(detector: Detector) -> DetectorEstimator:
     """The estimator that was fitted so; its parameters are the options that are not defaults."""
-    args = fitted.detector.args
-    model = getattr(args, "model", fitted.detector.system)
+    args = detector.args
+    model = getattr(args, "model", detector.system)
     chosen = {"model": model} if hasattr(args, "model") else {}
     usual = to_plain(type(args)(dataset="folder", data_path=".", **chosen))
     own = {k: v for k, v in to_plain(args).items() if k not in NOT_ITS_OWN and usual.get(k) != v}
     made = DetectorEstimator(model, **own)
-    made.fitted_ = fitted
+    made.detector_ = detector
     return made

@@ -11,7 +11,7 @@ from typing import Any
 
 from anomaly_lib.config import Options, kinds_of
 from anomaly_lib.files import write_text
-from anomaly_lib.fitting import SYSTEMS_OF_IMAGES
+from anomaly_lib.fitting.training import SYSTEMS_OF_IMAGES
 from anomaly_lib.models.detectors.registry import entries
 from anomaly_lib.systems.registry import SYSTEMS
 

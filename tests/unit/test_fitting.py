@@ -80,7 +80,7 @@ def test_a_folder_of_good_images_and_nothing_else(parts: Path, tmp_path: Path) -
 
 def test_an_array_keeps_its_values(tmp_path: Path) -> None:
     from anomaly_lib.data.images import read_image
-    from anomaly_lib.fitting import _folder_of
+    from anomaly_lib.fitting.training import _folder_of
 
     grey = np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8)
     colour = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
