@@ -24,7 +24,8 @@ from anomaly_lib.systems.registry import SYSTEMS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts import each other from the repository root
 
-from scripts.pages.results_page import SHOWN, FinishedRun, finished_runs, renew_readme, results_page
+from scripts.pages.results_page import SHOWN, FinishedRun, finished_runs, results_page
+from scripts.pages.shop_window import renew_readme
 
 if TYPE_CHECKING:  # torch is loaded where there is work: --help and mistakes come at once
     from anomaly_lib.detect.scores import Scores

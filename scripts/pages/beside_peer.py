@@ -51,17 +51,6 @@ def measured(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return [members for _, members in sorted(groups.items())]
 
 
-def lines_of_readme(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown: this library's figures, a line for each category and detector."""
-    lines = []
-    for members in measured(rows):
-        row = members[0]
-        figures = ", ".join(f"{metric} {mean(row['here'][metric] for row in members):.3f}" for metric in METRICS)
-        commits = " ".join(dict.fromkeys(row["commit"] for row in members))
-        lines.append(f"| {row['category']} | {name_of(row)} | {figures} | {commits} |")
-    return lines
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a row for each category, detector and side."""
     lines = ["| category | detector | | image AUROC | pixel AUROC | AUPRO |", "|" + "---|" * 6]

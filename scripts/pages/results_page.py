@@ -1,4 +1,4 @@
-"""docs/manual/results.md and the README's table: what run folders and benchmark files say, each with its commit."""
+"""docs/manual/results.md: what run folders and benchmark files say, each with its commit."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,10 +9,9 @@ from typing import Any
 from anomaly_lib.detect.tables import Cell, Table
 from anomaly_lib.engine.record import WHOLE, read_record
 from anomaly_lib.errors import UserError
-from anomaly_lib.files import read_json, write_text
+from anomaly_lib.files import read_json
 from scripts.pages import beside_peer
 
-BEGIN, END = "<!-- figures: begin (make figures) -->", "<!-- figures: end -->"
 SHOWN = 6  # metrics of a table row
 RATIO_WORDS = ("ratio", "times faster", "against")
 REAL_DATA = "real_detectors.json"
@@ -132,36 +131,3 @@ def options_of(run: FinishedRun) -> str:
             continue
         kept.append(word)
     return " ".join(kept) or "no options: built-in data and defaults"
-
-
-def renew_readme(readme: Path, runs: Sequence[FinishedRun], benchmarks: Path, gallery: Sequence[str] = ()) -> None:
-    """Replace what stands between the two marks with a table of all runs and the pictures of those in `gallery`.
-
-    Real categories lead it, runs on random weights end it. Without `gallery`: the first picture of every system. A
-    README without the marks is left alone.
-    """
-    if not readme.is_file():
-        raise UserError(f"readme={readme}: no such file")
-    text = readme.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        return
-    lines = [
-        "![demo data](docs/figures/demo_contact_sheet.png)\n",
-        "| system or real category | run | result | commit |",
-        "|---|---|---|---|",
-    ]
-    if (benchmarks / REAL_DATA).is_file():
-        lines += beside_peer.lines_of_readme(read_json(benchmarks / REAL_DATA)["rows"])
-    for run in sorted(runs, key=lambda run: "random weights" in " ".join(run.record["remarks"])):
-        metrics = [(n, v) for n, v in run.record["metrics"].items() if n != "threshold"][:3]
-        figures = ", ".join(f"{name} {value:.3f}" for name, value in metrics)
-        figures += "".join(f" [{remark}]" for remark in run.record["remarks"])
-        lines.append(f"| {run.system} | {run.folder.name} | {figures} | {run.record.get('git_commit') or 'unknown'} |")
-    pictured = [run for run in runs if any(path.stem.endswith("_overlays") for path in run.figures)]
-    first = {run.system: run.folder.name for run in reversed(pictured)}
-    shown = list(gallery) or list(first.values())
-    pictures = [run.figures[0] for name in shown for run in pictured if run.folder.name == name]
-    lines += ["", *(f"![{path.stem}](docs/figures/{path.name})" for path in pictures)]
-    before, rest = text.split(BEGIN)
-    block = "\n".join(lines)
-    write_text(readme, f"{before}{BEGIN}\n{block}\n{END}{rest.split(END)[1]}")

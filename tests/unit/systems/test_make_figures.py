@@ -9,7 +9,7 @@ import pytest
 from anomaly_lib.data.demo.items import write_demo
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.registry import SYSTEMS
-from scripts.pages.results_page import BEGIN, END
+from scripts.pages.shop_window import BEGIN, END, LEDGER, beside_others, real_categories
 
 SPEC = importlib.util.spec_from_file_location("make_figures", Path(__file__).parents[3] / "scripts" / "make_figures.py")
 assert SPEC is not None
@@ -31,7 +31,7 @@ def put_run(root: Path, name: str, system: str, **changes) -> None:
 
 def test_page_and_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs, docs, readme = tmp_path / "runs", tmp_path / "docs", tmp_path / "README.md"
-    put_run(runs, "cls", "promptad")
+    put_run(runs, "demo-all-k1-cls", "promptad")
     put_run(runs, "oracle-cls", "promptad", remarks=["oracle: best epoch on test", "random weights: audio-net"])
     put_run(runs, "half", "promptad", status="interrupted")
     put_run(runs, "heard", "weld", remarks=["random weights: audio-net"])
@@ -47,14 +47,14 @@ def test_page_and_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     report = {"machine": {"commit": "f00d"}, "search": {"ratio": 4.5, "seconds": 2.0}, "runs": [{"times faster": 71}]}
     (benchmarks / "bank.json").write_text(json.dumps(report))
     sides = {"here": {"image_auroc": 0.9, "pixel_auroc": 0.8, "aupro": 0.7}}
-    row = {"category": "weld", "model": "padim", "coreset_ratio": None, "size": 224, "commit": "beef"} | sides
+    row = {"category": "real/weld", "model": "padim", "coreset_ratio": None, "size": 224, "commit": "beef"} | sides
     rows = [row | {"seed": seed} for seed in (0, 1)]
     (benchmarks / "real_detectors.json").write_text(json.dumps({"rows": rows}))
     argv = ["--runs", str(runs), "--docs", str(docs), "--readme", str(readme), "--only", "results"]
     argv += ["--benchmarks", str(benchmarks)]
     assert SCRIPT.main(argv) == 0
     page = (docs / "manual" / "results.md").read_text()
-    assert "| cls | 0.912 | - | 7 | 13 | x86_64, 2 threads | abc123 |" in page
+    assert "| demo-all-k1-cls | 0.912 | - | 7 | 13 | x86_64, 2 threads | abc123 |" in page
     assert "oracle: best epoch on test, random weights: audio-net" in page
     assert "half" not in page
     for name, remark in (("heard", "random weights: audio-net"), ("no-net", "-")):
@@ -62,23 +62,40 @@ def test_page_and_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "`--fusion-mode harmonic`" in page
     assert "/somewhere" not in page
     assert "/private" not in page
-    assert "](../figures/cls_overlays.png)" in page
+    assert "](../figures/demo-all-k1-cls_overlays.png)" in page
     assert "| bank | search / ratio | 4.50 | f00d |" in page
     assert "| bank | runs / 0 / times faster | 71.00 | f00d |" in page
-    assert "| weld | padim | here (2) | 90.00 ± 0.00 | 80.00 ± 0.00 | 70.00 ± 0.00 |" in page
+    assert "| real/weld | padim | here (2) | 90.00 ± 0.00 | 80.00 ± 0.00 | 70.00 ± 0.00 |" in page
     assert "seconds |" not in page.split("## Benchmarks")[1]
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
-    assert "| cls | image_auroc 0.912 | abc123 |" in text
-    assert (
-        "| oracle-cls | image_auroc 0.912 [oracle: best epoch on test] [random weights: audio-net] | abc123 |" in text
-    )
-    assert "|---|---|---|---|\n| weld | padim | image_auroc 0.900, pixel_auroc 0.800, aupro 0.700 | beef |" in text
-    assert text.index("| no-net |") < text.index("| oracle-cls |")  # random weights come last
+    assert "| promptad | demo-all-k1-cls | image_auroc 0.912 | abc123 |" in text
+    assert "oracle-cls |" not in text  # the whole list stands on the page
     assert SCRIPT.main(argv) == 0  # a second time changes nothing
     assert readme.read_text() == text
+
+
+def test_shop_window_says_what_the_files_say(tmp_path: Path) -> None:
+    cells = {("a/x", 0): 0.9, ("a/x", 1): 0.8, ("b/y", 0): 0.7, ("drawn", 0): 0.1}
+    rows = [
+        {"method": "fewshot", "class": name, "k": "1", "seed": seed, "image_auroc": value}
+        for (name, seed), value in cells.items()
+    ]
+    (tmp_path / LEDGER).write_text(json.dumps({"machine": {"git_commit": "c0de"}, "rows": rows}))
+    sides = {"here": {"image_auroc": 0.9}, "anomalib": {"image_auroc": 0.8}}
+    peers = [{"model": "padim", "coreset_ratio": None, "category": name, "seed": 0} | sides for name in ("a/x", "b/y")]
+    peers.append({"model": "patchcore", "coreset_ratio": 0.1, "category": "a/x", "seed": 0} | sides)
+    (tmp_path / "real_detectors.json").write_text(json.dumps({"rows": peers}))
+    said = real_categories(tmp_path)
+    assert "| fewshot | 77.5 | not measured | not measured |" in said  # 0.85 and 0.70; not the drawn
+    assert "| padim: here / anomalib 2.7 (x, y) | - | - | 90.0 / 80.0 |" in said
+    assert "| patchcore, 10 % of the patches: here / anomalib 2.7 (x) | - | - | 90.0 / 80.0 |" in said
+    report = {"machine": {"commit": "f00d"}, "coreset": {"ratio": 153.04}}
+    (tmp_path / "memory_bank.json").write_text(json.dumps(report))
+    (tmp_path / "detect.json").write_text(json.dumps({"machine": {"commit": "f00d"}}))  # measured in part
+    assert beside_others(tmp_path).splitlines()[2:] == ["| picks of a coreset | anomalib 2.7 | 153 | f00d |"]
 
 
 def test_nothing_to_show_is_said(tmp_path: Path) -> None:
