@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # torch is loaded where there is work: --help and mistakes co
     from anomaly_lib.detect.scores import Scores
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("demo_contact_sheet", "results")
+PARTS = ("demo_contact_sheet", "way", "cast", "results")
 
 
 @dataclass
@@ -123,6 +123,14 @@ def make(args: Args) -> None:
     figures.mkdir(parents=True, exist_ok=True)
     if "demo_contact_sheet" in args.only:
         print(demo_contact_sheet(figures))
+    if "way" in args.only:
+        from scripts.pages.way import make_way
+
+        print(make_way(figures))
+    if "cast" in args.only:
+        from scripts.pages.cast import make_cast
+
+        print(make_cast(figures))
     if "results" in args.only:
         runs = finished_runs(Path(args.runs))
         drawn = Counter[str]()
