@@ -70,7 +70,7 @@ def test_python_blocks_run(folder: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)
     assert blocks
     for block in blocks:
-        if "runs/" in block:  # needs a trained run; the notebook test covers it
+        if "runs/" in block or "parts/" in block:  # need a run or parts; tests of notebooks and of fit cover them
             compile(block, "README.md", "exec")
             continue
         done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, timeout=120)
