@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHOWN = "anomaly-lib"  # how the command is called once it is installed
 COMMANDS = (
     "demo parts",
-    "fit parts/brushed_metal --model fewshot --backbone demo-clip --output-dir metal",
+    "fit parts/brushed_metal --model fewshot --shot 16 --backbone demo-clip --output-dir metal",
     "predict --checkpoint metal/checkpoint.pt parts/brushed_metal/test/scratch --out found",
     "report --checkpoint metal/checkpoint.pt --report page",
 )

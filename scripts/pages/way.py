@@ -38,7 +38,9 @@ def make_way(folder: Path) -> Path:
             report_panel(page, root),
         ]
     path = folder / "way.png"
-    side_by_side(panels, ("a folder of good parts", "a decision on a new one", "a report")).quantize(256, kmeans=2).save(path, optimize=True)
+    side_by_side(panels, ("a folder of good parts", "a decision on a new one", "a report")).quantize(
+        256, kmeans=2
+    ).save(path, optimize=True)
     return path
 
 

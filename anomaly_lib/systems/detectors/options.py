@@ -199,10 +199,10 @@ class Args(DetectorArgs):
     def presets_of(cls, entry: Entry) -> tuple[Preset, ...]:
         all_are_learned = [Preset(when={"protocol": "paper"}, then={"calibration_share": 0.0})] if entry.trained else []
         toy = entry.demo.get("backbone"), entry.demo.get("layers")
-        layers_of_toy = [Preset(when={"backbone": toy[0]}, then={"layers": toy[1]})] if all(toy) else []
+        layers_of_toy = [Preset(when={"backbone": toy[0]}, then={"layers": toy[1], "image_size": [224]})]
         return (
             *all_are_learned,
-            *layers_of_toy,
+            *(layers_of_toy if all(toy) else []),  # its patches are small: at 448 px there would be 3,136 of them
             Preset(when=BUILT_IN, then={"image_size": [128, 128]}, unless=("backbone", "weights")),
             Preset(when=BUILT_IN, then=entry.demo, unless=("backbone", "weights")),
         )
