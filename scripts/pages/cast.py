@@ -22,7 +22,7 @@ COMMANDS = (
     "demo parts",
     "fit parts/brushed_metal --model fewshot --shot 16 --backbone demo-clip --output-dir metal",
     "predict --checkpoint metal/checkpoint.pt parts/brushed_metal/test/scratch --out found",
-    "report --checkpoint metal/checkpoint.pt --report page",
+    "report --checkpoint metal/checkpoint.pt --report page | tail -2",
 )
 TYPED, LONGEST_WAIT, PAUSE = 24.0, 1.2, 0.9  # characters a second; seconds
 COLUMNS, ROWS, LINE, CHARACTER = 104, 24, 19, 7.83  # of the terminal; pixels
@@ -49,7 +49,7 @@ def record(folder: Path) -> list[Line]:
         lines.append(Line(f"$ {SHOWN} {words}", clock, typed=True))
         clock += (len(words) + len(SHOWN)) / TYPED
         with subprocess.Popen(
-            [sys.executable, "-m", "anomaly_lib", *words.split()],
+            ["bash", "-c", f'set -o pipefail; "$0" -m anomaly_lib {words}', sys.executable],
             cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         ) as process:  # fmt: skip
             assert process.stdout is not None
@@ -58,7 +58,7 @@ def record(folder: Path) -> list[Line]:
                 now = time.monotonic()
                 clock += min(now - before, LONGEST_WAIT)
                 before = now
-                if "\r" not in text:  # a progress bar draws over itself
+                if "a second, " not in text:  # progress, which a terminal draws over
                     lines += [Line(part, clock) for part in wrapped(text.rstrip("\n").replace(f"{folder}/", ""))]
         if process.returncode:
             raise UserError(f"{words}: exit code {process.returncode}: {lines[-1].text}")
@@ -74,20 +74,25 @@ def wrapped(text: str) -> list[str]:
 def drawn(lines: Sequence[Line]) -> str:
     """The SVG. Lines appear at their seconds; when the terminal is full all of them move up."""
     total = lines[-1].at + 3
-    frames, moves, texts = [], [], []
+    frames, texts = [], []
     for number, line in enumerate(lines):
         share = 100 * line.at / total
         frames.append(f"@keyframes a{number}{{0%,{share:.2f}%{{opacity:0}}{share + 0.01:.2f}%,100%{{opacity:1}}}}")
-        if number >= ROWS:
-            up = (number - ROWS + 1) * LINE
-            then = f"{share + 0.01:.2f}%{{transform:translateY(-{up}px)}}"
-            moves.append(f"{share:.2f}%{{transform:translateY(-{up - LINE}px)}}{then}")
-        style = f' style="animation-name:a{number}"'
         kind = "l c" if line.typed else "l"
-        texts.append(f'<text class="{kind}"{style} x="14" y="{48 + number * LINE}">{html.escape(line.text)}</text>')
-    moves.append("100%{transform:translateY(-" + str(max(0, len(lines) - ROWS) * LINE) + "px)}")
+        style = f'style="animation-name:a{number}"'
+        texts.append(f'<text class="{kind}" {style} x="14" y="{(number + 1) * LINE}">{html.escape(line.text)}</text>')
+    moves, up = ["0%{transform:none}"], 0
+    for at in sorted({line.at for line in lines}):
+        there = max(0, sum(line.at <= at for line in lines) - ROWS) * LINE
+        if there > up:
+            share = 100 * at / total
+            moves.append(
+                f"{share:.2f}%{{transform:translateY(-{up}px)}}{share + 0.01:.2f}%{{transform:translateY(-{there}px)}}"
+            )
+            up = there
+    moves.append(f"100%{{transform:translateY(-{up}px)}}")
     width, height = round(COLUMNS * CHARACTER + 28), 44 + ROWS * LINE + 14
-    scroll = f"@keyframes up{{0%{{transform:none}}{''.join(moves)}}}g{{animation:up {total:.2f}s linear infinite}}"
+    scroll = f"@keyframes up{{{''.join(moves)}}}g{{animation:up {total:.2f}s linear infinite}}"
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">',
@@ -95,7 +100,7 @@ def drawn(lines: Sequence[Line]) -> str:
             f"<style>{STYLE % {'total': total}}{scroll}{''.join(frames)}</style>",
             f'<rect width="{width}" height="{height}" rx="8" fill="#16191d"/>',
             *(f'<circle cx="{18 + 18 * i}" cy="17" r="5.5" fill="{colour}"/>' for i, colour in enumerate(BUTTONS)),
-            f'<svg y="32" height="{height - 40}"><g transform="translate(0,-32)">',
+            f'<svg y="32" height="{height - 40}"><g>',
             *texts,
             "</g></svg></svg>\n",
         ]
