@@ -127,10 +127,11 @@ def test_a_configuration_file_may_choose_the_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["patchcore", "fewshot", "rad"])
-def test_the_demo_network_has_layers_of_its_own_whatever_the_data(model: str) -> None:
+def test_the_demo_network_has_layers_and_a_size_of_its_own_whatever_the_data(model: str) -> None:
     own = Args(model=model, backbone="demo-clip", data_path="x")
     assert own.layers == Args(model=model).layers != Args(model=model, data_path="x").layers
-    assert own.image_size == Args(model=model, data_path="x").image_size  # nothing else follows from it
+    assert own.image_size == [224, 224]  # 784 of its small patches; of built-in data 128
+    assert Args(model=model, backbone="demo-clip", data_path="x", image_size=[96]).image_size == [96, 96]
     assert Args(model=model, backbone="demo-clip", layers=["pooled", "layer.2"]).layers == ["pooled", "layer.2"]
 
 
