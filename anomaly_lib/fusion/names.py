@@ -13,3 +13,6 @@ CALIBRATION_NAMES = ("z-score", "quantile")
 
 LATE_FUSION_NAMES = ("gated", "bilinear", "adaptive", "tucker")
 """The keys of `fusion.LATE_FUSIONS`."""
+
+EVIDENCES = ("z-score", "rank", "fisher")
+"""The keys of `fusion.evidence.EVIDENCE`."""

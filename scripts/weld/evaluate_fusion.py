@@ -1,6 +1,7 @@
-"""Late fusion of Causal-FiLM and the video auto-encoder: z-scores added.
+"""Late fusion of Causal-FiLM and the video auto-encoder, or of any detectors: z-scores, ranks or p-values added up.
 
 python scripts/weld/evaluate_fusion.py --causal-checkpoint A/best_model.pth --video-checkpoint B/best_model.pt
+python scripts/weld/evaluate_fusion.py --checkpoints A/best_model.pth C/best_model.pth --method fisher
 """
 
 import sys
@@ -14,10 +15,13 @@ from anomaly_lib.systems.weld.video_ae.options import FusionArgs
 
 
 def run(args: FusionArgs) -> None:
-    """Score, print the three AUROCs, write fusion.json."""
+    """Score, print the AUROC of each and of the fusion, write fusion.json."""
+    from anomaly_lib.systems.registry import SYSTEMS
     from anomaly_lib.systems.weld.late_fusion import evaluate_fusion
 
-    result = evaluate_fusion(args)
+    result = evaluate_fusion(args, lambda path: SYSTEMS.load(path, device=args.device))
+    for note in result.notes:
+        print(note)
     for name, value in result.metrics.items():
         print(f"{name:>20} {value:.4f}")
     if args.output_dir:

@@ -257,18 +257,18 @@ def test_video_ae_and_late_fusion(reference: Path, tmp_path: Path) -> None:
     asked = video_ae.FusionArgs(
         causal_checkpoint=str(reference / "best_model.pth"), video_checkpoint=str(result.checkpoint)
     )
-    fused = evaluate_fusion(asked)
+    fused = evaluate_fusion(asked, SYSTEMS.load)
     a, b, both = (torch.tensor(fused.scores[name]) for name in ("causal_film", "video_ae", "fusion"))
     torch.testing.assert_close(a + b, both)
-    open_look = evaluate_fusion(dataclasses.replace(asked, statistics="transductive"))
+    open_look = evaluate_fusion(dataclasses.replace(asked, statistics="transductive"), SYSTEMS.load)
     z = torch.tensor(open_look.scores["causal_film"])
     assert z.mean().item() == pytest.approx(0, abs=1e-5)
     assert open_look.metrics["causal_film_auroc"] == fused.metrics["causal_film_auroc"]
-    other = evaluate_fusion(dataclasses.replace(asked, score_kind="mean_abs"))
+    other = evaluate_fusion(dataclasses.replace(asked, score_kind="mean_abs"), SYSTEMS.load)
     assert other.scores["causal_film"] != fused.scores["causal_film"]
     assert other.scores["video_ae"] == fused.scores["video_ae"]
     with pytest.raises(UserError, match=r"video_checkpoint=.*none\.pt: no such checkpoint"):
-        evaluate_fusion(dataclasses.replace(asked, video_checkpoint=str(tmp_path / "none.pt")))
+        evaluate_fusion(dataclasses.replace(asked, video_checkpoint=str(tmp_path / "none.pt")), SYSTEMS.load)
 
 
 def test_video_ae_leaves_out_runs_without_video_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,12 @@ def fusion(made: Made) -> Walk:
     film, video = made.checkpoint("causal_film"), made.checkpoint("video_ae")
     return Walk(
         {"causal_checkpoint": film, "video_checkpoint": video},
-        {"causal_checkpoint": ({}, video), "video_checkpoint": ({}, film), "score_kind": ({}, "l1")},
+        {
+            "causal_checkpoint": ({}, video),
+            "video_checkpoint": ({}, film),
+            "score_kind": ({}, "l1"),
+            "checkpoints": ({"causal_checkpoint": None, "video_checkpoint": None}, [film, video]),
+        },
     )
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 
 from anomaly_lib.config import Options, Preset, arg, override
+from anomaly_lib.errors import OptionError
+from anomaly_lib.fusion.names import EVIDENCES
 from anomaly_lib.models.weld.config import SCORE_KINDS
 from anomaly_lib.options import BackboneArgs, CacheArgs, DataArgs, HoldOutArgs, OptimArgs, RunArgs, TrackArgs
 from anomaly_lib.systems.weld.options import WeldDemoArgs, check_weld_data
@@ -55,7 +57,7 @@ def tiny(**changes: Any) -> Args:
 
 @dataclass
 class FusionArgs(Options):
-    """Late fusion of Causal-FiLM (A) and the video auto-encoder (B)."""
+    """Late fusion of Causal-FiLM (A) and the video auto-encoder (B), or of any detectors of the same data."""
 
     causal_checkpoint: Optional[str] = arg(
         None, "trained Causal-FiLM, e.g. runs/weld/causal_film/best_model.pth", type=str
@@ -63,18 +65,35 @@ class FusionArgs(Options):
     video_checkpoint: Optional[str] = arg(
         None, "trained video auto-encoder, e.g. runs/weld/video_ae/best_model.pt", type=str
     )
+    checkpoints: list[str] = arg(
+        [], "any trained detectors of the same data, two or more, in place of A and B", type=str
+    )  # fmt: skip
+    method: str = arg(
+        "z-score", "z-scores or ranks among normal scores added, or p-values by Fisher", choices=list(EVIDENCES)
+    )  # fmt: skip
+    on_error: str = arg(
+        "fail", "a run that one of them cannot read (no video) stops, or is left out", choices=["fail", "skip"]
+    )  # fmt: skip
     split: str = arg("test", "which split to score", choices=["train", "val", "test"])
     statistics: str = arg(
         "val", "whose normal runs give the z-scores; transductive = mean and std of the evaluated split itself",
-        choices=["val", "train", "transductive"],
+        choices=["val", "train", "transductive"], needs={"checkpoints": []},
     )  # fmt: skip
     score_kind: Optional[str] = arg(
         None,
         "score of model A; None = as trained (the original's script: mean_abs)",
         type=str,
         choices=list(SCORE_KINDS),
+        needs={"checkpoints": []},
     )
     device: str = arg("auto", "auto, cpu, cuda or cuda:N")
     output_dir: Optional[str] = arg(
         None, "write scores and results as JSON into this folder", type=str, aliases=["output"]
     )
+
+    def check(self) -> None:
+        named = [name for name in ("causal_checkpoint", "video_checkpoint") if getattr(self, name)]
+        if self.checkpoints and named:
+            raise OptionError(f"{named[0]}={getattr(self, named[0])}: has no effect beside checkpoints=")
+        if len(self.checkpoints) == 1:
+            raise OptionError(f"checkpoints={self.checkpoints[0]}: fusion needs two or more")
