@@ -40,7 +40,8 @@ from anomaly_lib.systems.weld.supcon.train import train
 from scripts.weld.studies.options import LadderArgs, TrainingsArgs
 
 Scores = dict[str, Tensor]  # by split
-SPECTRA_KEPT = 500e6  # bytes of spectra that stay in memory; the others are made again
+AT_ONCE = 16  # spectra in work
+SPECTRA_KEPT = 250e6  # bytes of spectra that stay in memory; the others are made again
 
 
 @dataclass
@@ -170,15 +171,17 @@ def spectra(pool: Pool, args: LadderArgs, runs: Sequence[WeldRun]) -> Iterator[T
             pool.spectra[run.run_id] = found
         return found
 
-    for start in range(0, len(runs), 16):
-        yield torch.stack([one(run) for run in runs[start : start + 16]])
+    for start in range(0, len(runs), AT_ONCE):
+        yield torch.stack([one(run) for run in runs[start : start + AT_ONCE]])
 
 
 def model_a(pool: Pool, args: LadderArgs) -> Fitted:
     """Audio convolutional AE (mean over frames) and video AE (largest moving average), convex combination."""
     seen, good = pool.clips, pool.good()
     heard = [run for run, it in zip(pool.runs["train"], good & pool.has("audio", "train"), strict=True) if it]
-    audio = torch.cat(list(spectra(pool, args, heard)))
+    audio = torch.empty(len(heard), args.spectrum_fft // 2 + 1, args.spectrum_frames)
+    for some, part in zip(audio.split(AT_ONCE), spectra(pool, args, heard), strict=True):
+        some.copy_(part)  # joining a list of parts would hold all of them twice
     video = seen["train"][good & pool.has("video", "train")]
     ears = AudioConvAE(bins=audio.shape[1], bottleneck=48, width=args.audio_width)
     eyes = VideoFcAE(dim=video.shape[-1])
