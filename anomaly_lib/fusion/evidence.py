@@ -19,7 +19,7 @@ def fisher(normal: Tensor) -> Evidence:
 
     def evidence(scores: Tensor) -> Tensor:
         smaller = torch.searchsorted(ordered, scores.double().contiguous())
-        p = (1 + len(ordered) - smaller) / (len(ordered) + 1)
+        p = (1 + len(ordered) - smaller).double() / (len(ordered) + 1)
         return -2 * p.log()
 
     return evidence
