@@ -4,7 +4,7 @@ from anomaly_lib.systems.weld.supcon.options import Args as QuadArgs
 from scripts.weld.studies.options import INSTEAD
 from tests.support.making import Made
 from tests.support.walking import Walk
-from tests.walks.registry import SPEED, walk_of
+from tests.walks.registry import DAMAGED, SPEED, walk_of
 
 SMALL = {
     "demo_train": 3, "demo_good": 2, "demo_defects": 1, "video_frames": 2, "video_size": 32, "image_size": [32],
@@ -45,6 +45,7 @@ def fusion(made: Made) -> Walk:
             "score_kind": ({}, "l1"),
             "checkpoints": ({"causal_checkpoint": None, "video_checkpoint": None}, [film, video]),
         },
+        {"on_error": DAMAGED},
     )
 
 
