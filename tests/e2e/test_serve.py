@@ -212,7 +212,7 @@ def uploaded(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     real = pictures.read_image
 
     def post(path: Path) -> np.ndarray:
-        if not Path(path).is_file() or os.path.islink(path) or not Path(path).name.isprintable():
+        if not os.path.isfile(path) or os.path.islink(path) or not Path(path).name.isprintable():
             return real(path)
         answer = client.post("/predict", files={"file": (Path(path).name, Path(path).read_bytes())})
         if answer.status_code == 200:

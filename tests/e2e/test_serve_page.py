@@ -134,6 +134,20 @@ def test_a_detector_without_a_decision_asks_which_it_is(page: Page, running: tup
     assert page.problems == []
 
 
+def test_the_camera(page: Page, running: tuple[str, Server]) -> None:
+    address, _ = running
+    page.open(f"{address}/")
+    page.click("camera")
+    page.wait("document.getElementById('watch').open && document.getElementById('video').videoWidth > 0")
+    page.click("shoot")
+    page.wait("document.querySelectorAll('#history li').length === 1")
+    assert page.names()[0].startswith("camera-")
+    assert page.text("verdict") == "normal"
+    page.click("leave")
+    page.wait("!document.getElementById('video').srcObject.active")  # its light goes out
+    assert page.problems == []
+
+
 def test_it_asks_for_the_token_and_keeps_it(page: Page, tmp_path: Path) -> None:
     options = {"token": "open-sesame"}
     with served(tmp_path, Brightness(), **options) as (address, _):

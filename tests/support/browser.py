@@ -18,6 +18,7 @@ CHROMIUM = next(
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
     "--disable-background-networking", "--disable-sync", "--window-size=1300,900",
+    "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",  # a camera that films a clock
 ]  # fmt: skip
 
 
