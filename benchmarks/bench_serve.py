@@ -90,7 +90,7 @@ class Served:
         """Stop it; the seconds that took."""
         began = time.perf_counter()
         self.process.terminate()
-        assert self.process.wait(30) == 0
+        assert self.process.wait(120) == 0
         return time.perf_counter() - began
 
 

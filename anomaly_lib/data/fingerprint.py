@@ -10,6 +10,7 @@ from stat import S_ISREG
 from typing import Any
 
 from anomaly_lib.data.base import Item
+from anomaly_lib.data.layouts import is_list
 
 CHUNK = 1 << 20
 
@@ -71,6 +72,7 @@ class DataFingerprint:
 
 def fingerprint_of_items(items: Sequence[Item], root: Path | str | None) -> DataFingerprint:
     """Images with their masks, labels, splits and classes; drawn ones are known by their names."""
+    root = Path(root or "").parent if is_list(root) else root
     facts = [
         (relative_name(i.path, root), i.label, i.class_name, i.split, i.defect, i.domain, i.mask_path is not None)
         for i in items

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from anomaly_lib.data.fingerprint import fingerprint_of_items
 from anomaly_lib.data.layouts import read_folders, read_list
 from anomaly_lib.errors import UserError
 from anomaly_lib.serving.records import History, Marks, Records, finite
@@ -69,6 +70,15 @@ def test_marks_are_files_and_a_table_and_move_when_marked_again(tmp_path: Path) 
         for r in sorted(rows, key=lambda row: row["path"])]  # fmt: skip
     assert [i.split for i in read_folders(marks.table)].count("train") == 1
     assert {i.label for i in read_folders(tmp_path / "marked")} == {0, 1}
+
+
+def test_listed_images_are_the_same_data_wherever_they_lie(tmp_path: Path) -> None:
+    tables = [Marks(tmp_path / name).table for name in "ab"]
+    for table in tables:
+        marks = Marks(table.parent)
+        assert [mark(marks, level, "good") for level in range(3)]
+    left, right = (fingerprint_of_items(read_folders(table), str(table)) for table in tables)
+    assert left.content == right.content
 
 
 def test_what_was_moved_by_hand_or_left_by_a_kill_is_taken_in(tmp_path: Path) -> None:
