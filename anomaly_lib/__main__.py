@@ -6,6 +6,7 @@ import sys
 from anomaly_lib.command_line import PROGRAM
 from anomaly_lib.commands.table import COMMANDS, summary_of
 from anomaly_lib.commands.training import TRAINERS, train_main
+from anomaly_lib.models.detectors.registry import names
 
 FIRST_STEPS = f"""{__doc__.splitlines()[0]}
 
@@ -33,6 +34,8 @@ def overview() -> str:
 def mistaken(what: str, word: str, known: list[str]) -> int:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     remedy = f"; did you mean {close[0]}?" if close else ""
+    if word in names():
+        remedy = f"; it is a model: {PROGRAM} fit FOLDER --model {word}"
     sys.stderr.write(f"{PROGRAM}: unknown {what} {word!r}; there are {', '.join(known)}{remedy}\n")
     return 2
 

@@ -126,10 +126,15 @@ def compare_with_training(one: Evaluated, args: EvaluateArgs) -> list[str]:
     if one.decision is not None and not any(one.decision.describe() in line for line in run.get("closing", ())):
         trained = {name: value for name, value in trained.items() if name not in DECIDED}  # calibrated since
     shared = {name: (trained[name], value) for name, value in one.metrics.items() if name in trained}
-    other = [f"{name} {a:.4f} -> {b:.4f}" for name, (a, b) in shared.items() if not math.isclose(a, b, abs_tol=1e-4)]
+    other = [f"{name} {a:.4f} -> {b:.4f}" for name, (a, b) in shared.items() if not same(a, b)]
     if other:
         return [f"differs from what training recorded: {', '.join(other)}"]
     return [f"equals what training recorded ({len(shared)} metrics)"] if shared else []
+
+
+def same(one: float, other: float) -> bool:
+    """Equal, or both without a value."""
+    return math.isclose(one, other, abs_tol=1e-4) or (math.isnan(one) and math.isnan(other))
 
 
 def write_results(folder: Path, done: list[Evaluated], table: Table, args: EvaluateArgs) -> list[Path]:

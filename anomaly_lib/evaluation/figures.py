@@ -49,7 +49,7 @@ def _figures(one: Evaluated, args: EvaluateArgs) -> dict[str, Any]:
     }
     if 0 < (labels > 0).sum() < labels.size:
         figures["roc_pr"] = viz.roc_and_pr(scores, labels, title=evaluation.name)
-    if evaluation.maps is not None and evaluation.masks is not None:
+    if evaluation.maps is not None and evaluation.masks is not None and to_numpy(evaluation.masks).any():
         curves = {}
         for group in sorted(set(evaluation.groups)):
             rows = np.flatnonzero(np.array(evaluation.groups) == group)

@@ -55,6 +55,21 @@ def test_mistakes_leave_with_two(argv: list[str], capsys: pytest.CaptureFixture[
     assert captured.err.count("\n") <= 1
 
 
+def test_a_mistake_names_what_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "padim"]) == 2
+    assert capsys.readouterr().err.endswith("it is a model: python -m anomaly_lib fit FOLDER --model padim\n")
+    assert main(["fti", "parts"]) == 2
+    assert capsys.readouterr().err.endswith("did you mean fit?\n")
+
+
+def test_a_figure_without_a_value_is_no_difference() -> None:
+    from anomaly_lib.evaluation.evaluate import same
+
+    assert same(float("nan"), float("nan"))
+    assert not same(float("nan"), 0.5)
+    assert not same(0.5, 0.6)
+
+
 def test_bare_words_stand_anywhere(tmp_path: Path) -> None:
     for argv in (["--system", "crystal", str(tmp_path / "a")], [str(tmp_path / "b"), "--system=crystal"]):
         assert main(["demo", *argv]) == 0
