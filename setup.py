@@ -37,6 +37,7 @@ EXTRAS = {
     "tensorboard": ["tensorboard>=2.14"],
     "describe": ["robocrys>=0.2.9", "pymatgen>=2024.1"],  # descriptions of crystals by robocrystallographer
     "export": ["onnx>=1.16", "onnxscript>=0.1", "onnxruntime>=1.18"],
+    "openvino": ["openvino>=2024.4", "onnx>=1.16", "onnxscript>=0.1"],
     "cluster": ["ray>=2.10"],
     "serve": ["fastapi>=0.115", "starlette>=0.40", "uvicorn>=0.30", "python-multipart>=0.0.13"],
 }

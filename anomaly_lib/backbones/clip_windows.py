@@ -24,7 +24,9 @@ def window_features(visual: Any, embedded: Tensor, grid: tuple[int, int], side: 
     tokens = windows.permute(0, 3, 2, 1)  # [B, M, side^2, C]
     first = embedded[:, None, :1].expand(-1, tokens.shape[1], -1, -1)
     sequences = torch.cat([first, tokens], dim=2).flatten(0, 1)  # [B * M, 1 + side^2, C]
-    pooled = torch.cat([_pooled(visual, some) for some in sequences.split(TILE)])
+    # A graph is for any number of images, so it has no tiles.
+    tiles = [sequences] if torch.compiler.is_compiling() else sequences.split(TILE)
+    pooled = torch.cat([_pooled(visual, some) for some in tiles])
     return pooled.unflatten(0, tokens.shape[:2]).mT.unflatten(2, (grid[0] - side + 1, grid[1] - side + 1))
 
 

@@ -2,7 +2,7 @@
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,10 +29,17 @@ class ImageDetector(Detector):
     """
 
     reads_grey: ClassVar[bool] = False  # `predict_batch` takes [B, 1, H, W] as well
+    takes_pixels: ClassVar[bool] = True  # pictures of 8 bits are what it is made for
     transductive: bool = False  # a score depends on the images that are scored together
 
     transform: ImageTransform
     device: torch.device
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes it knows, as far as they have names."""
+        name = getattr(self.args, "obj", None)
+        return [] if name is None else [name]
 
     @abstractmethod
     def predict_batch(self, images: Tensor) -> Prediction:
@@ -82,7 +89,11 @@ class ImageDetector(Detector):
 
     def predict_pictures(self, pictures: Sequence[np.ndarray]) -> Prediction:
         """Scores and maps of decoded pictures [H, W, 3], uint8 or float32."""
-        return self.predict_batch(torch.stack([self.transform(picture) for picture in pictures]))
+        return self.predict_through(lambda transform: torch.stack([transform(picture) for picture in pictures]))
+
+    def predict_through(self, seen: Callable[[ImageTransform], Tensor]) -> Prediction:
+        """Scores and maps of images that `seen` answers as a transform shows them, [B, 3, H, W]."""
+        return self.predict_batch(seen(self.transform))
 
     def scores_of(
         self, name: str, items: Sequence[Item], prediction: Prediction, masks: Tensor | None, **more: Any

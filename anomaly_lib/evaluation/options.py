@@ -10,7 +10,7 @@ from anomaly_lib.models.detectors.registry import load_plugin
 from anomaly_lib.options import DecisionArgs
 
 POLICIES = ("stored", "support-quantile", "f1", "youden", "false-alarms")
-FORMATS = ("onnx", "torch")
+FORMATS = ("onnx", "torch", "openvino")
 
 
 @dataclass
@@ -122,7 +122,21 @@ class CalibrateArgs(DetectorFile, DecisionArgs):
 class ExportArgs(DetectorFile, AskedRate):
     """Export of a trained image detector."""
 
-    format: str = arg("onnx", "onnx = for onnxruntime; torch = a torch.export program", choices=list(FORMATS))
+    format: str = arg(
+        "onnx", "onnx = for onnxruntime; torch = a torch.export program; openvino = its .xml", choices=list(FORMATS)
+    )
+    precision: str = arg(
+        "fp32",
+        "of its networks; what fp16 and int8 cost is measured",
+        choices=["fp32", "fp16", "int8"],
+        needs={"format": "onnx"},
+    )
+    calibration: Optional[str] = arg(
+        None,
+        "folder of normal images that the ranges of int8 are measured on; None = found anew in every call",
+        type=str,
+        needs={"precision": "int8"},
+    )
     output_dir: Optional[str] = arg(None, "folder; None = export/ beside the checkpoint", type=str, aliases=["output"])
     repeats: int = arg(10, "calls behind the median latency", at_least=1)
     tolerance: float = arg(1e-3, "largest allowed difference to the detector, relative to its range", at_least=0)

@@ -1,5 +1,6 @@
 """`anomaly_lib.fit`: a detector of your own images in one call, and what can be done with it in one call each."""
 
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,13 +71,14 @@ class Fitted:
     def export(
         self, path: str | Path, *, false_alarms: float | None = None, tolerance: float = ExportArgs.tolerance
     ) -> Path:
-        """Write one .onnx file (or .pt2, a torch.export program), compared with the detector, and its description.
+        """Write one .onnx file (.pt2: a torch.export program), compared with the detector; description and runner beside it.
 
         `false_alarms`: what the file promises, from the stored scores of normal images; None = as the detector does.
         """
         args = ExportArgs(false_alarms=false_alarms, tolerance=tolerance)  # checked there
-        decision = at_asked_rate(self.detector.decision, args.false_alarms)
-        write_exported(self.detector, decision, Path(path), args.tolerance)
+        detector = copy(self.detector)
+        detector.decision = at_asked_rate(self.detector.decision, args.false_alarms)
+        write_exported(detector, Path(path), args.tolerance, checkpoint=self.checkpoint)
         return Path(path)
 
     def as_sklearn(self) -> "DetectorEstimator":

@@ -39,19 +39,27 @@ def nearest_neighbours(
         raise ValueError(f"k must lie in 1..{len(bank)} (the number of bank rows), got {k}")
     if half_norms is None:
         half_norms = half_squared_norms(bank)
+    if torch.compiler.is_compiling():  # a graph is for any number of queries
+        return _nearest(queries.float(), bank, k, half_norms, bank_tile, apart)
     distances = torch.empty(len(queries), k, device=queries.device)
     indices = torch.empty(len(queries), k, dtype=torch.long, device=queries.device)
     for start in range(0, len(queries), query_tile):
         rows = slice(start, start + query_tile)
-        tile = queries[rows].float()
         mine = None if apart is None else (apart[0][rows], apart[1])
-        winners = _running_top(tile, bank, k, half_norms, bank_tile, mine)
-        found = exact_distances(tile, bank, winners)
-        if k > 1:  # equal to rounding in the product, different in the distance: put into true order
-            found, order = found.sort(dim=1, stable=True)
-            winners = winners.gather(1, order)
-        distances[rows], indices[rows] = found, winners
+        distances[rows], indices[rows] = _nearest(queries[rows].float(), bank, k, half_norms, bank_tile, mine)
     return distances, indices
+
+
+def _nearest(
+    queries: Tensor, bank: Tensor, k: int, half_norms: Tensor, bank_tile: int, apart: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """`nearest_neighbours` of one tile of queries."""
+    winners = _running_top(queries, bank, k, half_norms, bank_tile, apart)
+    found = exact_distances(queries, bank, winners)
+    if k == 1:
+        return found, winners
+    found, order = found.sort(dim=1, stable=True)  # equal to rounding in the product, different in the distance
+    return found, winners.gather(1, order)
 
 
 def _running_top(
@@ -59,7 +67,7 @@ def _running_top(
 ) -> Tensor:
     """Indices [N, k] of the largest x.y - |y|^2 / 2, bank read in tiles."""
     best: Tensor | None = None
-    winners = torch.zeros(len(queries), k, dtype=torch.long, device=queries.device)
+    winners = torch.zeros(queries.shape[0], k, dtype=torch.long, device=queries.device)
     for start in range(0, len(bank), bank_tile):
         stop = min(start + bank_tile, len(bank))
         scores = torch.addmm(-half_norms[start:stop], queries, bank[start:stop].to(queries.dtype).T)  # [N, tile]

@@ -189,7 +189,7 @@ def test_saved_exported_and_reported(fitted: Fitted, parts: Path, tmp_path: Path
     page = fitted.report(tmp_path / "report")
     assert page == tmp_path / "report" / "index.html"
     assert str(parts) not in page.read_text(encoding="utf-8")
-    with pytest.raises(UserError, match=r"ends in .onnx, or in .pt2"):
+    with pytest.raises(UserError, match=r"ends in .onnx, in .pt2"):
         fitted.export(tmp_path / "part.tflite")
     exported = fitted.export(tmp_path / "out" / "part.pt2", false_alarms=0.3)
     assert sorted(path.name for path in exported.parent.iterdir()) == ["part.json", "part.pt2"]

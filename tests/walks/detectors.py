@@ -58,6 +58,8 @@ def export(made: Made) -> Walk:
         {
             "checkpoint": ({}, made.checkpoint("causal_film")),
             "tolerance": ({"format": "onnx"}, 0.0),
+            "precision": ({"format": "onnx"}, "fp16"),
+            "calibration": ({"format": "onnx", "precision": "int8"}, str(made.images())),
             "false_alarms": ({}, 0.4),
         },
         {"repeats": "how well the latency is known, which no two runs share"},

@@ -98,7 +98,7 @@ def cosine_grid(maps: Tensor, bank: MemoryBank, numbers: Tensor | None, neighbou
     else:
         distances, _ = bank.search_others(rows, numbers.repeat_interleave(len(rows) // len(maps)), neighbours)
     grid = distances.square().mean(1) / 2  # for unit vectors 1 - cos is |x - y|^2 / 2
-    return grid.reshape(len(maps), *maps.shape[-2:])
+    return grid.reshape(maps.shape[0], *maps.shape[-2:])
 
 
 def mean_maps(features: Features, layers: Sequence[str]) -> Tensor:

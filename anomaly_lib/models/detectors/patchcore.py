@@ -181,7 +181,7 @@ def aggregate_patches(maps: Sequence[Tensor], dim: int) -> Tensor:
             patches = F.interpolate(patches, size=size, mode="bilinear", align_corners=False)
         pooled.append(F.adaptive_avg_pool1d(grid_to_rows(patches).unsqueeze(1), dim))  # [B*P, 1, dim]
     rows = F.adaptive_avg_pool1d(torch.cat(pooled, dim=1).flatten(1).unsqueeze(1), dim).squeeze(1)
-    return rows.reshape(len(maps[0]), *size, dim).permute(0, 3, 1, 2)
+    return rows.reshape(maps[0].shape[0], *size, dim).permute(0, 3, 1, 2)
 
 
 def _gather(pieces: Iterable[Tensor], chunk_rows: int | None) -> Iterator[Tensor]:

@@ -61,12 +61,14 @@ class Rad(FeatureDetector):
     @torch.no_grad()
     def score_features(self, features: Features, size: Size) -> Prediction:
         """Scores [B] and maps [B, *size] of images whose features are known."""
-        return self._judge(features, size, [None] * len(self._summaries(features)))
+        return self._judge(features, size, self._summaries(features) @ self.summaries.T)
 
     @torch.no_grad()
     def left_out_features(self, features: Features, numbers: Sequence[int], size: Size) -> Prediction:
         """The same of images of the fit, each compared with the others alone. Exact."""
-        return self._judge(features, size, numbers)
+        likeness = self._summaries(features) @ self.summaries.T
+        own = torch.tensor(list(numbers), device=likeness.device)[:, None]
+        return self._judge(features, size, likeness.scatter(1, own, -torch.inf))
 
     def memory_in_words(self, features: Features, count: int) -> str:
         """What `count` images take when they are learnt, judged by the features of one."""
@@ -81,12 +83,14 @@ class Rad(FeatureDetector):
         """[B, C, h, w] of each output."""
         return [maps[:, 0] for maps in maps_of(features, self.outputs)]
 
-    def _judge(self, features: Features, size: Size, left_out: Sequence[int | None]) -> Prediction:
+    def _judge(self, features: Features, size: Size, likeness: Tensor) -> Prediction:
+        """`likeness` [B, N] to the normal images; where it is -inf an image does not count."""
         if not len(self.summaries):
             raise ValueError("RAD knows no image yet: fit the detector before it is asked")
         grids = []
-        likeness = self._summaries(features) @ self.summaries.T  # [B, N]
-        near = torch.stack([self._nearest(row, gone) for row, gone in zip(likeness, left_out, strict=True)])  # [B, N]
+        chosen = likeness.topk(min(self.config.nearest_images, likeness.shape[1]), dim=1)
+        # One that is left out may be chosen where the others are too few.
+        near = torch.zeros_like(likeness, dtype=torch.bool).scatter(1, chosen.indices, chosen.values > -torch.inf)
         for maps, patches in zip(self._maps(features), self.patches, strict=True):
             if maps.shape[-2] * maps.shape[-1] != len(patches):
                 raise ValueError(f"RAD was fitted on {len(patches)} positions, this image has {list(maps.shape[-2:])}")
@@ -95,14 +99,6 @@ class Rad(FeatureDetector):
         grid = torch.stack(grids).mean(0)
         drawn = upsample_and_smooth(grid, size, sigma=self.config.sigma)
         return Prediction(top_mean(drawn.flatten(1), self.config.top_share), drawn, cell=cell_of(grid, size))
-
-    def _nearest(self, likeness: Tensor, gone: int | None) -> Tensor:
-        """Whether each image is among the most similar, by likeness [N]; `gone` never is."""
-        others = len(likeness) - (gone is not None)
-        if gone is not None:
-            likeness = likeness.index_fill(0, torch.tensor(gone, device=likeness.device), -torch.inf)
-        chosen = likeness.topk(min(self.config.nearest_images, others)).indices
-        return torch.zeros_like(likeness, dtype=torch.bool).index_fill_(0, chosen, True)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         take_saved_sizes(self, ("summaries", *self.names), state_dict, prefix)

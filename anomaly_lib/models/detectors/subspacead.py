@@ -131,7 +131,7 @@ class SubspaceAd(FeatureDetector):
         """Of maps [B, C, h, w]."""
         rows = maps.flatten(2).mT.float() - mean  # [B, P, C]
         residual = rows - (rows @ axes) @ axes.mT
-        grid = residual.square().sum(2).reshape(len(maps), *maps.shape[-2:])
+        grid = residual.square().sum(2).reshape(maps.shape[0], *maps.shape[-2:])
         drawn = gaussian_blur(upsample_maps(grid, size), self.config.sigma, radius=BLUR_RADIUS)
         return Prediction(top_mean(drawn.flatten(1), self.config.top_share), drawn, cell=cell_of(maps, size))
 

@@ -16,6 +16,7 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.models.sowa.config import FUSIONS, AnomalyCLIPConfig
 from anomaly_lib.models.sowa.text import (
     AnomalyPromptLearner,
+    OneClass,
     PromptEncoder,
     TextMapEncoder,
     configured,
@@ -50,7 +51,7 @@ class DotProductFusion(nn.Module):
     """Cosine of vision [B, L, D] or [B, D] with the pair of text features [B, 2, D]: [B, L, 2] or [B, 2]."""
 
     def forward(self, text_features: Tensor, vision_features: Tensor) -> Tensor:
-        if len(text_features) != len(vision_features):
+        if text_features.shape[0] != vision_features.shape[0]:
             raise UserError(
                 f"text features of {len(text_features)} images {list(text_features.shape)} against vision features "
                 f"{list(vision_features.shape)}: give one pair for each image"
@@ -198,12 +199,12 @@ class AnomalyCLIP(nn.Module):
         """Images [B, 3, H, W] and a class name for each (unknown ones read the first class's prompts) -> `Output`."""
         return self.from_taps(self.visual_encoder.observe(images), cls_name)
 
-    def from_taps(self, taps: Mapping[str, Tensor], cls_name: Sequence[str] | None = None) -> Output:
+    def from_taps(self, taps: Mapping[str, Tensor], cls_name: Sequence[str] | OneClass | None = None) -> Output:
         """`forward` from stored taps, so that training never runs the frozen tower."""
         image, patches, adapted = self.visual_encoder.from_taps(taps)
-        names = names_of_batch(cls_name, len(image))
+        names = names_of_batch(cls_name, image.shape[0])
         text = self.text_features().float()
-        pairs = self.cross_fusion.pairs(text, names)  # [B, 2, D]
+        pairs = self.cross_fusion.pairs(text, names).expand(image.shape[0], -1, -1)  # [B, 2, D]
         fuse = self.cross_fusion.fusion_method
         maps = [self._map(stage, self.upsampled(fuse(pairs, tokens))) for stage, tokens in enumerate(adapted)]
         return Output(image, text, patches, adapted, maps, (fuse(pairs, image) / self.config.temperature).softmax(-1))

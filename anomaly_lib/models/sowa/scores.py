@@ -13,6 +13,7 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.losses import dice_loss, focal_loss
 from anomaly_lib.models.sowa.config import ScoreConfig
 from anomaly_lib.models.sowa.model import AnomalyCLIP, Output
+from anomaly_lib.models.sowa.text import OneClass
 from anomaly_lib.ops.distance import nearest_neighbours
 from anomaly_lib.ops.smooth import gaussian_blur
 from anomaly_lib.types import Prediction
@@ -86,16 +87,18 @@ def kshot_step(model: AnomalyCLIP, batch: Mapping[str, Any]) -> dict[str, Memory
 
 def memory_map(model: AnomalyCLIP, memory: Memory, patches: Sequence[Tensor]) -> Tensor:
     """Sum over stages of the cosine distance to the nearest support token, as maps [B, H, W]."""
-    stages = []
-    for bank, tokens in zip(memory.patches, patches, strict=True):
-        unit = F.normalize(tokens.float(), dim=-1)
-        stages.append(torch.stack([_distance(one, bank) for one in unit]))
+    stages = [
+        _distance(F.normalize(tokens.float(), dim=-1), bank)
+        for bank, tokens in zip(memory.patches, patches, strict=True)
+    ]
     return _map(model, torch.stack(stages))
 
 
 def _distance(tokens: Tensor, bank: Tensor) -> Tensor:
-    """1 - cosine of unit rows [L, D] to their nearest row of `bank` [k, L, D]: half the squared distance, [L]."""
-    return nearest_neighbours(tokens, bank.flatten(0, 1).to(tokens.device))[0].squeeze(1).square() / 2
+    """1 - cosine of unit rows [..., D] to their nearest row of `bank` [k, L, D]: half the squared distance, [...]."""
+    rows = tokens.reshape(-1, tokens.shape[-1])
+    found = nearest_neighbours(rows, bank.flatten(0, 1).to(tokens.device))[0]
+    return (found.square() / 2).reshape(tokens.shape[:-1])
 
 
 def _distance_to_other_places(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -117,7 +120,7 @@ def _map(model: AnomalyCLIP, stages: Tensor) -> Tensor:
 def detect(
     model: AnomalyCLIP,
     taps: Mapping[str, Tensor],
-    cls_names: Sequence[str],
+    cls_names: Sequence[str] | OneClass,
     memories: Mapping[str, Memory] | None = None,
     config: ScoreConfig | None = None,
     **options: Any,
@@ -150,10 +153,9 @@ def detect(
         return Prediction(probability, text, parts, cell=model.cell)
     distance = torch.empty_like(text, dtype=torch.float32)  # `text` is narrower under autocast
     reference = torch.empty_like(probability, dtype=torch.float32)
-    for name in dict.fromkeys(cls_names):
+    for name, rows in _rows_of_classes(cls_names).items():
         if name not in memories:
             raise UserError(f"no support images of class {name!r}; there are {', '.join(memories)}")
-        rows = [i for i, other in enumerate(cls_names) if other == name]
         distance[rows] = memory_map(model, memories[name], [tokens[rows] for tokens in output.patches])
         reference[rows] = memories[name].reference
     peak = distance.flatten(1).amax(1)
@@ -162,6 +164,14 @@ def detect(
     parts |= {"memory": scaled, "peak": total.flatten(1).amax(1)}
     score = (probability + scaled) / 2 if c.score_scaling == "support" else probability
     return Prediction(score, total, parts, cell=model.cell)
+
+
+def _rows_of_classes(cls_names: Sequence[str] | OneClass) -> dict[str, Any]:
+    """Which images of a batch are of each class."""
+    if isinstance(cls_names, OneClass):
+        return {cls_names.name: slice(None)}
+    names = dict.fromkeys(cls_names)
+    return {name: [i for i, other in enumerate(cls_names) if other == name] for name in names}
 
 
 def scale_transductively(prediction: Prediction) -> Prediction:

@@ -4,6 +4,7 @@ Legend: M class names, K phrasings of each, L tokens of a prompt, C width of the
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -178,6 +179,13 @@ class PromptTextEncoder(nn.Module):
         return pick_classes(pool_text_features(self.text_features(), len(names)), cls_names, names)
 
 
+@dataclass(frozen=True)
+class OneClass:
+    """One class name for all images of a batch, however many."""
+
+    name: str
+
+
 def pool_text_features(features: Tensor, classes: int) -> Tensor:
     """[2*M*K, D] -> mean over the K phrasings [M, 2, D]."""
     return features.view(2, classes, -1, features.shape[-1]).mean(2).transpose(0, 1)
@@ -189,8 +197,10 @@ def pick_classes(pooled: Tensor, cls_names: Sequence[str], class_names: Sequence
     return pooled[[place.get(name, 0) for name in _listed(cls_names)]]
 
 
-def names_of_batch(cls_names: Sequence[str] | None, batch: int) -> list[str]:
+def names_of_batch(cls_names: Sequence[str] | OneClass | None, batch: int) -> list[str]:
     """A class name for each of `batch` images; None stands for images of no known class."""
+    if isinstance(cls_names, OneClass):
+        return [cls_names.name]
     names = [""] * batch if cls_names is None else _listed(cls_names)
     if len(names) != batch:
         raise UserError(f"cls_name={names}: {len(names)} class names for {batch} images; give one for each image")

@@ -1,12 +1,11 @@
 """A trained PromptAD: scores, maps and decisions of images, with the fusion it was trained with or any other."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
 from torch import Tensor
 
-from anomaly_lib.data import Item
+from anomaly_lib.data import ImageTransform, Item
 from anomaly_lib.detect.calibration import decision_from, decision_of_views
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.contract import Facts, Selection
@@ -65,6 +64,10 @@ class PromptADDetector(ImageDetector):
         """The class it was trained on, or "all"."""
         return ALL if self.args.obj == ALL else self.model.class_name
 
+    @property
+    def class_names(self) -> list[str]:
+        return [self.class_name]
+
     def with_fusion(self, mode: str) -> "PromptADDetector":
         """The detector with another fusion, and the decision that follows from it."""
         if mode == self.args.fusion_mode:
@@ -116,11 +119,8 @@ class PromptADDetector(ImageDetector):
         branches = self.branches(selection.items, together=selection.choice.batch_size)
         return self.scores_from(selection, branches)
 
-    def predict_pictures(self, pictures: Sequence[np.ndarray]) -> Prediction:
-        if self.towers.visual is None:
-            return super().predict_pictures(pictures)
-        features = self.towers.encode_pictures(pictures)  # two networks, two transforms
-        return self.scoring.predict(self.model.branches(features))
+    def predict_through(self, seen: Callable[[ImageTransform], Tensor]) -> Prediction:
+        return self.scoring.predict(self.model.branches(self.towers.encode_seen(seen)))
 
 
 def decision_of(model: PromptAD, args: Args) -> Decision | None:

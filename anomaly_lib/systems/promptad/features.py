@@ -53,12 +53,11 @@ class Towers(FrozenTowers):
         out = self._rows(self.clip, items, test, together)
         return self.unit(out, out if self.visual is None else self._rows(self.visual, items, test, together))
 
-    def encode_pictures(self, pictures: Sequence[Any]) -> ImageFeatures:
-        """Unit features of decoded pictures (arrays [H, W, 3] or PIL images), without the store."""
+    def encode_seen(self, seen: Callable[[ImageTransform], Tensor]) -> ImageFeatures:
+        """Unit features of images that `seen` answers as a network's own transform shows them, without the store."""
 
         def through(net: FrozenBackbone) -> dict[str, Tensor]:
-            transform = self.transform(net, test=True)
-            return self.run(net, torch.stack([transform(picture) for picture in pictures]))
+            return self.run(net, seen(self.transform(net, test=True)))
 
         out = through(self.clip)
         return self.unit(out, out if self.visual is None else through(self.visual))

@@ -21,6 +21,7 @@ from anomaly_lib.engine.checkpoint import Checkpoint
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.sowa.model import AnomalyCLIP
 from anomaly_lib.models.sowa.scores import Memory, detect
+from anomaly_lib.models.sowa.text import OneClass
 from anomaly_lib.systems.sowa.data import (
     TestData,
     known,
@@ -131,6 +132,10 @@ class SowaDetector(ImageDetector):
             return ["no decision: the stored one is for single images, these scores are scaled over the test set"]
         return []
 
+    @property
+    def class_names(self) -> list[str]:
+        return list(self.memories or self.decisions.each)
+
     # -- single images ----------------------------------------------------------------------------------------------
 
     def predict(self, inputs: Any, *, class_name: str | None = None) -> Prediction:
@@ -167,7 +172,7 @@ class SowaDetector(ImageDetector):
             raise UserError(f"this detector remembers {', '.join(self.memories)}: say which with obj=")
         taps = self.model.visual_encoder.observe(images.to(self.device))
         with autocast_for(self.device, self.args.precision):
-            return detect(self.model, taps, [self.class_name] * len(images), self.memories, self.alone)
+            return detect(self.model, taps, OneClass(self.class_name), self.memories, self.alone)
 
 
 def load(

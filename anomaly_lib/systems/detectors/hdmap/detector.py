@@ -54,6 +54,7 @@ class TransferDetector(ClassicalDetector):
     """A classical detector that decides by the source's threshold. Its figures are those of the transfer."""
 
     system = "hdmap"
+    takes_pixels = False  # maps of floats
     honours = frozenset({"obj", "on_error"})
 
     def __init__(self, model: nn.Module, args: Args, device: torch.device, decision: Decision | None = None) -> None:

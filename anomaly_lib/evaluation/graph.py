@@ -1,0 +1,171 @@
+"""A trained image detector as one graph: from the pixels of a picture of any size to score, map, p-value, decision."""
+
+import importlib.util
+import json
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from anomaly_lib.data.pixels import PixelTransform
+from anomaly_lib.data.transforms import ImageTransform
+from anomaly_lib.detect.images import ImageDetector
+from anomaly_lib.errors import UserError
+from anomaly_lib.files import atomic_file
+from anomaly_lib.models.detectors.memory_bank import MemoryBank
+from anomaly_lib.models.sowa.model import AnomalyCLIP
+
+INPUT, AXES = "image", ("batch", "height", "width")
+DESCRIPTION = "anomaly_lib"  # under this name inside the file
+Answer = Callable[[np.ndarray], dict[str, np.ndarray]]
+"""What an exported file does: uint8 RGB [B, H, W, 3] -> {"score": [B], ...}."""
+
+
+class ExportedDetector(nn.Module):
+    """uint8 RGB [B, H, W, 3] of any size -> `outputs`: score [B], map [B, h, w], p_value [B] and anomalous [B]."""
+
+    def __init__(self, detector: ImageDetector) -> None:
+        super().__init__()
+        # The networks are held by plain objects; an exporter must see them as parts of the module.
+        self.networks = nn.ModuleList(_networks(detector, set()))
+        self.predict, self.decision = detector.predict_through, detector.decision
+        self.pixels: dict[ImageTransform, PixelTransform] = {}
+        self.outputs: tuple[str, ...] = ()
+        normal = () if self.decision is None else self.decision.normal
+        self.register_buffer("normal", torch.tensor(normal, dtype=torch.float64), persistent=False)
+        self.eval()
+        self._complete()
+
+    @torch.no_grad()
+    def _complete(self) -> None:
+        """Let everything that is computed on first use be computed now."""
+        self(torch.zeros(1, 40, 40, 3, dtype=torch.uint8))
+        for module in self.modules():
+            if isinstance(module, MemoryBank):
+                module.complete_table()
+            if isinstance(module, AnomalyCLIP):  # the prompts are learned: their features are constants of the file
+                module.text_features = partial(torch.clone, module.text_features())  # type: ignore[method-assign]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        found = self.predict(lambda transform: self._pixels(transform)(image))
+        answers = {"score": found.score}
+        if found.map is not None:
+            answers["map"] = found.map
+        if self.decision is not None:
+            score = found.score.double()
+            if self.decision.has_p_values:
+                above = (self.normal >= score[:, None]).sum(1)
+                answers["p_value"] = (1 + above).double() / (1 + self.normal.shape[0])
+            answers["anomalous"] = score >= self.decision.threshold
+        self.outputs = tuple(answers)
+        return tuple(answers.values())
+
+    def _pixels(self, transform: ImageTransform) -> PixelTransform:
+        if transform not in self.pixels:
+            self.pixels[transform] = PixelTransform(transform)
+        return self.pixels[transform]
+
+
+def _networks(owner: Any, seen: set[int]) -> Iterator[nn.Module]:
+    """Every network that `owner` reaches, through plain objects and containers of this library."""
+    if id(owner) in seen:
+        return
+    seen.add(id(owner))
+    inner: Iterable[Any] = ()
+    if isinstance(owner, (list, tuple)):
+        inner = owner
+    elif isinstance(owner, dict):
+        inner = owner.values()
+    elif type(owner).__module__.startswith("anomaly_lib.") and hasattr(owner, "__dict__"):
+        inner = [value for name, value in vars(owner).items() if name not in ("_modules", "_parameters", "_buffers")]
+    if isinstance(owner, nn.Module):
+        yield owner
+    for value in inner:
+        yield from _networks(value, seen)
+
+
+def traced(module: ExportedDetector) -> torch.export.ExportedProgram:
+    """The graph for any number of images of any size."""
+    example = torch.randint(0, 256, (2, 61, 47, 3), dtype=torch.uint8)
+    axes = {place: torch.export.Dim(name, min=1) for place, name in enumerate(AXES)}
+    with torch.no_grad():
+        return torch.export.export(module, (example,), dynamic_shapes=(axes,), strict=False)
+
+
+def onnx_model(module: ExportedDetector) -> Any:
+    """The graph as an ONNX model (`onnx.ModelProto`) with named outputs."""
+    needs("onnxscript", "export", "format=onnx")
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            traced(module), (), input_names=[INPUT], output_names=list(module.outputs), dynamo=True, verbose=False,
+            external_data=False,
+        )  # fmt: skip
+    assert program is not None
+    model = program.model_proto
+    symbols = [axis.dim_param for axis in model.graph.input[0].type.tensor_type.shape.dim[: len(AXES)]]
+    for value in (*model.graph.input, *model.graph.output):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param in symbols:
+                axis.dim_param = AXES[symbols.index(axis.dim_param)]
+    return model
+
+
+def save_onnx(model: Any, path: Path, description: Mapping[str, Any]) -> None:
+    """One file, weights and description (`metadata_props`) inside."""
+    entry = next((one for one in model.metadata_props if one.key == DESCRIPTION), None) or model.metadata_props.add()
+    entry.key, entry.value = DESCRIPTION, json.dumps(description)
+    with atomic_file(path) as stream:
+        stream.write(model.SerializeToString())
+
+
+def save_torch(program: torch.export.ExportedProgram, path: Path, description: Mapping[str, Any]) -> None:
+    """A torch.export program; the description is an extra file in it."""
+    with atomic_file(path) as stream:
+        torch.export.save(program, stream, extra_files={f"{DESCRIPTION}.json": json.dumps(description)})
+
+
+def save_openvino(source: Path, path: Path) -> None:
+    """An ONNX file as OpenVINO's pair, `path` (.xml) and its weights (.bin)."""
+    needs("openvino", "openvino", "format=openvino")
+    import openvino
+
+    openvino.save_model(openvino.convert_model(source), path, compress_to_fp16=False)
+
+
+def needs(package: str, extra: str, asked: str) -> None:
+    """Refuse what a package is missing for, with the command that installs it."""
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{asked} needs: pip install 'anomaly_lib[{extra}]'")
+
+
+def load_exported(path: Path) -> Answer:
+    """What the file itself answers: uint8 RGB [B, H, W, 3] -> arrays by the names of its outputs."""
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        return lambda image: dict(zip(names, session.run(names, {INPUT: image}), strict=True))
+    if path.suffix == ".xml":
+        import openvino
+
+        compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return lambda image: {key.get_any_name(): value for key, value in compiled({INPUT: image}).items()}
+    files = {f"{DESCRIPTION}.json": ""}
+    program = torch.export.load(path, extra_files=files).module()
+    outputs = json.loads(files[f"{DESCRIPTION}.json"])["outputs"]
+
+    def answer(image: np.ndarray) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            found = program(torch.from_numpy(image))
+        return {name: value.cpu().numpy() for name, value in zip(outputs, found, strict=True)}
+
+    return answer
