@@ -57,6 +57,9 @@ CONTEXT: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("detectors", "severity_target"): ({"severity_max": 10.0}, "raw"),
     ("detectors", "top_share"): ({}, 0.5),  # there are 16 patches
     ("detectors", "nearest_images"): ({}, 1),
+    ("detectors", "tile"): ({"image_size": [96, 96]}, 64),
+    ("detectors", "overlap"): ({"image_size": [96, 96], "tile": 64}, 16),
+    ("detectors", "keep_aspect"): ({"image_size": [64, 32]}, True),  # drawn pictures are squares
     ("sowa", "adapter"): ({}, ["linear"]),  # on so small a grid a soldier is the usual window
     ("sowa", "early_stopping_patience"): ({"epochs": 6, "learning_rate": 1.0}, 1),
     ("sowa", "schedule"): ({"epochs": 3}, "cosine"),

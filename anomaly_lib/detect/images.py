@@ -29,6 +29,7 @@ class ImageDetector(Detector):
     """
 
     reads_grey: ClassVar[bool] = False  # `predict_batch` takes [B, 1, H, W] as well
+    together: int = 64  # images that are decoded and scored together
     takes_pixels: ClassVar[bool] = True  # pictures of 8 bits are what it is made for
     transductive: bool = False  # a score depends on the images that are scored together
 
@@ -63,10 +64,10 @@ class ImageDetector(Detector):
         return Shown.of(found, names=_names(given), seen=seen, limit=limit)
 
     def _predict(self, inputs: Any) -> Prediction:
-        """Of a transformed batch, or of single inputs, of which no more than `TOGETHER` are held decoded."""
+        """Of a transformed batch, or of single inputs, of which no more than `together` are held decoded."""
         if isinstance(inputs, Tensor):
             return self.predict_batch(inputs)
-        step = len(inputs) if self.transductive else TOGETHER
+        step = len(inputs) if self.transductive else self.together
         parts = []
         for start in range(0, len(inputs), step):
             pictures = [_decoded(one, start + place) for place, one in enumerate(inputs[start : start + step])]
@@ -117,9 +118,6 @@ class ImageDetector(Detector):
 
 EXPECTED = "give a file, an array [H, W, 3] or [H, W], a PIL image, a tensor, or a list of these"
 BRIGHTEST = 16.0  # of an array of floats: more is no image of 0..1, but one of 0..255 that was never divided
-
-
-TOGETHER = 64  # images that are decoded and scored together
 
 
 def pictures_of(inputs: Any) -> list[np.ndarray]:

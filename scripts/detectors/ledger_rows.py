@@ -16,14 +16,13 @@ from anomaly_lib.data import Item, open_dataset
 from anomaly_lib.data.base import ImageDataset, select
 from anomaly_lib.data.demo.items import demo_items
 from anomaly_lib.errors import UserError
-from anomaly_lib.features.spec import item_key
 from anomaly_lib.metrics import auroc
 from anomaly_lib.models.detectors.registry import entry_of
 from anomaly_lib.models.promptad.model import PromptAD
 from anomaly_lib.models.promptad.scores import Scoring
 from anomaly_lib.systems.detectors.build import make_extractor
-from anomaly_lib.systems.detectors.data import image_transform, stack_images
-from anomaly_lib.systems.detectors.inputs import Images, Inputs, score_all
+from anomaly_lib.systems.detectors.data import image_transform
+from anomaly_lib.systems.detectors.inputs import Inputs, images_of, score_all
 from anomaly_lib.systems.detectors.options import Args as DetectorArgs
 from anomaly_lib.systems.promptad.features import Towers
 from anomaly_lib.systems.promptad.options import Args as PromptArgs
@@ -165,8 +164,7 @@ def masks_of(name: str, side: int) -> Tensor:
 
 def inputs_of(module: nn.Module, items: list[Item], args: Any, *, learnt: bool) -> Inputs:
     data = ImageDataset(items, transform=image_transform(args))
-    images = Images(lambda index: stack_images(data, index), [item_key(i) for i in items], data.transform.describe())
-    return Inputs(module, images, args, CPU, learnt=learnt)
+    return Inputs(module, images_of(data, args, 3), args, CPU, learnt=learnt)
 
 
 def detector_row(method: Method, name: str, shot: int | None, seed: int, cache_dir: str) -> Prediction:
@@ -175,7 +173,7 @@ def detector_row(method: Method, name: str, shot: int | None, seed: int, cache_d
     net = extractor_of(method.backbone, tuple(method.read or method.layers), cache_dir)
     module = entry_of(method.model).load()(args, extractor=net).eval()
     learnt = inputs_of(module, data.support(shot, seed), args, learnt=True)
-    module.fit_features(batch for _, batch in learnt.batches("normal images"))
+    module.fit_features(learnt.whole(range(learnt.count), "normal images"))
     return score_all(inputs_of(module, data.test, args, learnt=False), "test")
 
 

@@ -179,6 +179,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "rad": {
         "config": RadConfig,
         "module": "rad:Rad",
+        "placed": True,
         "training": {"backbone": "dinov3-vitb16", "image_size": [448, 448], "batch_size": 8},
         "demo": {"layers": [SUMMARY, "layer.1", "layer.3"]},
     },

@@ -83,7 +83,8 @@ class PatchCore(FeatureDetector):
 
     def _rows_of(self, features: Features, counts: list[int]) -> Tensor:
         embedded = self.embed(features)
-        counts += [embedded.shape[2] * embedded.shape[3]] * len(embedded)
+        images, views = next(iter(features.values())).shape[:2]
+        counts += [views * embedded.shape[2] * embedded.shape[3]] * images
         return grid_to_rows(embedded)
 
     def sibling(self, share: float) -> "PatchCore":

@@ -39,6 +39,7 @@ class Entry:
     trained: bool = False  # in epochs, by `training_losses`; otherwise fitted in one pass
     leaves_out: bool = False  # judges a normal image by all the others; otherwise some are kept from it to decide
     transductive: bool = False  # a score depends on the images scored with it, so that nothing can be promised of it
+    placed: bool = False  # knows what belongs at each place of an image, so that it cannot learn from tiles
     published: Mapping[str, Any] = field(default_factory=dict)  # shared options as its authors set them
     demo: Mapping[str, Any] = field(default_factory=dict)  # what differs on the built-in pictures
     small: Mapping[str, Any] = field(default_factory=dict)  # for seconds on a CPU, without weights

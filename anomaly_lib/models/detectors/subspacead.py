@@ -92,8 +92,8 @@ class SubspaceAd(FeatureDetector):
             for maps in mean_maps(features, self.config.layers):  # [V, C, h, w]
                 one = Sums.of(grid_to_rows(maps))
                 self.sums = one if self.sums is None else self.sums.plus(one)
-                # Without turns the scored view holds what was learnt, so nothing need be kept to take it away again.
-                self.single += [one] if self.config.rotations else []
+                # Where one view is learnt it is the scored one, so nothing need be kept to take it away again.
+                self.single += [one] if len(maps) > 1 else []
         if self.sums is None:
             raise ValueError("no normal images to learn from")
         self.mean, self.axes = self._subspace(self.sums)

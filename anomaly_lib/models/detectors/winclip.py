@@ -57,7 +57,7 @@ class WinClip(BankDetector):
 
     def rows_of(self, features: Features) -> Sequence[Iterable[Tensor]]:
         """For each output but the pooled one the unit rows [B, M, C]."""
-        return [unit_rows(maps[:, 0]) for maps in maps_of(features, self.compared)]
+        return [unit_rows(maps).flatten(1, 2) for maps in maps_of(features, self.compared)]
 
     def judge(self, features: Features, size: Size, numbers: Tensor | None) -> Prediction:
         """Scores [B] and maps [B, *size]; part "words" is the score [B] by words alone."""

@@ -11,7 +11,7 @@ from anomaly_lib.data.images import IMAGE_SUFFIXES, read_image
 from anomaly_lib.data.synthesis import textures_of
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.detectors.registry import entry_of
-from anomaly_lib.systems.detectors.data import image_transform, input_channels
+from anomaly_lib.systems.detectors.data import image_transform, input_channels, tiles_of
 
 FROZEN = "extractor."
 
@@ -41,7 +41,7 @@ def make_extractor(args: Any) -> FrozenFeatures:
     """The frozen network with its normalisation."""
     from anomaly_lib.backbones import create_backbone
 
-    height, width = args.image_size
+    height, width = tiles_of(args).tile
     backbone = create_backbone(
         args.backbone, weights=args.weights, layers=args.layers, image_size=(height, width), download=args.download
     )
@@ -59,12 +59,12 @@ def build(args: Any, device: torch.device) -> nn.Module:
 
 
 def read_textures(folder: str, args: Any) -> Tensor:
-    """Every image below `folder` at the detector's size, decoded once."""
+    """Every image below `folder` at the size of a tile, decoded once."""
     paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise UserError(f"textures={folder}: no images below it")
     transform = image_transform(args)
-    stack = textures_of([transform(read_image(path)) for path in paths], (args.image_size[0], args.image_size[1]))
+    stack = textures_of([transform(read_image(path)) for path in paths], tiles_of(args).tile)
     return stack.mean(1, keepdim=True) if input_channels(args) == 1 else stack
 
 

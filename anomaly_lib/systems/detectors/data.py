@@ -12,6 +12,7 @@ from anomaly_lib.data.names import DEMO_CATEGORIES
 from anomaly_lib.data.registry import open_dataset
 from anomaly_lib.data.transforms import ImageTransform
 from anomaly_lib.errors import UserError
+from anomaly_lib.ops.tiles import Tiles
 
 
 def open_class(dataset: str, data_path: str | None, obj: str | None) -> tuple[str, list[Item]]:
@@ -36,9 +37,17 @@ def with_textures(data: DataFingerprint, args: Any) -> DataFingerprint:
 def image_transform(args: Any) -> ImageTransform:
     """All of the image at the detector's size, values 0..1; the backbone's statistics are applied in FrozenFeatures."""
     height, width = args.image_size
+    how = "pad" if getattr(args, "keep_aspect", False) else "stretch"
     return ImageTransform(
-        size=(height, width), resize="stretch", interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+        size=(height, width), resize=how, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
     )
+
+
+def tiles_of(args: Any) -> Tiles:
+    """The tiles that the network sees of an image at the detector's size; one, where nothing is tiled."""
+    height, width = args.image_size
+    side, overlap = getattr(args, "tile", 0), getattr(args, "overlap", None)
+    return Tiles.of((height, width), side, side // 4 if overlap is None else overlap)
 
 
 def input_channels(args: Any) -> int:

@@ -19,7 +19,7 @@ from anomaly_lib.engine.checkpoint import Checkpoint
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.detectors.registry import entry_of
 from anomaly_lib.systems.detectors.build import TrainedPart, build
-from anomaly_lib.systems.detectors.data import image_transform, input_channels, open_class, with_channels
+from anomaly_lib.systems.detectors.data import image_transform, input_channels, open_class, tiles_of, with_channels
 from anomaly_lib.systems.detectors.inputs import Inputs, images_of, score_all, score_images
 from anomaly_lib.systems.detectors.options import Args, DetectorArgs
 from anomaly_lib.types import Prediction
@@ -37,6 +37,7 @@ class ClassicalDetector(ImageDetector):
     ) -> None:
         self.model, self.args, self.device, self.decision = model.eval(), args, device, decision
         self.transform = image_transform(args)
+        self.together = max(1, ClassicalDetector.together // len(tiles_of(args)))
         self.transductive = getattr(model, "transductive", False)
         notes = []
         if self.transductive:

@@ -35,7 +35,7 @@ def fit(
         return state
     run.restore(state)
     module.eval()
-    batches = (batch for _, batch in learnt.batches("normal images"))
+    batches = learnt.whole(range(learnt.count), "normal images")
     try:
         if isinstance(module, FeatureDetector):
             module.progress = progress_to("fit")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -15,19 +15,22 @@ from anomaly_lib.engine.log import progress
 from anomaly_lib.features import FeatureSpec, FeatureStore, extract, item_key
 from anomaly_lib.models.detectors.contract import FeatureDetector, Features
 from anomaly_lib.ops.predictions import joined
-from anomaly_lib.systems.detectors.data import image_transform, stack_images
+from anomaly_lib.ops.tiles import Tiles
+from anomaly_lib.systems.detectors.data import image_transform, stack_images, tiles_of
 from anomaly_lib.types import Prediction
 
 Batch = Features | Tensor
+KEPT_CUT = 2  # images whose tiles are held: one's are asked for one after the other
 
 
 @dataclass
 class Images:
-    """Images by number. `read` answers some of them as [B, C, H, W] with values 0..1."""
+    """What a network sees, by number: images, or their tiles, those of an image beside one another."""
 
-    read: Callable[[Sequence[int]], Tensor]
-    keys: Sequence[str]  # of each image, for the store
+    read: Callable[[Sequence[int]], Tensor]  # some of them as [B, C, H, W] with values 0..1
+    keys: Sequence[str]  # of each, for the store
     seen_as: str  # what was done to them, in words
+    tiles: Tiles
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -35,11 +38,20 @@ class Images:
 
 def images_of(data: ImageDataset, args: Any, channels: int, places: Sequence[int] | None = None) -> Images:
     """Those of a data set, or those at some places of it."""
-    places = range(len(data)) if places is None else places
+    places, tiles = range(len(data)) if places is None else places, tiles_of(args)
+    keys, seen_as = [item_key(data.items[place]) for place in places], image_transform(args).describe()
+    if len(tiles) == 1:
+        return Images(lambda index: stack_images(data, [places[i] for i in index], channels), keys, seen_as, tiles)
+
+    @lru_cache(maxsize=KEPT_CUT)
+    def cut(image: int) -> Tensor:
+        return tiles.cut(stack_images(data, [places[image]], channels))
+
     return Images(
-        read=lambda index: stack_images(data, [places[i] for i in index], channels),
-        keys=[item_key(data.items[place]) for place in places],
-        seen_as=image_transform(args).describe(),
+        read=lambda index: torch.stack([cut(i // len(tiles))[i % len(tiles)] for i in index]),
+        keys=[f"{key}-{row}-{column}" for key in keys for row, column in tiles.places],
+        seen_as=f"{seen_as}, tiles of {' x '.join(map(str, tiles.tile))}",
+        tiles=tiles,
     )
 
 
@@ -64,7 +76,7 @@ class Inputs:
                 weights=net.weights_id,
                 outputs=net.outputs,
                 transform=images.seen_as,
-                image_size=tuple(args.image_size),
+                image_size=images.tiles.tile,
                 views=module.view_names[0 if learnt else 1],
                 precision=args.precision,
             )
@@ -72,6 +84,11 @@ class Inputs:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def count(self) -> int:
+        """How many images there are, whole ones."""
+        return len(self.images) // len(self.images.tiles)
 
     def batch(self, index: Sequence[int]) -> Batch:
         """Features [B, V, ...] of some images, or the images [B, C, H, W], on the device."""
@@ -81,19 +98,39 @@ class Inputs:
         rows = self.store.rows([self.keys[i] for i in index])
         return {name: x.to(self.device) for name, x in rows.items()}
 
-    def features(self, index: Sequence[int]) -> Iterator[Features]:
-        """The features of some images, in batches."""
-        for start in range(0, len(index), self.args.batch_size):
-            batch = self.batch(index[start : start + self.args.batch_size])
-            assert not isinstance(batch, Tensor)
-            yield batch
-
-    def batches(self, title: str, size: int | None = None) -> Iterator[tuple[list[int], Batch]]:
-        """All images in order: (their numbers, `batch` of them)."""
+    def whole(self, index: Sequence[int], title: str = "") -> Iterator[Batch]:
+        """Some whole images, in batches; of features the tiles of an image are so many views of it."""
         if self.store is not None:
             self.keys  # noqa: B018 - encodes what is missing, with a bar of its own
-        for rows in progress(torch.arange(len(self)).split(size or self.args.batch_size), title):
-            yield rows.tolist(), self.batch(rows.tolist())
+        count = len(self.images.tiles)
+        steps = torch.tensor(index).split(max(1, self.args.batch_size // count))
+        for some in progress(steps, title) if title else steps:
+            pieces = [self.batch(numbers) for numbers in self._pieces(some.tolist())]
+            yield pieces[0] if count == 1 else _as_views(pieces, count)
+
+    def judged(
+        self, index: Sequence[int], judge: Callable[[list[int], Batch], Prediction], title: str, size: int | None = None
+    ) -> Iterator[Prediction]:
+        """What `judge` says of some images, on the CPU: it is given the images' numbers and a batch of them.
+
+        Of tiled images it is given tiles, each with its image's number; what it says of them is put together.
+        """
+        if self.store is not None:
+            self.keys  # noqa: B018 - encodes what is missing, with a bar of its own
+        tiles = self.images.tiles
+        steps = torch.tensor(index).split(max(1, (size or self.args.batch_size) // len(tiles)))
+        for some in progress(steps, title) if title else steps:
+            found = [
+                on_cpu(judge([number // len(tiles) for number in numbers], self.batch(numbers)))
+                for numbers in self._pieces(some.tolist(), size)
+            ]
+            yield tiles.joined(joined(found))
+
+    def _pieces(self, index: list[int], size: int | None = None) -> Iterator[list[int]]:
+        """The numbers of what the network sees of some images, no more than a batch at a time."""
+        count, size = len(self.images.tiles), size or self.args.batch_size
+        numbers = [image * count + tile for image in index for tile in range(count)]
+        return (numbers[start : start + size] for start in range(0, len(numbers), size))
 
     @cached_property
     def keys(self) -> list[str]:
@@ -122,17 +159,26 @@ class Inputs:
         return encoded(self.module, images, self.args.precision, learnt=self.learnt)
 
     def blank(self) -> Features:
-        """Features of one image, right in their shapes alone; the network runs only where the store holds nothing."""
+        """Features of one image or tile, right in their shapes alone; the network runs only where the store holds nothing."""
         layout = None if self.store is None else self.store.layout
         if layout is None:
-            height, width = self.args.image_size
-            return self._encode(torch.zeros(1, 3, height, width, device=self.device))
+            return self._encode(torch.zeros(1, 3, *self.images.tiles.tile, device=self.device))
         return {field.name: torch.zeros(1, *field.shape, device=self.device) for field in layout.fields}
 
     def cost(self) -> str:
         """What is still to be encoded, in words."""
         missing = len(self) if self.store is None else len(self.store.missing(self.images.keys))
-        return f"{missing} of {len(self)} images to encode with {self.args.backbone}"
+        what = "images" if len(self.images.tiles) == 1 else f"tiles of {self.count} images"
+        return f"{missing} of {len(self)} {what} to encode with {self.args.backbone}"
+
+
+def _as_views(pieces: Sequence[Batch], tiles: int) -> Batch:
+    """Features [images * tiles, V, ...] in pieces -> [images, V * tiles, ...]; pictures stay tiles."""
+    if isinstance(pieces[0], Tensor):
+        return torch.cat([piece for piece in pieces if isinstance(piece, Tensor)])
+    names = list(pieces[0])
+    whole = {name: torch.cat([piece[name] for piece in pieces if not isinstance(piece, Tensor)]) for name in names}
+    return {name: x.unflatten(0, (-1, tiles)).transpose(1, 2).flatten(1, 2) for name, x in whole.items()}
 
 
 def encoded(module: FeatureDetector, images: Tensor, precision: str, *, learnt: bool = False) -> Features:
@@ -147,20 +193,29 @@ def encoded(module: FeatureDetector, images: Tensor, precision: str, *, learnt: 
 def score_all(inputs: Inputs, title: str, size: int | None = None) -> Prediction:
     """Scores [N], maps [N, H, W] and the scores of branches of all images, on the CPU."""
     module = inputs.module.eval()
-    height_width = inputs.args.image_size[0], inputs.args.image_size[1]
     if getattr(module, "transductive", False):
         size = len(inputs)
-    found = []
-    for _, batch in inputs.batches(title, size):
-        one = module(batch) if isinstance(batch, Tensor) else module.score_features(batch, height_width)  # type: ignore[operator]
-        found.append(on_cpu(one))
-    return joined(found)
+
+    def judge(_: list[int], batch: Batch) -> Prediction:
+        if isinstance(batch, Tensor):
+            return module(batch)  # type: ignore[no-any-return]
+        return module.score_features(batch, inputs.images.tiles.tile)  # type: ignore[operator, no-any-return]
+
+    return joined(list(inputs.judged(range(inputs.count), judge, title, size)))
 
 
 @torch.no_grad()
 def score_images(module: nn.Module, images: Tensor, args: Any, device: torch.device) -> Prediction:
     """Scores and maps of images [B, C, H, W] whose features are not kept, on the CPU."""
-    module, images = module.eval(), images.to(device)
+    module, tiles = module.eval(), tiles_of(args)
+    seen = tiles.cut(images)
+    # A graph is for any number of images: it has no batches.
+    whole = len(tiles) == 1 or torch.compiler.is_compiling()
+    pieces = [seen] if whole else seen.split(args.batch_size)
+    return tiles.joined(joined([_score(module, piece.to(device), args) for piece in pieces]))
+
+
+def _score(module: nn.Module, images: Tensor, args: Any) -> Prediction:
     if isinstance(module, FeatureDetector):
         features = encoded(module, images, args.precision)
         return on_cpu(module.score_features(features, (images.shape[-2], images.shape[-1])))

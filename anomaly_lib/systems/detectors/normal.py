@@ -1,6 +1,6 @@
 """The normal images of a run: which are learned from, and the decision that normal images not learned set."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from anomaly_lib.models.detectors.contract import FeatureDetector
 from anomaly_lib.models.detectors.registry import entry_of
 from anomaly_lib.ops.predictions import joined
 from anomaly_lib.systems.detectors.data import image_transform, input_channels
-from anomaly_lib.systems.detectors.inputs import Images, Inputs, images_of, on_cpu, score_all
+from anomaly_lib.systems.detectors.inputs import Batch, Images, Inputs, images_of, score_all
 from anomaly_lib.types import Prediction
 
 FEW, FOLDS = 10, 5
@@ -76,14 +76,20 @@ def decide(module: nn.Module, normal: NormalImages, args: Any, device: torch.dev
 @torch.no_grad()
 def left_out_decision(module: FeatureDetector, scored: Inputs) -> Decision:
     """The decision of a fitted memory or Gaussian: each normal image judged by all the others."""
-    args = scored.args
-    size = args.image_size[0], args.image_size[1]
-    found = [
-        on_cpu(module.left_out_features(features, numbers, size))
-        for numbers, features in scored.batches("normal scores")
-        if not isinstance(features, Tensor)
-    ]
-    return decision_from(joined(found), args.false_alarms, of="normal images, each left out of what is known")
+    size = scored.images.tiles.tile
+
+    def judge(numbers: list[int], features: Batch) -> Prediction:
+        assert not isinstance(features, Tensor)
+        return module.left_out_features(features, numbers, size)
+
+    found = [_peaks(one) for one in scored.judged(range(scored.count), judge, "normal scores")]
+    of = "normal images, each left out of what is known"
+    return decision_from(joined(found), scored.args.false_alarms, of=of)
+
+
+def _peaks(found: Prediction) -> Prediction:
+    """Of the maps their peaks alone, which is what a decision needs."""
+    return found if found.map is None else replace(found, map=found.map.amax((1, 2), keepdim=True))
 
 
 @torch.no_grad()
@@ -92,18 +98,22 @@ def refitted_decision(module: FeatureDetector, learnt: Inputs, scored: Inputs) -
 
     Up to ten images one by one, more of them in five folds.
     """
-    args, count = scored.args, len(scored)
-    size = args.image_size[0], args.image_size[1]
+    args, count, size = scored.args, scored.count, scored.images.tiles.tile
     folds = count if count <= FEW else FOLDS
     place = torch.arange(count) % folds
     found: dict[int, Prediction] = {}
     for fold in progress(range(folds), "normal scores"):
         others, mine = (place != fold).nonzero().flatten(), (place == fold).nonzero().flatten()
         twin = module.sibling(len(others) / count).eval().to(scored.device)
-        twin.fit_features(learnt.features(others.tolist()))
+        twin.fit_features(batch for batch in learnt.whole(others.tolist()) if not isinstance(batch, Tensor))
+
+        def judge(_: list[int], features: Batch, twin: FeatureDetector = twin) -> Prediction:
+            assert not isinstance(features, Tensor)
+            return twin.score_features(features, size)
+
         for number in mine.tolist():
-            (features,) = scored.features([number])
-            found[number] = on_cpu(twin.score_features(features, size))
+            (one,) = scored.judged([number], judge, "")
+            found[number] = _peaks(one)
     whole = joined([found[number] for number in range(count)])
     how = "each" if folds == count else "a fifth at a time"
     return decision_from(whole, args.false_alarms, of=f"normal images, {how} judged by a memory of the others")

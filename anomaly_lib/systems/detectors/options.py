@@ -79,7 +79,7 @@ class ModelArgs(Options):
             raise OptionError(f"image_size={shown(self.image_size)}: takes one or two numbers")
         self.image_size = (self.image_size * 2)[:2]
         widths = getattr(self, "patch_width_range", None)
-        if widths and widths[1] >= min(self.image_size):
+        if widths and widths[1] >= min(*self.image_size, getattr(self, "tile", 0) or widths[1] + 1):
             raise OptionError(
                 f"patch_width_range={shown(widths)}: does not fit image_size={shown(self.image_size)}; lower it"
             )
@@ -190,6 +190,17 @@ class Args(DetectorArgs):
         None, "normal images it learns from, drawn by seed; None = all", type=int, at_least=1, aliases=["k-shot"]
     )
 
+    tile: int = arg(
+        0,
+        "side of the overlapping tiles that the network sees of an image of --image-size; 0 = the image as a whole",
+        at_least=0,
+    )
+    overlap: Optional[int] = arg(
+        None, "pixels that neighbouring tiles have in common; None = a quarter of a tile", type=int, at_least=0,
+        needs={"tile": ANY},
+    )  # fmt: skip
+    keep_aspect: Switch = arg(False, "pad images with black to --image-size instead of stretching them")
+
     @classmethod
     def parts_of(cls, entry: Entry) -> list[type[Options]]:
         deciding = [] if entry.transductive else [DecisionArgs if entry.leaves_out else KeepingArgs]
@@ -208,10 +219,27 @@ class Args(DetectorArgs):
         )
 
     def check(self) -> None:
+        if self.tile:
+            self._check_tiles()
         patience = getattr(self, "early_stopping_patience", 0)
         if patience:
             raise OptionError(
                 f"early_stopping_patience={patience}: there is no validation split here (HDMAP experiments have one)"
+            )
+
+    def _check_tiles(self) -> None:
+        entry, size = entry_of(self.model), (self.image_size * 2)[:2]
+        if entry.placed or entry.transductive:
+            why = "knows what belongs at each place of an image" if entry.placed else "scores images by one another"
+            raise OptionError(f"tile={self.tile}: {self.model} {why}, so it cannot learn from tiles")
+        if self.tile >= max(size):
+            raise OptionError(
+                f"tile={self.tile}: an image of image_size={shown(size)} fits into one tile; raise image_size, e.g. to "
+                "the size of your pictures"
+            )
+        if self.tile < 32 or (self.overlap or 0) > self.tile // 2:
+            raise OptionError(
+                f"tile={self.tile}, overlap={self.overlap}: a tile has 32 pixels or more, half in common at most"
             )
 
 

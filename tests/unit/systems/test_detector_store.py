@@ -128,7 +128,7 @@ def test_images_are_decoded_a_few_batches_ahead_of_the_network_and_let_go(
     items = [replace(open_class("mvtec", str(tmp_path), "nut")[1][0], image=picture) for picture in PICTURES]
     normal = NormalImages.of(items, args)
     inputs = Inputs(build(args, CPU), normal.images(args, normal.learn), args, CPU, learnt=True)
-    assert len(list(inputs.batches("normal images"))) == len(PICTURES) // 2
+    assert len(list(inputs.whole(range(inputs.count), "normal images"))) == len(PICTURES) // 2
     assert len(decoded) == len(PICTURES)
     assert threading.get_ident() not in threads
     assert max(alive) <= 4 * args.batch_size  # those encoded, two batches that wait, one that is being read

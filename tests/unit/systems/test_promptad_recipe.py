@@ -159,7 +159,7 @@ def test_image_size_takes_one_or_two_numbers(given: list[int], size: tuple[int, 
         assert towers.clip.image_size == size
         pixels = np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)
         assert towers.transform(test=True)(pixels).shape == (3, *size)
-        found = towers.encode_seen(lambda transform: transform(pixels)[None])
+        found = towers.encode_seen(lambda transform, pixels=pixels: transform(pixels)[None])
         assert found.grid == found.tap_grid == (size[0] // 16, size[1] // 16)
         assert found.tokens.shape[:2] == (1, size[0] * size[1] // 256)
 

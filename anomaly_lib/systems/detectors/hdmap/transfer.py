@@ -14,7 +14,7 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.features import array_key
 from anomaly_lib.metrics import f1_max_threshold, image_metrics, threshold_metrics, youden
 from anomaly_lib.models.detectors.registry import entry_of
-from anomaly_lib.systems.detectors.data import input_channels, with_channels
+from anomaly_lib.systems.detectors.data import input_channels, tiles_of, with_channels
 from anomaly_lib.systems.detectors.hdmap.reader import DomainSplit, MultiDomainHDMAPDataModule
 from anomaly_lib.systems.detectors.inputs import Images, Inputs, score_all
 from anomaly_lib.types import Prediction
@@ -42,6 +42,7 @@ def images_of_maps(maps: Tensor, args: Any) -> Images:
         read=lambda index: with_channels(maps[torch.as_tensor(index)], channels),
         keys=[array_key(one.numpy()) for one in maps],
         seen_as="hdmap",
+        tiles=tiles_of(args),
     )
 
 
