@@ -159,7 +159,7 @@ class Inputs:
         return encoded(self.module, images, self.args.precision, learnt=self.learnt)
 
     def blank(self) -> Features:
-        """Features of one image or tile, right in their shapes alone; the network runs only where the store holds nothing."""
+        """Features of one image or tile, right in their shapes alone; the network runs where the store is empty."""
         layout = None if self.store is None else self.store.layout
         if layout is None:
             return self._encode(torch.zeros(1, 3, *self.images.tiles.tile, device=self.device))

@@ -86,7 +86,7 @@ def inputs_of(module: torch.nn.Module, args: Args, images: torch.Tensor, *, lear
 @pytest.mark.parametrize("model", ["patchcore", "fewshot", "anomalydino", "subspacead", "visionad", "winclip"])
 def test_an_image_is_left_out_with_all_its_tiles(model: str, tmp_path: Any) -> None:
     """Leaving one of four images out of a fit equals a fit to the other three, though tiles of one overlap."""
-    more = {"patchcore": {"coreset_ratio": 1.0}}.get(model, {})
+    more = {"patchcore": {"coreset_size": None, "coreset_ratio": 1.0}}.get(model, {})
     args = options(tmp_path, model, **more)
     images = torch.stack([torch.from_numpy(picture(seed)).permute(2, 0, 1).float() / 255 for seed in range(4)])
 
