@@ -23,6 +23,9 @@ class PixelTransform(nn.Module):
     rows of them, so that the output's shape is fixed. Float64 holds PIL's integer sums exactly.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, transform: ImageTransform) -> None:
         super().__init__()
         if transform.resize == "shorter" and transform.crop is None:

@@ -131,7 +131,8 @@ def write_exported(
             save_openvino(plain, path)
         shutil.copyfile(Path(__file__).with_name("runner.py"), path.parent / "runner.py")
     run = load_exported(path)
-    difference, lost = largest_difference(wanted, run, images), []
+    difference = largest_difference(wanted, run, images)
+    lost: list[str] = []
     if precision == "fp32":
         if difference > tolerance:
             raise UserError(f"{path}: differs by {difference:.2e}, more than tolerance={tolerance}")
@@ -191,7 +192,7 @@ def normal_pictures(folder: str | None) -> list[np.ndarray]:
     """Normal pictures [H, W, 3] uint8 that the ranges of int8 are measured on; [] without a folder."""
     if folder is None:
         return []
-    files = [path for path, _ in expand([folder])][:CALIBRATED]
+    files = [path for path, _ in expand(folder)][:CALIBRATED]
     pictures = [read_image(path) for path in files]
     if not pictures or any(picture.dtype != np.uint8 for picture in pictures):
         raise UserError(f"calibration={folder}: pictures of 8 bits are needed")

@@ -29,6 +29,8 @@ Answer = Callable[[np.ndarray], dict[str, np.ndarray]]
 class ExportedDetector(nn.Module):
     """uint8 RGB [B, H, W, 3] of any size -> `outputs`: score [B], map [B, h, w], p_value [B] and anomalous [B]."""
 
+    normal: Tensor
+
     def __init__(self, detector: ImageDetector) -> None:
         super().__init__()
         # The networks are held by plain objects; an exporter must see them as parts of the module.
