@@ -33,7 +33,7 @@ class Detector:
 def read(path: str | Path) -> np.ndarray:
     """uint8 RGB [H, W, 3] of an image file, turned by its EXIF orientation as viewers do."""
     with Path(path).open("rb") as stream:
-        image = Image.open(stream)
+        image = Image.open(stream, formats=("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM"))
         image.load()
     try:
         picture = ImageOps.exif_transpose(image)

@@ -50,8 +50,7 @@ def pictures(folder: Path, count: int) -> list[str]:
     """Files of drawn parts, good and damaged, of many sizes and shapes; JPEG among them, and one that is turned."""
     folder.mkdir()
     rng, files = np.random.default_rng(0), []
-    kinds = ("good", "cut", "hole", "good", "contamination")
-    drawn = [render("woven", kinds[i % 5], i, size=128)[0][0] for i in range(min(count, 20))]
+    drawn = [one for kind in ("good", "cut", "hole", "stain") for one in render("woven", kind, 5, size=128)[0]]
     for index in range(count):
         pixels = np.roll(drawn[index % len(drawn)], (7 * index, 5 * index), axis=(0, 1))
         height, width = rng.integers(33, 129, 2)
