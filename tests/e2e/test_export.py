@@ -37,10 +37,13 @@ numpy.savez(sys.argv[3], **{name: numpy.stack([one[name] for one in found]) for 
 """
 
 
+TILED = {"model": "patchcore", "image_size": [96, 96], "tile": 64}
+
+
 def train(system: str, folder: Path) -> Path:
     """The checkpoint of a tiny run of a system, or of a registered detector."""
-    changes: dict[str, Any] = {"task": "seg"} if system == "promptad" else {}
-    name, own = (system, changes) if system in SYSTEMS else ("detectors", {"model": system})
+    own: dict[str, Any] = {"promptad": {"task": "seg"}, "sowa": {}, "tiled": TILED}.get(system, {"model": system})
+    name = system if system in SYSTEMS else "detectors"
     result = SYSTEMS[name].train(SYSTEMS[name].tiny(output_dir=str(folder), **own))
     assert result.checkpoint is not None
     return result.checkpoint
@@ -71,7 +74,7 @@ def run_alone(path: Path, files: list[str], folder: Path) -> dict[str, np.ndarra
     return dict(np.load(folder / "found.npz"))
 
 
-EXPORTED = ["promptad", "sowa", *(entry.name for entry in entries() if not entry.transductive)]
+EXPORTED = ["promptad", "sowa", "tiled", *(entry.name for entry in entries() if not entry.transductive)]
 QUICK = ("patchcore",)
 
 
