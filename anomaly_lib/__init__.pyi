@@ -48,9 +48,11 @@ class _Patchcore(_Frozen, total=False):
     dataset: str
     embedding: Literal["concat", "aggregate"]
     false_alarms: float
+    keep_aspect: bool
     layers: list[str] | str
     neighbours: int
     obj: str | None
+    overlap: int | None
     patch_neighbours: int
     plugin: str | Path | None
     projection: bool
@@ -58,17 +60,21 @@ class _Patchcore(_Frozen, total=False):
     scoring: Literal["reweighted", "max"]
     shot: int | None
     squared: bool
+    tile: int
     upsample: Literal["bilinear", "nearest"]
 
 class _Padim(_Frozen, total=False):
     dataset: str
     false_alarms: float
     features: int
+    keep_aspect: bool
     layers: list[str] | str
     obj: str | None
+    overlap: int | None
     plugin: str | Path | None
     rows: Literal["auto", "raw", "unit", "layernorm"]
     shot: int | None
+    tile: int
 
 class _ReverseDistillation(_Frozen, total=False):
     calibration_share: float
@@ -78,6 +84,7 @@ class _ReverseDistillation(_Frozen, total=False):
     false_alarms: float
     gamma: float
     grad_clip: float
+    keep_aspect: bool
     layers: list[str] | str
     learning_rate: float
     map_mode: Literal["add", "multiply"]
@@ -85,10 +92,12 @@ class _ReverseDistillation(_Frozen, total=False):
     momentum: float
     obj: str | None
     optimizer: Literal["adam", "adamw", "sgd"]
+    overlap: int | None
     plugin: str | Path | None
     schedule: Literal["constant", "cosine", "linear", "step", "multistep", "onecycle"]
     shot: int | None
     step_size: int
+    tile: int
     warmup_epochs: int
     weight_decay: float
 
@@ -105,11 +114,13 @@ class _Draem(_Shared, total=False):
     focal_weight: float
     gamma: float
     grad_clip: float
+    keep_aspect: bool
     learning_rate: float
     milestones: list[int] | int
     momentum: float
     obj: str | None
     optimizer: Literal["adam", "adamw", "sgd"]
+    overlap: int | None
     plugin: str | Path | None
     repair_width: int
     schedule: Literal["constant", "cosine", "linear", "step", "multistep", "onecycle"]
@@ -118,6 +129,7 @@ class _Draem(_Shared, total=False):
     shot: int | None
     step_size: int
     textures: str | None
+    tile: int
     warmup_epochs: int
     weight_decay: float
 
@@ -141,11 +153,13 @@ class _DraemSevnet(_Shared, total=False):
     head_hidden: int
     head_mode: Literal["single_scale", "multi_scale"]
     head_pooling: Literal["gap", "spatial_aware"]
+    keep_aspect: bool
     learning_rate: float
     milestones: list[int] | int
     momentum: float
     obj: str | None
     optimizer: Literal["adam", "adamw", "sgd"]
+    overlap: int | None
     patch_count: int
     patch_ratio_range: list[float] | float
     patch_width_range: list[int] | int
@@ -160,43 +174,53 @@ class _DraemSevnet(_Shared, total=False):
     severity_weight: float
     shot: int | None
     step_size: int
+    tile: int
     warmup_epochs: int
     weight_decay: float
 
 class _Fewshot(_Frozen, total=False):
     dataset: str
     false_alarms: float
+    keep_aspect: bool
     layers: list[str] | str
     obj: str | None
+    overlap: int | None
     plugin: str | Path | None
     rotations: int
     shot: int | None
+    tile: int
     top_share: float
     variance: float
 
 class _Anomalydino(_Frozen, total=False):
     dataset: str
     false_alarms: float
+    keep_aspect: bool
     layers: list[str] | str
     mask: bool
     mask_support: bool
     mask_threshold: float
     neighbours: int
     obj: str | None
+    overlap: int | None
     plugin: str | Path | None
     rotations: int
     shot: int | None
+    tile: int
     top_share: float
 
 class _Subspacead(_Frozen, total=False):
     components: int | None
     dataset: str
     false_alarms: float
+    keep_aspect: bool
     layers: list[str] | str
     obj: str | None
+    overlap: int | None
     plugin: str | Path | None
     rotations: int
     shot: int | None
+    tile: int
     top_share: float
     variance: float
 
@@ -205,31 +229,40 @@ class _Visionad(_Frozen, total=False):
     augment_support: bool
     dataset: str
     false_alarms: float
+    keep_aspect: bool
     layers: list[str] | str
     obj: str | None
+    overlap: int | None
     plugin: str | Path | None
     shot: int | None
+    tile: int
     top_share: float
 
 class _Rad(_Frozen, total=False):
     dataset: str
     false_alarms: float
+    keep_aspect: bool
     layers: list[str] | str
     nearest_images: int
     obj: str | None
+    overlap: int | None
     plugin: str | Path | None
     radius: int
     shot: int | None
+    tile: int
     top_share: float
 
 class _Musc(_Frozen, total=False):
     dataset: str
+    keep_aspect: bool
     layers: list[str] | str
     nearest_share: float
     obj: str | None
+    overlap: int | None
     plugin: str | Path | None
     rescore: list[int] | int
     shot: int | None
+    tile: int
     windows: list[int] | int
 
 class _Winclip(_Frozen, total=False):
@@ -237,11 +270,14 @@ class _Winclip(_Frozen, total=False):
     dataset: str
     false_alarms: float
     few_shot: bool
+    keep_aspect: bool
     layers: list[str] | str
     obj: str | None
+    overlap: int | None
     plugin: str | Path | None
     shot: int | None
     temperature: float
+    tile: int
 
 class _Promptad(_Frozen, total=False):
     calibration: Literal["none", "z-score", "quantile"]
