@@ -71,7 +71,7 @@ class Fitted:
     def export(
         self, path: str | Path, *, false_alarms: float | None = None, tolerance: float = ExportArgs.tolerance
     ) -> Path:
-        """Write one .onnx file (.pt2: a torch.export program), compared with the detector, its description and a runner.
+        """Write one .onnx file (.pt2: a torch.export program) that is compared with the detector, and a description.
 
         `false_alarms`: what the file promises, from the stored scores of normal images; None = as the detector does.
         """
