@@ -61,12 +61,12 @@ class Rad(FeatureDetector):
     @torch.no_grad()
     def score_features(self, features: Features, size: Size) -> Prediction:
         """Scores [B] and maps [B, *size] of images whose features are known."""
-        return self._judge(features, size, self._summaries(features) @ self.summaries.T)
+        return self._judge(features, size, self._likeness(features))
 
     @torch.no_grad()
     def left_out_features(self, features: Features, numbers: Sequence[int], size: Size) -> Prediction:
         """The same of images of the fit, each compared with the others alone. Exact."""
-        likeness = self._summaries(features) @ self.summaries.T
+        likeness = self._likeness(features)
         own = torch.tensor(list(numbers), device=likeness.device)[:, None]
         return self._judge(features, size, likeness.scatter(1, own, -torch.inf))
 
@@ -79,14 +79,18 @@ class Rad(FeatureDetector):
         """[B, D] at length 1."""
         return F.normalize(maps_of(features, [SUMMARY])[0][:, 0], dim=-1)
 
+    def _likeness(self, features: Features) -> Tensor:
+        """Cosine [B, N] to each normal image."""
+        if not len(self.summaries):
+            raise ValueError("RAD knows no image yet: fit the detector before it is asked")
+        return self._summaries(features) @ self.summaries.T
+
     def _maps(self, features: Features) -> list[Tensor]:
         """[B, C, h, w] of each output."""
         return [maps[:, 0] for maps in maps_of(features, self.outputs)]
 
     def _judge(self, features: Features, size: Size, likeness: Tensor) -> Prediction:
         """`likeness` [B, N] to the normal images; where it is -inf an image does not count."""
-        if not len(self.summaries):
-            raise ValueError("RAD knows no image yet: fit the detector before it is asked")
         grids = []
         chosen = likeness.topk(min(self.config.nearest_images, likeness.shape[1]), dim=1)
         # One that is left out may be chosen where the others are too few.
