@@ -38,7 +38,7 @@ def neighbours(made: Made) -> Walk:
 def fusion(made: Made) -> Walk:
     film, video = made.checkpoint("causal_film"), made.checkpoint("video_ae")
     return Walk(
-        {"causal_checkpoint": film, "video_checkpoint": video},
+        {"causal_checkpoint": film, "video_checkpoint": video, "output_dir": "out"},  # with every score
         {
             "causal_checkpoint": ({}, video),
             "video_checkpoint": ({}, film),
