@@ -5,7 +5,6 @@ has are made (`world.py`). What is not run is in the table at the end of that pa
 """
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +21,13 @@ from tests.commands.world import World
 EXCUSED = excuses()
 RUNNABLE = [(block, script) for block in all_blocks() if (script := runnable(block, EXCUSED))]
 
+# Ends only what works in the scratch folders: the same experiments may run elsewhere on this machine.
+PKILL = """code=1
+for process in $(pgrep "$@"); do
+  case "$(readlink /proc/$process/cwd)" in {root}/*) kill $process && code=0 ;; esac
+done
+exit $code"""
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
@@ -31,12 +37,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     binaries.mkdir()
     write_client(binaries / "python", address)
     detector = " ".join(flags_of(["train_detector.py", "--model", "reverse_distillation"]))
-    for name, command in (
-        ("anomaly-lib", 'python -m anomaly_lib "$@"'),
-        ("pkill", f'{shutil.which("pkill")} -s 0 "$@"'),  # never outside the session of the block
-        ("torchrun", f'{sys.executable} -m torch.distributed.run "$@" {detector}'),
+    for name, commands in (
+        ("anomaly-lib", 'exec python -m anomaly_lib "$@"'),
+        ("pkill", PKILL.format(root=root)),
+        ("torchrun", f'exec {sys.executable} -m torch.distributed.run "$@" {detector}'),
     ):
-        (binaries / name).write_text(f"#!/bin/sh\nexec {command}\n")
+        (binaries / name).write_text(f"#!/bin/sh\n{commands}\n")
         (binaries / name).chmod(0o755)
     server = subprocess.Popen(
         [sys.executable, "-m", "tests.commands.processes", str(address), str(binaries / "python")],
