@@ -24,6 +24,7 @@ RUNNABLE = [(block, script) for block in all_blocks() if (script := runnable(blo
 # Ends only what works in the scratch folders: the same experiments may run elsewhere on this machine.
 PKILL = """code=1
 for process in $(pgrep "$@"); do
+  [ $process = $$ ] && continue
   case "$(readlink /proc/$process/cwd)" in {root}/*) kill $process && code=0 ;; esac
 done
 exit $code"""
