@@ -41,6 +41,11 @@ def test_each_detector_has_a_card_and_each_room_a_page() -> None:
     assert "notebooks/promptad.md" in found
 
 
+def test_every_page_of_the_manual_is_in_the_navigation() -> None:
+    listed = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert not [path.name for path in DOCS.glob("manual/*.md") if f"- manual/{path.name}\n" not in listed]
+
+
 def test_links_lead_somewhere() -> None:
     texts = every_page()
     lost = []
