@@ -21,6 +21,7 @@ from anomaly_lib.models.detectors.memory_bank import MemoryBank
 from anomaly_lib.models.sowa.model import AnomalyCLIP
 
 INPUT, AXES = "image", ("batch", "height", "width")
+OUTPUTS = {"score", "map", "p_value", "anomalous"}
 DESCRIPTION = "anomaly_lib"  # under this name inside the file
 Answer = Callable[[np.ndarray], dict[str, np.ndarray]]
 """What an exported file does: uint8 RGB [B, H, W, 3] -> {"score": [B], ...}."""
@@ -160,7 +161,13 @@ def load_exported(path: Path) -> Answer:
         import openvino
 
         compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        return lambda image: {key.get_any_name(): value for key, value in compiled({INPUT: image}).items()}
+        named = {name: output for output in compiled.outputs for name in output.get_names() & OUTPUTS}
+
+        def of_openvino(image: np.ndarray) -> dict[str, np.ndarray]:
+            found = compiled({INPUT: image})
+            return {name: found[output] for name, output in named.items()}
+
+        return of_openvino
     files = {f"{DESCRIPTION}.json": ""}
     program = torch.export.load(path, extra_files=files).module()
     outputs = json.loads(files[f"{DESCRIPTION}.json"])["outputs"]
