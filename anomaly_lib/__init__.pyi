@@ -1,4 +1,4 @@
-"""What type checkers and editors know of the package. Written by scripts/pages/fit_stub.py; do not edit."""
+"""What type checkers and editors know of the package. Written by make_figures.py --only stub; do not edit."""
 
 from pathlib import Path
 from typing import Any, Literal, TypedDict, overload

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # torch is loaded where there is work: --help and mistakes co
     from anomaly_lib.detect.scores import Scores
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("demo_contact_sheet", "way", "cast", "results")
+PARTS = ("demo_contact_sheet", "way", "cast", "results", "stub")
 
 
 @dataclass
@@ -131,6 +131,10 @@ def make(args: Args) -> None:
         from scripts.pages.cast import make_cast
 
         print(make_cast(figures))
+    if "stub" in args.only:
+        from scripts.pages.fit_stub import write_stub
+
+        print(write_stub())
     if "results" in args.only:
         runs = finished_runs(Path(args.runs))
         drawn = Counter[str]()

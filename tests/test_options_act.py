@@ -7,11 +7,13 @@ programs are walked stands in `tests/walks`; a program that is not there fails t
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from anomaly_lib.config import Options
 from anomaly_lib.systems.promptad.options import SegArgs
 from anomaly_lib.systems.registry import SYSTEMS
 from tests.support.acting import another_value, only_one, options_of, outcome_of
@@ -131,8 +133,16 @@ def test_no_program_is_left_out() -> None:
     assert WALKS.keys() <= PROGRAMS.keys()
     walked = {PROGRAMS[name].Args for name in WALKS}
     assert len(walked) == len(WALKS)  # each class of options once
-    left_out = {name for name, one in PROGRAMS.items() if one.Args not in walked and one.Args not in TRAINS_A_SYSTEM}
-    assert not left_out
+    assert not {name for name, one in PROGRAMS.items() if not same_options(one.Args, {*walked, *TRAINS_A_SYSTEM})}
+
+
+def same_options(cls: type[Options], tried: set[type[Options]]) -> bool:
+    """Is it one of these, or one with another default or help text and nothing more?"""
+    return any(issubclass(cls, one) and names_of(cls) == names_of(one) for one in tried)
+
+
+def names_of(cls: type[Options]) -> set[str]:
+    return {f.name for f in fields(cls)}
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,8 @@
 """Write anomaly_lib/__init__.pyi: the options of `anomaly_lib.fit` for each model, typed from their declarations.
 
-python scripts/pages/fit_stub.py; tests/unit/test_fit_stub.py holds the file to the options.
+`python scripts/make_figures.py --only stub`; tests/unit/test_fit_stub.py holds the file to the options.
 """
 
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import Field, fields
 from pathlib import Path
@@ -18,7 +17,7 @@ from anomaly_lib.systems.registry import SYSTEMS
 PATH = Path(__file__).resolve().parents[2] / "anomaly_lib" / "__init__.pyi"
 NOT_HERE = ("model", "data_path")  # `fit` takes them as its first two arguments
 PATHS = ("output_dir", "save_path", "resume", "cache_dir", "weights", "plugin", "eval_data_path")
-HEAD = '''"""What type checkers and editors know of the package. Written by scripts/pages/fit_stub.py; do not edit."""
+HEAD = '''"""What type checkers and editors know of the package. Written by make_figures.py --only stub; do not edit."""
 
 from pathlib import Path
 from typing import Any, Literal, TypedDict, overload
@@ -86,10 +85,6 @@ def stub() -> str:
     return HEAD + "\n".join(groups(models)) + "\n" + calls + LAST
 
 
-def main() -> int:
+def write_stub() -> Path:
     write_text(PATH, stub())
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return PATH

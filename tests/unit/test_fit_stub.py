@@ -45,7 +45,7 @@ def test_options_are_those_of_each_model() -> None:
 
 
 def test_the_file_is_as_written_today(tmp_path: Path) -> None:
-    """After a wanted change: python scripts/pages/fit_stub.py && ruff format anomaly_lib/__init__.pyi"""
+    """After a wanted change: python scripts/make_figures.py --only stub && ruff format anomaly_lib/__init__.pyi"""
     again = tmp_path / "__init__.pyi"
     again.write_text(fit_stub.stub(), encoding="utf-8")
     subprocess.run(["ruff", "format", "-q", "--line-length", "120", str(again)], check=True)
