@@ -146,7 +146,6 @@ BY_PAGE: dict[str, dict[str, Maker | str]] = {
         "run": "python train_cls.py --dataset mvtec --data-path MVTec --obj bottle --output-dir run",
         "images": copied(lambda made: made.images() / "grid"),
         "parts": copied(lambda made: made.images() / "grid"),
-        ".local/share/bash-completion/completions": lambda _, place: place.mkdir(),
     },
     "causal_film.md": {"DATA": copied(Made.welds), "welds": copied(Made.welds)},
     "coming_from_promptad.md": {
