@@ -48,7 +48,7 @@ def test_the_file_is_as_written_today(tmp_path: Path) -> None:
     """After a wanted change: python scripts/make_figures.py --only stub && ruff format anomaly_lib/__init__.pyi"""
     again = tmp_path / "__init__.pyi"
     again.write_text(fit_stub.stub(), encoding="utf-8")
-    subprocess.run(["ruff", "format", "-q", "--line-length", "120", str(again)], check=True)
+    subprocess.run([sys.executable, "-m", "ruff", "format", "-q", "--line-length", "120", str(again)], check=True)
     assert again.read_text(encoding="utf-8") == fit_stub.PATH.read_text(encoding="utf-8")
 
 

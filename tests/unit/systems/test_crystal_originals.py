@@ -165,7 +165,7 @@ def test_a_configuration_given_wins_and_may_not_contradict(tmp_path: Path, capsy
     assert convert([*words, *given]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("CrystalFusionModel(3 + 2 layers, 16 channels, text 24, middle fusion at layer_2")
-    assert said[-1] == f"next: python -m anomaly_lib report {ours}"
+    assert said[-1] == f"next: python evaluate.py --checkpoint {ours}"
     told = {"cross_modal_num_heads": 8, "property": "mbj_bandgap", "data_path": "data", "weights": "bert"}
     assert torch.load(ours)["args"].items() >= told.items()
     for content, said_of_it in (
