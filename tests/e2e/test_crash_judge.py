@@ -61,4 +61,4 @@ def test_systems(system: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["engine", "detectors"])
 def test_two_ranks(case: str) -> None:
-    judged(case, "--ranks", "2", "--stride", "9", "--more", "200", *PUBLISH)
+    judged(case, "--ranks", "2", "--more", "60", *PUBLISH)
