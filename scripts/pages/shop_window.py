@@ -1,6 +1,8 @@
 """The README's results: real categories first, then built-in data, then what was measured beside others."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -54,7 +56,7 @@ def real_categories(benchmarks: Path) -> str:
     names = sorted({row["class"] for row in real})
     lines = [f"| image AUROC, mean of {len(names)} real categories | k = {' | k = '.join(KS)} |", "|---|" + "---|" * 3]
     for method in METHODS:
-        cells = [_mean_over(names, [r for r in real if r["method"] == method and r["k"] == k]) for k in KS]
+        cells = [_mean_over(names, ((r["class"], r) for r in real if (r["method"], r["k"]) == (method, k))) for k in KS]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     if (benchmarks / REAL_DATA).is_file():
         lines += _peer_lines(read_json(benchmarks / REAL_DATA)["rows"])
@@ -69,9 +71,12 @@ def real_categories(benchmarks: Path) -> str:
     )
 
 
-def _mean_over(classes: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The mean of the classes' means over seeds, in per cent; a class that is missing is said."""
-    found = {name: [row["image_auroc"] for row in rows if row["class"] == name] for name in classes}
+def _mean_over(classes: Sequence[str], rows: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
+    """The mean of the classes' means over their rows, in per cent; a class that is missing is said."""
+    found: dict[str, list[float]] = {name: [] for name in classes}
+    for name, row in rows:
+        if name in found:
+            found[name].append(row["image_auroc"])
     if not all(found.values()):
         return "not measured"
     return f"{100 * mean(mean(values) for values in found.values()):.1f}"
@@ -87,13 +92,9 @@ def _peer_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         names = list(dict.fromkeys(row["category"] for row in some))
         share = some[0]["coreset_ratio"]
         kind = model if share is None else f"{model}, {100 * share:g} % of the patches"
-        sides = " / ".join(_side(names, some, side) for side in ("here", "anomalib"))
-        yield f"| {kind}: here / anomalib 2.7 ({', '.join(name.split('/')[1] for name in names)}) | - | - | {sides} |"
-
-
-def _side(names: Iterable[str], rows: Sequence[dict[str, Any]], side: str) -> str:
-    values = [mean(row[side]["image_auroc"] for row in rows if row["category"] == name) for name in names]
-    return f"{100 * mean(values):.1f}"
+        sides = [_mean_over(names, ((row["category"], row[side]) for row in some)) for side in ("here", "anomalib")]
+        where = ", ".join(name.split("/")[1] for name in names)
+        yield f"| {kind}: here / anomalib 2.7 ({where}) | - | - | {' / '.join(sides)} |"
 
 
 def built_in(runs: Sequence[FinishedRun]) -> str:
@@ -118,10 +119,10 @@ def beside_others(benchmarks: Path) -> str:
         file = benchmarks / f"{name}.json"
         if not file.is_file():
             continue
-        value = report = read_json(file)
-        for step in path:  # a file may hold a part of what its benchmark measures
-            value = value.get(step) if isinstance(value, dict) else value and value[step]
-        if value is None:
+        report = read_json(file)
+        try:
+            value: float = reduce(getitem, path, report)
+        except KeyError:  # a file may hold a part of what its benchmark measures
             continue
         lines.append(f"| {what} | {peer} | {value:.3g} | {(report.get('machine') or report)['commit']} |")
     return "\n".join(lines) if len(lines) > 2 else ""
