@@ -1,7 +1,8 @@
 """Where weights lie: the given path, $ANOMALY_LIB_WEIGHTS, local hub caches, then a download if it is allowed."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -10,6 +11,22 @@ from anomaly_lib.errors import UserError
 
 ROOT_VARIABLE = "ANOMALY_LIB_WEIGHTS"
 RANDOM = "random"
+
+
+class MissingWeights(UserError):
+    """Published weights that are not on this machine."""
+
+
+@contextmanager
+def demo_clip_offered(fits: bool = True) -> Iterator[None]:
+    """Where published weights are missing and the packaged demo CLIP `fits` in their place, say so."""
+    try:
+        yield
+    except MissingWeights as error:
+        if not fits:
+            raise
+        offer = "or try it out with backbone=demo-clip, the small demo backbone that knows drawn pictures alone"
+        raise MissingWeights(f"{error}; {offer}") from None
 
 
 @dataclass(frozen=True)
@@ -119,10 +136,10 @@ def resolve_weights(
         try:
             return first.fetch()
         except Exception as error:  # network, disk and licence errors all end in the same advice
-            raise UserError(
+            raise MissingWeights(
                 f"backbone {owner}: download of {first.local_name} failed ({error}); {_advice(first, root)}"
             ) from error
-    raise UserError(f"backbone {owner} needs the weights {first.local_name}; {_advice(first, root)}")
+    raise MissingWeights(f"backbone {owner} needs the weights {first.local_name}; {_advice(first, root)}")
 
 
 def _advice(source: WeightSource, root: str) -> str:

@@ -55,6 +55,7 @@ def export(args: ExportArgs, systems: Registry, say: Callable[[str], object]) ->
         raise UserError("checkpoint= is needed: the checkpoint file of an image detector")
     checkpoint = one_checkpoint(args.checkpoint)
     detector = systems.load(checkpoint, device=args.device, weights=args.weights)
+    detector = detector if args.obj is None else detector.of_class(args.obj)
     decision = detector.decision = at_asked_rate(detector.decision, args.false_alarms)
     folder = Path(args.output_dir) if args.output_dir else checkpoint.parent / "export"
     kind = "" if args.precision == "fp32" else f"_{args.precision}"

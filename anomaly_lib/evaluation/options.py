@@ -122,6 +122,7 @@ class CalibrateArgs(DetectorFile, DecisionArgs):
 class ExportArgs(DetectorFile, AskedRate):
     """Export of a trained image detector."""
 
+    obj: Optional[str] = override(PredictArgs, "obj")
     format: str = arg(
         "onnx", "onnx = for onnxruntime; torch = a torch.export program; openvino = its .xml", choices=list(FORMATS)
     )

@@ -69,15 +69,17 @@ class Fitted:
         return Path(path)
 
     def export(
-        self, path: str | Path, *, false_alarms: float | None = None, tolerance: float = ExportArgs.tolerance
-    ) -> Path:
+        self, path: str | Path, *, obj: str | None = None, false_alarms: float | None = None,
+        tolerance: float = ExportArgs.tolerance,
+    ) -> Path:  # fmt: skip
         """Write one .onnx file (.pt2: a torch.export program) that is compared with the detector, and a description.
 
-        `false_alarms`: what the file promises, from the stored scores of normal images; None = as the detector does.
+        `obj`: the class, where the detector remembers several. `false_alarms`: what the file promises, from the stored
+        scores of normal images; None = as the detector does.
         """
         args = ExportArgs(false_alarms=false_alarms, tolerance=tolerance)  # checked there
-        detector = copy(self.detector)
-        detector.decision = at_asked_rate(self.detector.decision, args.false_alarms)
+        detector = copy(self.detector) if obj is None else self.detector.of_class(obj)
+        detector.decision = at_asked_rate(detector.decision, args.false_alarms)
         write_exported(detector, Path(path), args.tolerance, checkpoint=self.checkpoint)
         return Path(path)
 

@@ -56,7 +56,7 @@ def _folder_of(data: Any, output_dir: str | Path | None) -> Path:
         if not is_list(data) and not Path(data).expanduser().is_dir():
             raise UserError(f"{data}: no such folder of images")
         return Path(data)
-    if isinstance(data, Sequence) and not len(data):
+    if isinstance(data, (Sequence, np.ndarray)) and not len(data):
         raise UserError("data=[]: no images; give a folder, or a list of files, arrays or PIL images")
     room = Path(output_dir) / "parts" if output_dir else Path("runs") / "parts"
     room.mkdir(parents=True, exist_ok=True)

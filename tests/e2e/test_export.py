@@ -164,6 +164,29 @@ def test_openvino_answers_the_same(tmp_path: Path) -> None:
     assert SCRIPT.main(words) == 0
 
 
+@pytest.mark.slow
+def test_a_detector_of_several_classes_is_exported_for_one_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = SYSTEMS["sowa"].tiny(test_classes=["capsule", "grid"], shot=2, output_dir=str(tmp_path))
+    checkpoint = SYSTEMS["sowa"].train(args).checkpoint
+    words = ["--checkpoint", str(checkpoint), "--repeats", "1", "--format", "torch", "--tolerance", "1e-4"]
+    assert SCRIPT.main(words) == 2
+    assert "remembers capsule, grid: say which with --obj" in capsys.readouterr().err
+    assert SCRIPT.main([*words, "--obj", "nut"]) == 2
+    assert "--obj nut: this detector remembers capsule, grid" in capsys.readouterr().err
+    image = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+    found = {}
+    for name in ("capsule", "grid"):
+        out = tmp_path / name
+        assert SCRIPT.main([*words, "--obj", name, "--output", str(out)]) == 0
+        path = out / "checkpoint.pt2"
+        found[name], wanted = load_exported(path)(image[None]), load(checkpoint).predict(image, class_name=name)
+        np.testing.assert_allclose(found[name]["score"], wanted.score.numpy(), rtol=1e-4)
+        assert json.loads(path.with_suffix(".json").read_text())["classes"] == [name]
+    assert found["capsule"]["score"] != found["grid"]["score"]
+
+
 def test_what_cannot_be_exported_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert SCRIPT.main([]) == 2
     assert SCRIPT.main(["--checkpoint", str(tmp_path / "none.pt")]) == 2

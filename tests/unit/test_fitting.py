@@ -204,6 +204,7 @@ def test_saved_exported_and_reported(fitted: Fitted, parts: Path, tmp_path: Path
         ("nowhere", {}, r"^nowhere: no such folder of images$"),
         ("empty", {}, r"^data_path=empty: found no good/, ok/, normal/ folder"),
         ([], {}, r"^data=\[\]: no images; give a folder, or a list"),
+        (np.zeros((0, 8, 8, 3), np.uint8), {}, r"^data=\[\]: no images; give a folder, or a list"),
         (["empty/../nothing.png"], {}, r"nothing.png: no such"),
         ("empty", {"shott": 4}, r"^Args has no option 'shott'; did you mean shot\?$"),
         ("empty", {"shot": 0}, r"^shot=0: must be at least 1$"),
@@ -220,6 +221,22 @@ def test_what_is_wrong_is_one_line(
         anomaly_lib.fit("padim", data, **options)
     assert "\n" not in str(error.value)
     assert not list(Path().glob("runs/*/*"))
+
+
+@pytest.mark.parametrize(
+    ("model", "offered"), [("patchcore", True), ("fewshot", True), ("promptad", True), ("reverse_distillation", False)]
+)
+def test_the_demo_backbone_is_offered_where_weights_are_missing(
+    model: str, offered: bool, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANOMALY_LIB_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    with pytest.raises(UserError, match="needs the weights") as error:
+        anomaly_lib.fit(model, parts, output_dir=tmp_path / "run")
+    assert ("backbone=demo-clip, the small demo backbone" in str(error.value)) == offered
+    assert "\n" not in str(error.value)
 
 
 def test_an_unknown_model_names_those_there_are() -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from anomaly_lib.backbones.identity import weights_of
+from anomaly_lib.backbones.identity import DEMO, weights_of
+from anomaly_lib.backbones.sources import demo_clip_offered
 from anomaly_lib.data.base import select
 from anomaly_lib.data.fingerprint import fingerprint_of_items
 from anomaly_lib.detect.calibration import KEPT
@@ -36,7 +37,8 @@ def train(args: Args) -> RunResult:
     with process_group(device), Run.open("detectors", args, name=place, data=data) as run:
         if run.finished:
             return run.repeat()
-        detector = ClassicalDetector(build(args, device), args, device)
+        with demo_clip_offered(entry_of(args.model).demo.get("backbone") == DEMO):
+            detector = ClassicalDetector(build(args, device), args, device)
         choice = Choice(batch_size=args.batch_size, on_error=args.on_error)
         test = detector.selection_of(f"{args.dataset} {name} {args.model}", items, choice)
         learnt = Inputs(detector.model, normal.images(args, normal.learn), args, device, learnt=True, say=run.log.line)

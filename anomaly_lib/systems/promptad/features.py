@@ -20,7 +20,7 @@ from anomaly_lib.features import FeatureSpec, FeatureStore, extract
 from anomaly_lib.features.spec import item_key
 from anomaly_lib.models.promptad.scores import ImageFeatures
 from anomaly_lib.models.promptad.towers import TOKENS, FrozenTowers, taps_of
-from anomaly_lib.systems.promptad.options import PUBLISHED, Args
+from anomaly_lib.systems.promptad.options import Args
 
 TOGETHER = 16  # images in one pass of a network
 
@@ -108,12 +108,7 @@ def make_clip(args: Args) -> ClipBackbone:
     """The CLIP of the options."""
     tagged = args.pretrained_dataset is not None and ":" not in args.backbone
     name = f"{args.backbone}:{args.pretrained_dataset}" if tagged else args.backbone
-    try:
-        clip = create_backbone(name, layers=TOKENS, **_settings(args, args.weights))
-    except UserError as error:
-        if args.weights is None and args.backbone == PUBLISHED:  # its weights are not there
-            raise UserError(f"{error}; or, for a toy that knows drawn pictures alone, backbone=demo-clip") from None
-        raise
+    clip = create_backbone(name, layers=TOKENS, **_settings(args, args.weights))
     if not isinstance(clip, ClipBackbone):
         raise UserError(f"backbone={name}: PromptAD needs a CLIP (a text tower); see visual_backbone= for others")
     return clip

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from anomaly_lib.backbones.sources import demo_clip_offered
 from anomaly_lib.data.views import with_views
 from anomaly_lib.detect.figures import draw_maps
 from anomaly_lib.detect.scores import sample_remarks, summary
@@ -58,7 +59,8 @@ def train(args: Args) -> RunResult:
 
 def fit(run: Run, args: Args, data: TaskData, device: torch.device) -> RunResult:
     """The training itself."""
-    towers = Towers(args, device, run.log.line)
+    with demo_clip_offered():
+        towers = Towers(args, device, run.log.line)
     what = f"PromptAD {args.task}: {data.class_name}, k={args.shot} ({data.chosen['how']}), fusion {args.fusion_mode}"
     run.opening(what, weights=towers.weights, cost=[towers.cost(data.support, data.test)])
     run.note(support=data.chosen, skipped=data.skipped)

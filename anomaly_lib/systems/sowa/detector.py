@@ -134,7 +134,7 @@ class SowaDetector(ImageDetector):
 
     @property
     def class_names(self) -> list[str]:
-        return list(self.memories or self.decisions.each)
+        return [self.class_name] if self.class_name else list(self.memories or self.decisions.each)
 
     # -- single images ----------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from anomaly_lib.backbones.identity import weights_of
+from anomaly_lib.backbones.sources import demo_clip_offered
 from anomaly_lib.data import Item, class_names
 from anomaly_lib.data.base import load_pixels
 from anomaly_lib.engine.amp import pick_device
@@ -67,7 +68,8 @@ def build(args: Args, device: torch.device, say: Callable[[str], None] = lambda 
         train_items = shortened(train_items, args.batch_size)
     test.skipped.extend(skipped)
     mosaics = with_mosaics(train_items, args.mosaic_rate, label=args.mosaic_label, seed=args.seed)
-    clip = frozen_clip(args)
+    with demo_clip_offered():
+        clip = frozen_clip(args)
     for name in args.class_names:
         clip.text.check_words(name, "class_names= in words it knows, or a published backbone=")
     clip.to(device)

@@ -185,6 +185,7 @@ def test_missing_backbone_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(UserError, match=r"ViT-B-16-plus-240 needs the weights vit_b_16_plus_240.*wget") as caught:
         anomaly_lib.load(path)
     assert "\n" not in str(caught.value)
+    assert "demo-clip" not in str(caught.value)  # a trained detector cannot change its backbone
 
 
 @pytest.mark.usefixtures("_tiny_width")
