@@ -52,9 +52,10 @@ class DrawnTokens:
         net = {name: SimpleNamespace(width=shape[-1]) for name, shape in SHAPES.items()}
         self.encoders = SimpleNamespace(
             video=net["video"], image=net["images"], audio=net["audio"], branches=(0,), weights={"drawn": "random"},
-            parameter_count=0,
+            parameter_count=0, learning_copy=lambda _: None,
         )  # fmt: skip
         self.device, self.settings, self.sensor_statistics = torch.device("cpu"), None, None
+        self.cache = "off"
 
     def batch(self, runs: Sequence[WeldRun], *, training: bool = False) -> dict[str, Any]:  # noqa: ARG002
         """Tokens that tell the classes apart."""
@@ -68,11 +69,15 @@ class DrawnTokens:
         named = {name: drawn(name) for name in ("video", "audio", "sensors")}
         return {**named, "images": [drawn("images")], "views": views, "present": present}
 
+    def seen_by(self, _: object) -> "DrawnTokens":
+        """No encoder learns."""
+        return self
+
     def nothing(self, *_: object, **__: object) -> list[str]:
         """What filling and describing a store comes to."""
         return []
 
-    prepare = fit_sensors = read_sensors = costs = nothing
+    prepare = fit_sensors = read_sensors = nothing
 
 
 def write_manifest(root: Path, train: int) -> None:

@@ -35,6 +35,7 @@ ELSEWHERE = {
     "device": "tests/unit/engine/test_engine.py: a device that is not there is refused",
     "compile": "tests/unit/models/test_crystal_models.py: how fast, not what (and the compiler takes minutes)",
     "activation_checkpointing": "tests/unit/models/test_quad_overfit.py: how much memory, not what",
+    "encoder_recompute": "tests/unit/backbones/test_top_blocks.py: how much memory, not what",
     "scan_backend": "tests/unit/ops/test_selective_scan.py: how fast, not what",
     "tensorboard": "files of another program",
     "wandb": "another program's run",
@@ -81,6 +82,19 @@ CONTEXT: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("weld_supcon", "warmup_start_lr"): ({"epochs": 6}, 1e-4),
     ("weld_supcon", "min_lr"): ({"epochs": 6}, 1e-4),
     ("weld_supcon", "patience"): ({"epochs": 6}, 1),
+}
+LAST, LORA = {"encoder_training": "last"}, {"encoder_training": "lora", "encoder_lr": 0.01, "epochs": 4}
+CONTEXT |= {
+    (system, option): tried
+    for system in ("causal_film", "weld_supcon")
+    for option, tried in {
+        "encoder_training": ({}, "last"),
+        "encoder_blocks": (LAST, 2),
+        "trained_encoders": (LAST, ["video"]),
+        "encoder_lr": (LAST, 0.01),
+        "encoder_rank": (LORA, 2),
+        "encoder_alpha": (LORA, 64.0),
+    }.items()
 }
 CONTEXT[("hdmap", "early_stopping_patience")] = ({"epochs": 6, "learning_rate": 0.3}, 1)
 CONTEXT[("hdmap", "radius")] = ({}, 0)  # there are few patches

@@ -16,7 +16,8 @@ from anomaly_lib.backbones.weights import file_sha256, read_state_dict
 from anomaly_lib.errors import UserError
 
 NAMED_OUTPUTS = ("pooled", "tokens", "patch_tokens", "prefix.*")
-FINAL_NORMS = {"dinov2": "layernorm", "dinov3": "norm"}  # families that also answer "normed.N", and their final norm
+FINAL_NORMS = {"dinov2": "layernorm", "dinov3": "norm", "vjepa2": "encoder.layernorm", "ast": "layernorm"}
+_NORMED = ("dinov2", "dinov3")  # families that also answer "normed.N"
 _FINAL = ("pooled", "tokens", "patch_tokens")
 # Parts of published files that no forward pass of ours touches.
 _UNUSED = ("predictor.", "pooler.", "embeddings.mask_token", "embeddings.position_ids")
@@ -53,10 +54,14 @@ class HuggingFaceBackbone(FrozenBackbone):
         self.net: Any = net
         self.family = family
         self._folder = folder
-        tapped = ("layer.", "prefix.", "normed.")
-        self._taps = sorted({int(n.partition(".")[2]) for n in outputs if n.startswith(tapped)})
+        self.ask(outputs)
         self.prefix_tokens = _prefix_tokens(family, config)
         self.freeze()
+
+    def ask(self, outputs: Sequence[str]) -> None:
+        """Answer these outputs from now on."""
+        self.outputs, tapped = tuple(outputs), ("layer.", "prefix.", "normed.")
+        self._taps = sorted({int(n.partition(".")[2]) for n in outputs if n.startswith(tapped)})
 
     def _encode(self, batch: Tensor) -> dict[str, Tensor]:
         return self._run(_FORWARD[self.family], batch)
@@ -213,7 +218,7 @@ def create_huggingface(
     else:
         config, folder = config_class(**known.config), None
     depth = config.num_hidden_layers
-    named = (*NAMED_OUTPUTS, "normed.*") if known.family in FINAL_NORMS else NAMED_OUTPUTS
+    named = (*NAMED_OUTPUTS, "normed.*") if known.family in _NORMED else NAMED_OUTPUTS
     outputs = output_names(layers, depth=depth, named=named, default=("pooled", "patch_tokens"), owner=name)
     config.num_hidden_layers = last_block(outputs, depth=depth, final=_FINAL) + 1
     net = _load(model_class, config, path) if path else _random(model_class, config)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,16 +66,19 @@ class BottleneckAdapter(nn.Module):
 MAKERS = {"lora": LoRALinear, "adapter": BottleneckAdapter}
 
 
-def add_adapters(model: nn.Module, names: Sequence[str], *, kind: str = "lora", rank: int = 8) -> list[str]:
-    """Replace each `nn.Linear` whose path contains one of `names`; returns the replaced paths."""
+def add_adapters(
+    model: nn.Module, names: Sequence[str], *, kind: str = "lora", rank: int = 8, alpha: float | None = None
+) -> list[str]:
+    """Replace each `nn.Linear` whose path contains one of `names`; returns the replaced paths. `alpha`: of LoRA."""
     if kind not in MAKERS:
         raise UserError(f"kind={kind}: choose from {', '.join(MAKERS)}")
+    options: dict[str, Any] = {"rank": rank} if alpha is None else {"rank": rank, "alpha": alpha}
     replaced = []
     for path, module in list(model.named_modules()):
         if type(module) is not nn.Linear or not any(name in path for name in names):
             continue
         parent, _, child = path.rpartition(".")
-        setattr(model.get_submodule(parent), child, MAKERS[kind](module, rank=rank))
+        setattr(model.get_submodule(parent), child, MAKERS[kind](module, **options))
         replaced.append(path)
     if not replaced:
         raise UserError(f"no linear layer matches {', '.join(names)}")

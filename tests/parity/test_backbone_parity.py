@@ -1,5 +1,6 @@
 """Every backbone answers what its own library's forward answers, and every tap what a hook on the original sees."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from anomaly_lib.backbones import create_backbone
 from anomaly_lib.backbones.convnets import CONVNETS
+from anomaly_lib.backbones.huggingface import block_list
+from anomaly_lib.backbones.top_blocks import cut_top
 from anomaly_lib.backbones.torchvision_nets import ADDRESS, NETS, PUBLISHED
 
 pytestmark = pytest.mark.parity
@@ -261,6 +264,50 @@ def test_transformers_hidden_states(name: str) -> None:
         assert_same(found["pooled"], want.last_hidden_state[:, 0])
     elif getattr(want, "pooler_output", None) is not None:
         assert_same(found["pooled"], want.pooler_output)
+
+
+DEEP: dict[str, dict[str, Any]] = {
+    "Dinov2": {"image_size": 32, "patch_size": 16},
+    "DINOv3ViT": {"image_size": 32, "patch_size": 16, "num_register_tokens": 4, "intermediate_size": 64},
+    "VJEPA2": {"crop_size": 32, "pred_hidden_size": 16, "pred_num_hidden_layers": 1, "pred_num_attention_heads": 1},
+    "AST": {"num_mel_bins": 32, "max_length": 64, "time_stride": 14, "frequency_stride": 14},
+}
+SHORT = {"Dinov2": "dinov2-base", "DINOv3ViT": "dinov3-vitb16", "VJEPA2": "vjepa2-vitl", "AST": "ast-14-14"}
+
+
+@pytest.mark.parametrize("kind", sorted(DEEP))
+def test_blocks_that_learn_equal_the_original_on_weight_files(kind: str, tmp_path: Path) -> None:
+    """Four blocks in a folder as the hub has it: outputs above the cut, and gradients of the last two blocks."""
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{kind}Config")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, **DEEP[kind]}
+    torch.manual_seed(0)
+    net = getattr(transformers, f"{kind}Model")(config(**sizes)).eval()
+    enlarge(net)
+    net.save_pretrained(tmp_path)
+    image = kind in ("Dinov2", "DINOv3ViT")
+    asked = (1, "prefix.1", 3, "prefix.3") if image else ("tokens",)
+    backbone = create_backbone(SHORT[kind], weights=tmp_path, layers=asked)
+    top = cut_top(backbone, 2).requires_grad_(True)
+    batch = torch.randn({"VJEPA2": (2, 4, 3, 32, 32), "AST": (2, 64, 32)}.get(kind, (2, 3, 32, 32)))
+    low = backbone.encode(batch)
+    found = top(low["tokens"], (32, 32))
+    extra: dict[str, Any] = {"skip_predictor": True} if kind == "VJEPA2" else {}
+    want = net(batch, output_hidden_states=True, **extra)
+    first = backbone.prefix_tokens
+    if image:
+        assert_same(low["layer.1"], want.hidden_states[2][:, first:])
+        assert list(found) == ["layer.3", "prefix.3"]
+    mine = torch.cat([found["prefix.3"], found["layer.3"]], dim=1) if image else found["tokens"]
+    theirs = want.hidden_states[4] if image else want.last_hidden_state
+    assert_same(mine, theirs)
+    mine.sin().mean().backward()
+    theirs.sin().mean().backward()
+    for ours, original in zip(top.blocks, block_list(net)[2:], strict=True):
+        for (name, a), b in zip(ours.named_parameters(), original.parameters(), strict=True):
+            assert a.grad is not None, name
+            assert b.grad is not None, name
+            assert_same(a.grad, b.grad)
 
 
 def test_grey_video_is_repeated() -> None:

@@ -129,10 +129,11 @@ def parameter_report(model: nn.Module, frozen: int, *, fixed: nn.Module | None =
     `frozen`: those of the encoders; `fixed`: the part of `model` that no gradient reaches.
     """
 
-    def count(module: nn.Module | None) -> int:
-        return 0 if module is None else sum(p.numel() for p in module.parameters())
+    def count(module: nn.Module | None, *, learning: bool = False) -> int:
+        parameters = [] if module is None else module.parameters()
+        return sum(p.numel() for p in parameters if p.requires_grad or not learning)
 
-    total, learning = frozen + count(model), count(model) - count(fixed)
+    total, learning = frozen + count(model), count(model, learning=True) - count(fixed)
     rest = "" if fixed is None else f"; {count(fixed):,} of the result encoder keep their random values"
     return (
         f"parameters: {total:,} in all, {learning:,} receive gradients ({100 * learning / max(1, total):.2f} %){rest}"

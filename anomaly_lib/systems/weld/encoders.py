@@ -1,22 +1,30 @@
-"""The three frozen encoders of the weld systems, and which of their tokens a model sees."""
+"""The three encoders of the weld systems, which of their tokens a model sees, and their last blocks where they learn.
 
+What the store keeps of a modality (`below_*`) becomes tokens (`tokens_of`) in two steps, of which the second does
+something only where last blocks learn.
+"""
+
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomaly_lib.backbones import FrozenBackbone
 from anomaly_lib.backbones.identity import weights_of
+from anomaly_lib.backbones.top_blocks import TopBlocks
 from anomaly_lib.errors import OptionError, UserError
+from anomaly_lib.models.adapters import add_adapters
 from anomaly_lib.models.weld.causal_film_parts import pool_tokens
 from anomaly_lib.models.weld.config import Branch, parse_branches
 from anomaly_lib.models.weld.encoders import fit_spectrum
-from anomaly_lib.systems.weld.options import WeldSettings
+from anomaly_lib.systems.weld.options import EncoderTrainingArgs, WeldSettings
 
 AST_CLASS_TOKENS = 2
+QUERY_VALUE = ("q_proj", "v_proj", ".query", ".value")  # how transformers call them
 
 
 def block_of(branch: Branch, settings: WeldSettings) -> int:
@@ -42,12 +50,14 @@ def image_outputs(settings: WeldSettings) -> list[str | int]:
 
 @dataclass
 class WeldEncoders:
-    """The three frozen backbones."""
+    """The three backbones. `cut`: their last blocks by modality, taken off to learn; `used`: a model's own copies."""
 
     video: FrozenBackbone
     audio: FrozenBackbone
     image: FrozenBackbone
     settings: WeldSettings
+    cut: dict[str, TopBlocks] = field(default_factory=dict)
+    used: Mapping[str, TopBlocks] | None = None
 
     @property
     def branches(self) -> tuple[Branch, ...]:
@@ -55,8 +65,8 @@ class WeldEncoders:
         return parse_branches(self.settings.branches)
 
     def to(self, device: torch.device) -> "WeldEncoders":
-        for backbone in (self.video, self.audio, self.image):
-            backbone.to(device)
+        for network in (self.video, self.audio, self.image, *self.cut.values()):
+            network.to(device)
         return self
 
     @property
@@ -65,29 +75,62 @@ class WeldEncoders:
 
     @property
     def parameter_count(self) -> int:
+        """Parameters that stay frozen whatever is trained."""
         return sum(p.numel() for net in (self.video, self.audio, self.image) for p in net.parameters())
+
+    # -- blocks that learn ----------------------------------------------------------------------------------------
+
+    def learning_copy(self, args: EncoderTrainingArgs) -> nn.ModuleDict | None:
+        """The last blocks for one model to train, as they were published; None where all encoders are frozen."""
+        own = {part: copy.deepcopy(top) for part, top in self.cut.items()}
+        for top in own.values():
+            top.recompute = args.encoder_recompute
+            if args.encoder_training == "lora":
+                add_adapters(top, QUERY_VALUE, rank=args.encoder_rank, alpha=args.encoder_alpha)
+            else:
+                top.requires_grad_(True)
+        return nn.ModuleDict(own) if own else None
+
+    def _top(self, part: str) -> TopBlocks:
+        return (self.used or self.cut)[part]
+
+    # -- video ----------------------------------------------------------------------------------------------------
 
     def encode_video(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """[B, T, 1 or 3, S, S] -> tokens [B, T/2 * P, C], or [B, T/2, C] with spatial pooling."""
+        return self._video_tokens(self.below_video(batch), batch["video"].shape[1])
+
+    def below_video(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the store keeps: the tokens, or the state [B, N, C] below the blocks that learn."""
         frames = batch["video"]
-        tokens = self.video.encode(frames)["patch_tokens"]
-        if self.settings.video_token_pool == "spatial":
-            tokens = tokens.unflatten(1, (max(1, frames.shape[1] // 2), -1)).mean(2)
-        return {"video": tokens, "has_video": batch["has_video"]}
+        found = self.video.encode(frames)
+        if "video" in self.cut:
+            return {"video": found["tokens"], "has_video": batch["has_video"]}
+        return {"video": self._pooled(found["patch_tokens"], frames.shape[1]), "has_video": batch["has_video"]}
+
+    def _video_tokens(self, rows: dict[str, Tensor], frames: int) -> dict[str, Tensor]:
+        if "video" not in self.cut:
+            return rows
+        return {**rows, "video": self._pooled(self._top("video")(rows["video"])["patch_tokens"], frames)}
+
+    def _pooled(self, tokens: Tensor, frames: int) -> Tensor:
+        if self.settings.video_token_pool == "none":
+            return tokens
+        return tokens.unflatten(1, (max(1, frames // 2), -1)).mean(2)
 
     def video_over_time(self, weights: Tensor) -> Tensor:
         """Attention to video tokens [B, N], summed over space: [B, T/2]."""
         steps = max(1, self.settings.video_frames // 2)
         return weights.unflatten(1, (steps, -1)).sum(2)
 
-    def audio_over_time(self, weights: Tensor) -> Tensor:
-        """Attention to audio tokens [B, N] without class tokens, summed over frequency: [B, time patches]."""
-        net: Any = self.audio.net
-        rows = (int(net.config.num_mel_bins) - int(net.config.patch_size)) // int(net.config.frequency_stride) + 1
-        return weights[:, AST_CLASS_TOKENS:].unflatten(1, (rows, -1)).sum(1)
+    # -- sound ----------------------------------------------------------------------------------------------------
 
     def encode_audio(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """[B, 1, mels, F] -> tokens [B, N, C], class tokens included; time comes first for AST."""
+        return self._audio_tokens(self.below_audio(batch))
+
+    def below_audio(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the store keeps: the tokens, or the state [B, N, C] below the blocks that learn."""
         spectrum = batch["audio"]
         if spectrum.shape[-2] != self.settings.mels:  # resized, turned axes would run and mean nothing
             raise UserError(
@@ -101,17 +144,65 @@ class WeldEncoders:
         spectrum = spectrum.squeeze(1)
         return {"audio": self.audio.encode(spectrum.transpose(1, 2))["tokens"], "has_audio": batch["has_audio"]}
 
+    def _audio_tokens(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {**rows, "audio": self._top("audio")(rows["audio"])["tokens"]} if "audio" in self.cut else rows
+
+    def audio_over_time(self, weights: Tensor) -> Tensor:
+        """Attention to audio tokens [B, N] without class tokens, summed over frequency: [B, time patches]."""
+        net: Any = self.audio.net
+        rows = (int(net.config.num_mel_bins) - int(net.config.patch_size)) // int(net.config.frequency_stride) + 1
+        return weights[:, AST_CLASS_TOKENS:].unflatten(1, (rows, -1)).sum(1)
+
+    # -- photographs ----------------------------------------------------------------------------------------------
+
     def encode_images(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """[B, V, 3, S, S] -> one tensor [B, V, N, C] per branch; pools without parameters are applied here (N = 1)."""
+        height, width = batch["images"].shape[-2:]
+        return self._image_tokens(self.below_images(batch), (height, width))
+
+    def below_images(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the store keeps: the branches below the blocks that learn, and the `state` [B, V, L, C] below those."""
         images = batch["images"]
         found = self.image.encode(images.flatten(0, 1))
-        answer: dict[str, Tensor] = {"views": batch["views"]}
+        answer = {"views": batch["views"], **self._branches(found, len(images))}
+        if "images" in self.cut:
+            answer["state"] = found["tokens"].unflatten(0, images.shape[:2])
+        return answer
+
+    def _image_tokens(self, rows: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+        if "images" not in self.cut:
+            return rows
+        state = rows["state"]
+        found = self._top("images")(state.flatten(0, 1), size)
+        kept = {name: value for name, value in rows.items() if name != "state"}
+        return {**kept, **self._branches(found, len(state))}
+
+    def _branches(self, found: Mapping[str, Tensor], welds: int) -> dict[str, Tensor]:
+        """Those of the branches whose block is in `found`."""
+        answer: dict[str, Tensor] = {}
         for i, branch in enumerate(self.branches):
             block = block_of(branch, self.settings)
-            patches = found[f"layer.{block}"]
+            patches = found.get(f"layer.{block}")
+            if patches is None:
+                continue
             prefix = found.get(f"prefix.{block}")
             whole = prefix is not None and (not self.settings.patch_only or branch.pool == "cls")
             tokens = torch.cat([prefix, patches], dim=1) if whole and prefix is not None else patches
             pooled = tokens if branch.pool == "gem" else pool_tokens(tokens, branch.pool).unsqueeze(1)
-            answer[f"branch{i}"] = pooled.unflatten(0, images.shape[:2])
+            answer[f"branch{i}"] = pooled.unflatten(0, (welds, -1))
         return answer
+
+    # -- all ------------------------------------------------------------------------------------------------------
+
+    def stored(self, part: str) -> tuple[str, ...]:
+        """Names of what the store keeps of a modality."""
+        if part != "images":
+            return part, f"has_{part}"
+        first = self.cut["images"].first if "images" in self.cut else None
+        low = [i for i, b in enumerate(self.branches) if first is None or block_of(b, self.settings) < first]
+        return (*(f"branch{i}" for i in low), *(() if first is None else ("state",)), "views")
+
+    def tokens_of(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rows of the stores as tokens: blocks that learn run here, with gradients where they are on."""
+        rows = self._audio_tokens(self._video_tokens(rows, self.settings.video_frames))
+        return self._image_tokens(rows, self.settings.photo_size)

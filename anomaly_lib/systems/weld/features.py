@@ -4,16 +4,19 @@ A training epoch reads rows and never touches a backbone; with the cache off eve
 what input augmentation needs.
 """
 
+import copy
 import hashlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from anomaly_lib.backbones.top_blocks import TopBlocks
+from anomaly_lib.engine.amp import autocast_for
 from anomaly_lib.engine.log import progress
 from anomaly_lib.errors import UserError
 from anomaly_lib.features import FeatureSpec, FeatureStore, extract, file_key
@@ -63,14 +66,11 @@ class WeldFeatures:
     ) -> None:
         self.settings, self.encoders, self.device = settings, encoders.to(device), device
         self.cache, self.augment, self.threads = cache, augment, threads
-        branches = [f"branch{i}" for i in range(len(encoders.branches))]
-        self.outputs = {
-            "video": ("video", "has_video"), "audio": ("audio", "has_audio"), "images": (*branches, "views"),
-        }  # fmt: skip
+        self.precision = precision
         self.encode_part = {
-            "video": encoders.encode_video,
-            "audio": encoders.encode_audio,
-            "images": encoders.encode_images,
+            "video": encoders.below_video,
+            "audio": encoders.below_audio,
+            "images": encoders.below_images,
         }
         nets = {"video": encoders.video, "audio": encoders.audio, "images": encoders.image}
         self.stores = {
@@ -78,7 +78,7 @@ class WeldFeatures:
                 FeatureSpec(
                     backbone=net.name,
                     weights=net.weights_id,
-                    outputs=self.outputs[part],
+                    outputs=encoders.stored(part),
                     transform=self._describe(part),
                     precision=precision,
                     dtype=dtype,
@@ -99,6 +99,9 @@ class WeldFeatures:
         values = {name: getattr(self.settings, name) for name in names}
         if part == "images":
             values["branches"] = [branch.name for branch in self.encoders.branches]
+        if part in self.encoders.cut:
+            values["below_block"] = self.encoders.cut[part].first
+            values.pop("video_token_pool", None)  # what is pooled is made above
         return str(values)
 
     # -- inputs ---------------------------------------------------------------------------------------------------
@@ -160,10 +163,12 @@ class WeldFeatures:
         """Encode what the stores lack. Does nothing with the cache off."""
         if self.cache == "off":
             return
-        for part, store in self.stores.items():
-            self._fill(part, store, list(runs), batch_size)
+        for part in self.stores:
+            self.fill(part, runs, batch_size)
 
-    def _fill(self, part: str, store: FeatureStore, runs: list[WeldRun], batch_size: int) -> None:
+    def fill(self, part: str, runs: Sequence[WeldRun], batch_size: int) -> None:
+        """Encode what the store of one modality lacks."""
+
         def load(run: WeldRun) -> dict[str, Tensor]:
             return self.load_part(run, part)
 
@@ -171,57 +176,50 @@ class WeldFeatures:
             return self.encode_part[part](self._to_device(batch))
 
         extract(
-            encode, runs, store, load=load, key=run_key, collate=_stack, batch_size=batch_size, device=self.device,
-            threads=self.threads, track=progress,
+            encode, runs, self.stores[part], load=load, key=run_key, collate=_stack, batch_size=batch_size,
+            device=self.device, threads=self.threads, track=progress,
         )  # fmt: skip
 
     def have_photos(self, runs: Sequence[WeldRun]) -> list[bool]:
         """Has each run a photo of the finished weld? Reads nothing else of the stored rows."""
         return [bool(row) for row in self.stores["images"].rows(list(map(run_key, runs)), ["views"])["views"].any(1)]
 
-    def costs(self, runs: Sequence[WeldRun], *, batch_size: int) -> list[str]:
-        """What encoding `runs` will take, in words; the first run that is missing is encoded to know it."""
-        if self.cache == "off" or not runs:
-            return []
-        keys, lines, seconds, size = {run_key(run): run for run in runs}, [], 0.0, 0
-        for part, store in self.stores.items():
-            missing = [keys[key] for key in store.missing(keys)]
-            started = time.monotonic()
-            self._fill(part, store, missing[:1], 1)
-            left = max(0, len(missing) - 1)
-            assert store.layout is not None  # it holds a row now
-            seconds += left * (time.monotonic() - started)
-            size += store.layout.row_bytes
-            if left:
-                place = str(store.folder) if store.on_disk else "memory"
-                lines.append(
-                    f"{part}: {left} runs to encode, {in_bytes(store.layout.row_bytes)} each, "
-                    f"{in_bytes(left * store.layout.row_bytes)} in {place}"
-                )
-        if lines:
-            took = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} s"
-            lines.append(f"about {took} of encoding; a batch of {batch_size} reads {in_bytes(batch_size * size)}")
-        return lines
+    def seen_by(self, tops: Mapping[str, TopBlocks] | nn.ModuleDict | None) -> "WeldFeatures":
+        """The same stores as a model with these trained blocks sees them; itself where no encoder learns."""
+        if tops is None:
+            return self
+        own = copy.copy(self)
+        own.encoders = replace(self.encoders, used=cast(Mapping[str, TopBlocks], tops))
+        return own
 
     def batch(self, runs: Sequence[WeldRun], *, training: bool = False) -> dict[str, Any]:
         """What `CausalFiLM.forward` takes, on the device."""
+        return self.tokens(self.read(runs, training=training))
+
+    def read(self, runs: Sequence[WeldRun], *, training: bool = False) -> dict[str, Tensor]:
+        """What the stores keep of runs, on the device, and their sensors."""
         if self.cache == "off":
             rows = self._encode_now(runs, training=training)
         else:
             keys = [run_key(run) for run in runs]
             rows = {name: rows for store in self.stores.values() for name, rows in store.rows(keys).items()}
-        rows = self._to_device(rows)
         series = [self.sensors(run) for run in runs]
-        sensors = torch.stack([normalise_sensors(one, self.sensor_statistics) for one, _ in series])
-        known = torch.tensor([there for _, there in series])
+        rows["sensors"] = torch.stack([normalise_sensors(one, self.sensor_statistics) for one, _ in series])
+        rows["has_sensors"] = torch.tensor([there for _, there in series])
+        return {name: row.float() if row.is_floating_point() else row for name, row in self._to_device(rows).items()}
+
+    def tokens(self, rows: dict[str, Tensor]) -> dict[str, Any]:
+        """A batch of what `read` answers; blocks that learn run here."""
+        with autocast_for(self.device, self.precision if self.encoders.cut else "fp32"):
+            rows = self.encoders.tokens_of(rows)
         views = rows["views"].bool()
-        present = [rows["has_video"].bool(), views.any(1), rows["has_audio"].bool(), known.to(self.device)]
+        present = [rows["has_video"].bool(), views.any(1), rows["has_audio"].bool(), rows["has_sensors"]]
         return {
             "video": rows["video"].float(),
             "audio": rows["audio"].float(),
             "images": [rows[f"branch{i}"].float() for i in range(len(self.encoders.branches))],
             "views": views,
-            "sensors": sensors.to(self.device),
+            "sensors": rows["sensors"],
             "present": torch.stack(present, dim=1),
         }
 
@@ -248,11 +246,6 @@ class WeldFeatures:
         """Token widths for the model's configuration."""
         e = self.encoders
         return {"video_dim": e.video.width, "audio_dim": e.audio.width, "image_dim": e.image.width}
-
-
-def in_bytes(size: int) -> str:
-    """``13.6 MB``."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
 def run_key(run: WeldRun) -> str:

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from anomaly_lib.backbones import FrozenBackbone, create_backbone
+from anomaly_lib.backbones.top_blocks import cut_top
 from anomaly_lib.data.fingerprint import DataFingerprint, files_below
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.errors import UserError
@@ -80,6 +81,7 @@ def build_features(args: WeldInputArgs, device: torch.device) -> WeldFeatures:
         encoder("image", args.image_backbone, args.image_weights, image_outputs(args)),
         args,
     )
+    cut_encoders(encoders, args)
     return WeldFeatures(
         args,
         encoders,
@@ -91,6 +93,17 @@ def build_features(args: WeldInputArgs, device: torch.device) -> WeldFeatures:
         threads=args.num_workers,
         augment=augment_weld if args.augment else None,
     )
+
+
+def cut_encoders(encoders: WeldEncoders, args: WeldInputArgs) -> None:
+    """Take the last blocks off the encoders that learn."""
+    nets = {"video": encoders.video, "images": encoders.image, "audio": encoders.audio}
+    for part in args.learning():
+        try:
+            encoders.cut[part] = cut_top(nets[part], args.encoder_blocks)
+        except UserError as error:
+            option = f"{part.removesuffix('s')}_backbone"
+            raise UserError(f"{option}={getattr(args, option)}: {error}") from None
 
 
 def usable(runs: Sequence[WeldRun], features: WeldFeatures, say: Callable[[str], object]) -> list[WeldRun]:

@@ -12,6 +12,9 @@ from anomaly_lib.options import CacheArgs, DataArgs, RunArgs
 LAYER_INDEX_MODES = ("block", "seed")
 VIDEO_TOKEN_POOLS = ("none", "spatial")
 QUIRK_FRAME_SIZE = 64
+ENCODERS = ("video", "images", "audio")
+LEARNING = ("last", "lora")
+LEARNS = {"encoder_training": LEARNING}
 TINY_IMAGE = "tiny-dinov3"
 BUILT_IN: Mapping[str, Any] = {"data_path": None}
 
@@ -136,6 +139,30 @@ class WeldEncoderArgs(Options):
     augment: Switch = arg(False, "augment the inputs of training runs (needs --cache off)")
 
 
+@dataclass
+class EncoderTrainingArgs(Options):
+    """Learning in the encoders."""
+
+    encoder_training: str = arg(
+        "frozen",
+        "last = their last blocks and final norm learn; lora = low-rank additions to queries and values of those "
+        "blocks. The store then keeps the states below them",
+        choices=["frozen", *LEARNING],
+    )
+    encoder_blocks: int = arg(1, "last blocks that learn (published advice: 1 to 3)", at_least=1, needs=LEARNS)
+    trained_encoders: list[str] = arg(list(ENCODERS), "which encoders learn", choices=ENCODERS, needs=LEARNS)
+    encoder_lr: float = arg(1e-6, "their learning rate", at_least=0, needs=LEARNS)
+    encoder_rank: int = arg(8, "rank of LoRA", at_least=1, needs={"encoder_training": "lora"})
+    encoder_alpha: float = arg(16.0, "LoRA adds alpha / rank times its product", at_least=0, needs={"encoder_training": "lora"})  # fmt: skip  # noqa: E501
+    encoder_recompute: Switch = arg(
+        False, "recompute the learning blocks in backward to save memory", needs=LEARNS, result=False
+    )
+
+    def learning(self) -> list[str]:
+        """Which encoders learn."""
+        return [] if self.encoder_training == "frozen" else list(self.trained_encoders)
+
+
 def _where_tiny(part: str, then: Mapping[str, Any]) -> tuple[Preset, Preset]:
     """The tiny encoder of `part` where no encoder is named and no weight file given, and what goes with it."""
     backbone, weights = f"{part}_backbone", f"{part}_weights"
@@ -147,11 +174,14 @@ def _where_tiny(part: str, then: Mapping[str, Any]) -> tuple[Preset, Preset]:
 
 
 @dataclass
-class WeldInputArgs(RunArgs, DataArgs, WeldDemoArgs, FoldArgs, WeldSettings, WeldEncoderArgs, CacheArgs):
+class WeldInputArgs(
+    RunArgs, DataArgs, WeldDemoArgs, FoldArgs, WeldSettings, WeldEncoderArgs, EncoderTrainingArgs, CacheArgs
+):
     """Everything that decides which runs are read and what their frozen features are."""
 
     PRESETS: ClassVar[Sequence[Preset]] = (
         Preset(when={"data_path": None}, then={"dummy": True}),
+        Preset(when={"dummy": True}, then={"encoder_lr": 1e-4}),  # untrained blocks have more to learn
         Preset(when={"dummy": False}, then={"feature_dtype": "fp16"}),  # 3 to 7 MB a weld, not twice that
         *_where_tiny("video", {"video_frames": 8, "video_size": 64, "video_token_pool": "spatial"}),
         *_where_tiny("audio", {"audio_frames": 64}),

@@ -7,7 +7,7 @@ import torch
 
 from anomaly_lib.errors import UserError
 from anomaly_lib.systems.weld.causal_film.options import Args, tiny
-from anomaly_lib.systems.weld.features import in_bytes
+from anomaly_lib.systems.weld.costs import encoding_costs, in_bytes
 from anomaly_lib.systems.weld.inputs import build_features, moved_weights, open_runs, usable
 
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def test_weights_that_moved_are_named_by_network() -> None:
 
 def test_costs_are_said_before_they_are_paid() -> None:
     features, runs = build_features(tiny(), CPU), open_runs(tiny())[:5]
-    lines = features.costs(runs, batch_size=32)
+    lines = encoding_costs(features, runs, batch_size=32)
     assert len(features.stores["video"]) == 1  # the first run, to know what one takes
     video, audio, images, whole = lines
     bytes_of = {part: store.layout.row_bytes for part, store in features.stores.items()}
@@ -76,7 +76,7 @@ def test_costs_are_said_before_they_are_paid() -> None:
     assert images.startswith("images: 4 runs to encode")
     assert whole.endswith(f"a batch of 32 reads {in_bytes(32 * sum(bytes_of.values()))}")
     features.prepare(runs)
-    assert features.costs(runs, batch_size=32) == []
+    assert encoding_costs(features, runs, batch_size=32) == []
     assert (in_bytes(13_600_000), in_bytes(55e9), in_bytes(900)) == ("13.6 MB", "55.0 GB", "1 kB")
 
 

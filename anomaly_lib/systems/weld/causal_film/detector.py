@@ -43,7 +43,7 @@ class CausalFiLMDetector(WeldDetector):
     def __init__(
         self, task: CausalFiLMTask, features: WeldFeatures, args: Args, facts: Facts, *, raw: CausalFiLMTask | None
     ) -> None:
-        self.task, self.features, self.args, self.facts = task, features, args, facts
+        self.task, self.features, self.args, self.facts = task, features.seen_by(task.tops), args, facts
         self.raw = raw  # beside averaged parameters: those of the last step
         self.normal: Normal = {}  # what is usual of each part; checkpoints of earlier editions do not say
 
@@ -53,7 +53,8 @@ class CausalFiLMDetector(WeldDetector):
     def scored_by(self, kind: str) -> "CausalFiLMDetector":
         """The same detector with another `score_kind`."""
         config = CausalScoreArgs(**{f.name: getattr(self.args, f.name) for f in fields(CausalScoreArgs)})
-        task = CausalFiLMTask(self.task.model, self.task.criterion, replace(config, score_kind=kind)).eval()
+        own = self.task
+        task = CausalFiLMTask(own.model, own.criterion, replace(config, score_kind=kind), own.tops).eval()
         return CausalFiLMDetector(task, self.features, self.args, self.facts, raw=None)
 
     def readable(self, runs: Sequence[WeldRun]) -> tuple[list[WeldRun], list[dict[str, str]]]:
@@ -138,6 +139,6 @@ def load(
 
 
 def _task(args: Args, features: WeldFeatures, state: Mapping[str, Any]) -> CausalFiLMTask:
-    task = build(args, features.device, dims=features.dims(), text=state.get("criterion.text"))
+    task = build(args, features, text=state.get("criterion.text"))
     task.load_state_dict(state)
     return task.eval()

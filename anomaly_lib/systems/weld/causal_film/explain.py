@@ -39,6 +39,7 @@ def parts_of(batch: Mapping[str, Any], out: Encodings) -> dict[str, Tensor]:
 def fit_normal(task: CausalFiLMTask, features: WeldFeatures, runs: Sequence[WeldRun]) -> dict[str, dict[str, Tensor]]:
     """`Normal` of the runs a model was trained on."""
     found: dict[str, list[Tensor]] = {}
+    features = features.seen_by(task.tops)
     for start in range(0, len(runs), CHUNK):
         batch = features.batch(runs[start : start + CHUNK])
         for name, vectors in parts_of(batch, task.model(batch)).items():
@@ -59,6 +60,7 @@ def explain_runs(
 ) -> dict[str, Tensor]:
     """`score`, `photos` (is there one?), each of `PARTS` and of `normal` [N], `attention.video|audio|view` [N, L]."""
     found: list[dict[str, Tensor]] = []
+    features = features.seen_by(task.tops)
     for start in range(0, len(runs), CHUNK):
         batch = features.batch(runs[start : start + CHUNK])
         with autocast_for(features.device, precision):

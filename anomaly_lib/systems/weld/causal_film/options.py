@@ -87,11 +87,17 @@ class Args(
                 "ema_warmup": False,
             },
         ),
+        Preset(when={"target_mode": "stopgrad"}, then={"trained_encoders": ["video", "audio"]}),
     )  # fmt: skip
 
     def check(self) -> None:
         if self.target_mode == "ema_target" and not self.ema_decay:
             raise OptionError("target_mode=ema_target: the targets are averages, give ema_decay= above 0")
+        if "images" in self.learning() and self.target_mode == "stopgrad":
+            raise OptionError(
+                "trained_encoders=images: no gradient reaches the photos with target_mode=stopgrad; give "
+                "target_mode=joint or ema_target, or leave images out"
+            )
 
 
 def tiny(**changes: Any) -> Args:

@@ -18,11 +18,14 @@ TERMS = ("loss", "cos", "l1", "gram", "text")
 
 
 class CausalFiLMTask(nn.Module):
-    """Model and loss as one module: what is trained, averaged, wrapped by DDP and saved."""
+    """Model, loss and learning blocks as one module: what is trained, averaged, wrapped by DDP and saved."""
 
-    def __init__(self, model: CausalFiLM, criterion: CausalFiLMLoss, config: CausalScoreArgs) -> None:
+    def __init__(
+        self, model: CausalFiLM, criterion: CausalFiLMLoss, config: CausalScoreArgs, tops: nn.ModuleDict | None = None
+    ) -> None:
         super().__init__()
         self.model, self.criterion, self.config = model, criterion, config
+        self.tops = tops  # the encoders' blocks that learn; `features.seen_by(task.tops)` is what the model reads
 
     def forward(self, batch: dict[str, Any], slow: Encodings | None = None) -> dict[str, Tensor]:
         """Every loss term; `slow` are the averaged model's encodings, the targets of ``ema_target``."""
@@ -47,10 +50,11 @@ class CausalFiLMTask(nn.Module):
         return anomaly_score(out.z_result, out.z_pred, kind=c.score_kind, topk_ratio=c.score_topk)
 
 
-def build(args: Args, device: torch.device, *, dims: dict[str, int], text: Tensor | None) -> CausalFiLMTask:
-    """The trainable part; `dims` are the encoders' widths, `text` [T] the CLIP embedding of "a normal weld"."""
+def build(args: Args, features: WeldFeatures, *, text: Tensor | None) -> CausalFiLMTask:
+    """The trainable part for these encoders; `text` [T] is the CLIP embedding of "a normal weld"."""
     criterion = CausalFiLMLoss(args, d_model=args.d_model, text=text)
-    return CausalFiLMTask(CausalFiLM(args, **dims), criterion, args).to(device)
+    model, tops = CausalFiLM(args, **features.dims()), features.encoders.learning_copy(args)
+    return CausalFiLMTask(model, criterion, args, tops).to(features.device)
 
 
 @torch.no_grad()
@@ -58,7 +62,7 @@ def measure_runs(
     task: CausalFiLMTask, features: WeldFeatures, runs: Sequence[WeldRun], *, batch_size: int, precision: str
 ) -> dict[str, Tensor]:
     """Scores [N], mean loss terms [] and the collapse figure [] of runs, in eval mode."""
-    was_training = task.training
+    was_training, features = task.training, features.seen_by(task.tops)
     task.eval()
     parts = []
     for start in range(0, len(runs), batch_size):
@@ -78,7 +82,7 @@ def score_runs(
     task: CausalFiLMTask, features: WeldFeatures, runs: Sequence[WeldRun], *, batch_size: int, precision: str
 ) -> Tensor:
     """Anomaly scores [N] of runs on the CPU; `task` is in eval mode."""
-    found = []
+    found, features = [], features.seen_by(task.tops)
     for start in range(0, len(runs), batch_size):
         batch = features.batch(runs[start : start + batch_size])
         with autocast_for(features.device, precision):

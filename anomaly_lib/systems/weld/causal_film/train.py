@@ -35,6 +35,7 @@ from anomaly_lib.systems.weld.causal_film.report import diagnose, draw_run, sing
 from anomaly_lib.systems.weld.causal_film.stages import stage_table
 from anomaly_lib.systems.weld.causal_film.task import TERMS, CausalFiLMTask, build, measure_runs
 from anomaly_lib.systems.weld.causal_film.text import text_vector
+from anomaly_lib.systems.weld.costs import encoding_costs, learning_words
 from anomaly_lib.systems.weld.cross_validation import cross_validate
 from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
 from anomaly_lib.systems.weld.detector import validation_decision
@@ -105,7 +106,10 @@ def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
         train_runs, val_runs = encode(args, run, runs, features)
         text = run.saved["model"].get("criterion.text") if run.saved else text_vector(args, run.dir, run.log.line)
         seed_everything(args.seed)  # the same initial weights on every rank, whatever was drawn above
-        learner = make_learner(args, build(args, device, dims=features.dims(), text=text), device)
+        learner = make_learner(args, build(args, features, text=text), device)
+        features = features.seen_by(learner.task.tops)
+        for line in learning_words(args, features, learner.task.tops, batch_size=args.batch_size):
+            run.log.line(line)
         run.log.line(parameter_report(learner.task, features.encoders.parameter_count, fixed=learner.task.fixed))
         run.log.line(f"{len(train_runs)} normal runs to train on, {len(val_runs)} to validate")
         state = WeldState(
@@ -140,7 +144,8 @@ def encode(
     train_runs, val_runs = select_runs(runs, "train", normal_only=True), select_runs(runs, "val")
     features.read_sensors([*train_runs, *val_runs], run.log.line)
     features.fit_sensors(train_runs, args.sensor_norm)
-    for line in features.costs([*train_runs, *val_runs, *select_runs(runs, "test")], batch_size=args.batch_size):
+    everything = [*train_runs, *val_runs, *select_runs(runs, "test")]
+    for line in encoding_costs(features, everything, batch_size=args.batch_size):
         run.log.line(f"cost: {line}")
     started = time.monotonic()
     features.prepare([*train_runs, *val_runs])
@@ -150,15 +155,16 @@ def encode(
 
 def make_learner(args: Args, task: CausalFiLMTask, device: torch.device) -> Learner:
     """AdamW with warm-up and cosine decay, weight averaging, early stopping."""
-    groups = param_groups(task, args.weight_decay, no_decay=["A_log"])
+    groups = param_groups(task, args.weight_decay, no_decay=["A_log"], lr_of={"tops.": args.encoder_lr})
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate)
+    lowest = min(group["lr"] for group in optimizer.param_groups)
     schedule = make_schedule(
         optimizer,
         "cosine",
         args.epochs,
         warmup=min(args.warmup_epochs, args.epochs // 2),
-        warmup_start_lr=min(args.warmup_start_lr, args.learning_rate),
-        min_lr=min(args.min_lr, args.learning_rate),
+        warmup_start_lr=min(args.warmup_start_lr, lowest),
+        min_lr=min(args.min_lr, lowest),
     )
     ema = Ema(task, args.ema_decay, warmup=args.ema_warmup) if args.ema_decay else None
     return Learner(
@@ -168,8 +174,10 @@ def make_learner(args: Args, task: CausalFiLMTask, device: torch.device) -> Lear
 
 def apply_overrides(args: Args, learner: Learner) -> None:
     """A resumed optimiser brings its old learning rate and decay along: the options given now win."""
-    rate, schedule = args.learning_rate, learner.schedule
+    schedule, tops = learner.schedule, learner.task.tops
+    own = set() if tops is None else {id(parameter) for parameter in tops.parameters()}
     for i, group in enumerate(learner.optimizer.param_groups):
+        rate = args.encoder_lr if id(group["params"][0]) in own else args.learning_rate
         if group["weight_decay"]:
             group["weight_decay"] = args.weight_decay
         group["initial_lr"] = schedule.base_lrs[i] = rate
@@ -194,9 +202,11 @@ def loop(
         scores: list[Tensor] = []
         batches = distributed.epoch_batches(len(train_runs), args.batch_size, seed=args.seed, epoch=epoch)
         for number, (indices, weight) in enumerate(batches, start=1):
-            batch = features.batch([train_runs[i] for i in indices.tolist()], training=True)
+            rows = features.read([train_runs[i] for i in indices.tolist()], training=True)
+            slow = slow_encodings(args, task, ema, features, rows)
+            batch = features.tokens(rows)
             with autocast_for(features.device, args.precision):
-                terms = wrapped(batch, slow_encodings(args, task, ema, batch))
+                terms = wrapped(batch, slow)
             step(terms["loss"] * weight, optimizer, scaler=learner.scaler, clip=args.grad_clip, guard=guard)
             if ema is not None:
                 ema.update(task)
@@ -234,13 +244,15 @@ def say_pace(run: Run, features: WeldFeatures, seconds: float) -> None:
 
 
 def slow_encodings(
-    args: Args, task: CausalFiLMTask, ema: Ema | None, batch: dict[str, Any]
-) -> Encodings | None:  # fmt: skip
+    args: Args, task: CausalFiLMTask, ema: Ema | None, features: WeldFeatures, rows: dict[str, Tensor]
+) -> Encodings | None:
     """For ``ema_target``: the averaged model's encodings, the targets of this step."""
     if args.target_mode != "ema_target" or ema is None:
         return None
     with ema.applied(task), torch.no_grad():
-        return task.model(batch)  # type: ignore[no-any-return]
+        batch = features.tokens(rows)
+        with autocast_for(features.device, args.precision):
+            return task.model(batch)  # type: ignore[no-any-return]
 
 
 def validate(

@@ -49,7 +49,7 @@ class QuadDetector(Detector):
     splits = ("train", "val", "test")
 
     def __init__(self, args: Args, task: QuadTask, features: WeldFeatures, bank: Bank, *, epoch: int) -> None:
-        self.args, self.task, self.features, self.bank = args, task.eval(), features, bank
+        self.args, self.task, self.features, self.bank = args, task.eval(), features.seen_by(task.tops), bank
         self.facts = Facts(weights=features.encoders.weights, shown={"epoch": epoch, "seed": args.seed})
 
     def __repr__(self) -> str:

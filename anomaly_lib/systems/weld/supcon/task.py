@@ -22,12 +22,13 @@ from anomaly_lib.systems.weld.supcon.options import Args
 
 
 class QuadTask(nn.Module):
-    """The model and the head of its side task: what is trained and saved."""
+    """The model, the head of its side task and the encoders' blocks that learn: what is trained and saved."""
 
-    def __init__(self, model: QuadModal, *, reconstruct: bool) -> None:
+    def __init__(self, model: QuadModal, *, reconstruct: bool, tops: nn.ModuleDict | None = None) -> None:
         super().__init__()
         self.model = model
         self.reconstruction = Reconstruction(model) if reconstruct else None
+        self.tops = tops  # the features that the model reads are `features.seen_by(task.tops)`
 
 
 def open_runs(args: Args, choice: Choice | None = None) -> list[WeldRun]:
@@ -63,7 +64,8 @@ def build(args: Args, features: WeldFeatures) -> QuadTask:
     )
     if args.adapters != "none":
         add_adapters(model, ["fusion.project", "fusion.attend"], kind=args.adapters, rank=args.adapter_rank)
-    return QuadTask(model, reconstruct=args.reconstruct_weight > 0).to(features.device)
+    tops = encoders.learning_copy(args)
+    return QuadTask(model, reconstruct=args.reconstruct_weight > 0, tops=tops).to(features.device)
 
 
 def apply_freeze(args: Args, task: QuadTask, epoch: int) -> list[str]:
@@ -95,6 +97,7 @@ def quad_batches(features: WeldFeatures, runs: Sequence[WeldRun], *, size: int =
         yield quad_batch(features, runs[start : start + size])
 
 
+@torch.no_grad()
 def fit_scale(task: QuadTask, features: WeldFeatures, runs: Sequence[WeldRun]) -> None:
     """Token statistics of the training runs that have each modality, gathered a few runs at a time."""
     gathered = {name: TokenMoments() for name in task.model.scale}
@@ -161,7 +164,7 @@ def encode_runs(
 
     With `need_weights` also `attention.<modality>` [N, queries, L].
     """
-    was_training = task.training
+    was_training, features = task.training, features.seen_by(task.tops)
     task.eval()
     parts: list[dict[str, Tensor]] = []
     for start in range(0, len(runs), batch_size):

@@ -25,6 +25,7 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.losses.contrastive import supcon_loss
 from anomaly_lib.losses.supcon_extra import FeatureQueue
 from anomaly_lib.models.weld.tasks import MaskedSensors, two_views
+from anomaly_lib.systems.weld.costs import encoding_costs, learning_words
 from anomaly_lib.systems.weld.cross_validation import cross_validate
 from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
 from anomaly_lib.systems.weld.detector import validation_decision
@@ -73,10 +74,12 @@ class Learner:
 
     @classmethod
     def of(cls, args: Args, task: QuadTask, device: torch.device) -> "Learner":
-        optimizer = torch.optim.AdamW(param_groups(task, args.weight_decay), lr=args.learning_rate)
+        groups = param_groups(task, args.weight_decay, lr_of={"tops.": args.encoder_lr})
+        optimizer = torch.optim.AdamW(groups, lr=args.learning_rate)
+        lowest = min(group.get("lr", args.learning_rate) for group in optimizer.param_groups)
         schedule = make_schedule(
             optimizer, "cosine", args.epochs, warmup=min(args.warmup_epochs, args.epochs // 2),
-            warmup_start_lr=args.warmup_start_lr, min_lr=min(args.min_lr, args.learning_rate),
+            warmup_start_lr=min(args.warmup_start_lr, lowest), min_lr=min(args.min_lr, lowest),
         )  # fmt: skip
         queue = FeatureQueue(args.queue) if args.queue else None
         return cls(task, optimizer, schedule, make_scaler(device, args.precision), EarlyStopping(args.patience), queue)
@@ -106,11 +109,14 @@ def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
         splits = opening(run, args, runs, features)
         features.read_sensors([*splits.train, *splits.val], run.log.line)
         features.fit_sensors(splits.train, args.sensor_norm)
-        for line in features.costs([*splits.train, *splits.val], batch_size=args.batch_size):
+        for line in encoding_costs(features, [*splits.train, *splits.val], batch_size=args.batch_size):
             run.log.line(f"cost: {line}")
         features.prepare([*splits.train, *splits.val])
         seed_everything(args.seed)
         learner = Learner.of(args, build(args, features), features.device)
+        features = features.seen_by(learner.task.tops)
+        for line in learning_words(args, features, learner.task.tops, batch_size=args.batch_size):
+            run.log.line(line)
         if args.scale_tokens:
             fit_scale(learner.task, features, splits.train)
         state = learner.state(sensor_statistics=features.sensor_statistics)
@@ -169,7 +175,8 @@ def pretrain(args: Args, run: Run, task: QuadTask, features: WeldFeatures, runs:
         sampler.set_epoch(epoch)
         total, count = 0.0, 0
         for indices in sampler:
-            batch = quad_batch(features, [runs[i] for i in indices], training=True)
+            with torch.no_grad():  # blocks of an encoder that learn are left to the main training
+                batch = quad_batch(features, [runs[i] for i in indices], training=True)
             if args.pretrain == "masked":
                 loss = masked(batch["sensors"])
             else:
