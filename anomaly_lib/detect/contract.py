@@ -16,6 +16,7 @@ from anomaly_lib.backbones.identity import weight_remarks
 from anomaly_lib.config import Options
 from anomaly_lib.detect.choice import EVERYWHERE, Choice
 from anomaly_lib.detect.decision import Decision
+from anomaly_lib.detect.feature_graph import FeatureGraph
 from anomaly_lib.detect.scores import Scores
 from anomaly_lib.engine.checkpoint import Checkpoint
 from anomaly_lib.errors import OptionError, UserError
@@ -105,6 +106,10 @@ class Detector(ABC):
     def trained_on(self) -> Sequence[Any]:
         """The normal samples of its training run, read anew, as far as they are known and still there."""
         return ()
+
+    def feature_graph(self) -> FeatureGraph | None:
+        """Its score as a function of features, of a detector whose inputs are no pictures; None: it has none."""
+        return None
 
     @abstractmethod
     def _items(self, choice: Choice) -> Selection: ...

@@ -1,9 +1,10 @@
-"""A trained image detector as one graph: from the pixels of a picture of any size to score, map, p-value, decision."""
+"""A trained detector as one graph, e.g. from the pixels of a picture of any size to score, map, p-value, decision."""
 
 import importlib.util
 import json
+import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from anomaly_lib.data.pixels import PixelTransform
 from anomaly_lib.data.transforms import ImageTransform
+from anomaly_lib.detect.decision import Decision
+from anomaly_lib.detect.feature_graph import FeatureGraph
 from anomaly_lib.detect.images import ImageDetector
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import atomic_file
@@ -23,24 +26,77 @@ from anomaly_lib.models.sowa.model import AnomalyCLIP
 INPUT, AXES = "image", ("batch", "height", "width")
 OUTPUTS = {"score", "map", "p_value", "anomalous"}
 DESCRIPTION = "anomaly_lib"  # under this name inside the file
-Answer = Callable[[np.ndarray], dict[str, np.ndarray]]
-"""What an exported file does: uint8 RGB [B, H, W, 3] -> {"score": [B], ...}."""
+Answer = Callable[..., dict[str, np.ndarray]]
+"""What an exported file does: its inputs, e.g. uint8 RGB [B, H, W, 3] -> {"score": [B], ...}."""
 
 
-class ExportedDetector(nn.Module):
-    """uint8 RGB [B, H, W, 3] of any size -> `outputs`: score [B], map [B, h, w], p_value [B] and anomalous [B]."""
+class Graph(nn.Module):
+    """What becomes a file: the tensors of `examples` -> `outputs`, of which those are there that the detector knows."""
 
     normal: Tensor
 
-    def __init__(self, detector: ImageDetector) -> None:
+    def __init__(
+        self, decision: Decision | None, examples: Mapping[str, Tensor], axes: Sequence[str], about: Mapping[str, Any]
+    ) -> None:
         super().__init__()
+        self.decision, self.examples, self.outputs = decision, dict(examples), ()
+        self.axes = axes  # the first ones of every input, which may have any length
+        self.about = about  # the inputs in words
+        normal = () if decision is None else decision.normal
+        self.register_buffer("normal", torch.tensor(normal, dtype=torch.float64), persistent=False)
+
+    outputs: tuple[str, ...]
+
+    def answers(self, score: Tensor, maps: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Score [B], map [B, h, w], p_value [B] and anomalous [B]; a score that is NaN has no p-value."""
+        answers = {"score": score}
+        if maps is not None:
+            answers["map"] = maps
+        if self.decision is not None:
+            exact = score.double()
+            if self.decision.has_p_values:
+                above = (self.normal >= exact[:, None]).sum(1)
+                p_value = (1 + above).double() / (1 + self.normal.shape[0])
+                answers["p_value"] = torch.where(exact.isnan(), exact, p_value)
+            answers["anomalous"] = exact >= self.decision.threshold
+        self.outputs = tuple(answers)
+        return tuple(answers.values())
+
+
+class ExportedFeatures(Graph):
+    """The graph of a detector whose frozen networks run elsewhere."""
+
+    def __init__(self, graph: FeatureGraph, decision: Decision | None) -> None:
+        kinds = {name: str(one.dtype).removeprefix("torch.") for name, one in graph.examples.items()}
+        about = {
+            name: {"type": kinds[name], "shape": [AXES[0], *one.shape[1:]], "holds": graph.inputs[name]}
+            for name, one in graph.examples.items()
+        }
+        super().__init__(decision, graph.examples, AXES[:1], {"inputs": about})
+        self.scored = graph.module
+        self.eval()
+        with torch.no_grad():
+            self(*graph.examples.values())  # names the outputs
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        return self.answers(self.scored(*given))
+
+
+class ExportedDetector(Graph):
+    """uint8 RGB [B, H, W, 3] of any size -> what the detector answers."""
+
+    def __init__(self, detector: ImageDetector) -> None:
+        picture = {"name": INPUT, "type": "uint8", "shape": [*AXES, 3], "colours": "RGB, turned by EXIF orientation"}
+        super().__init__(
+            detector.decision,
+            {INPUT: torch.randint(0, 256, (2, 61, 47, 3), dtype=torch.uint8)},
+            AXES,
+            {"input": picture, "preprocessing inside": detector.transform.describe()},
+        )
         # The networks are held by plain objects; an exporter must see them as parts of the module.
         self.networks = nn.ModuleList(_networks(detector, set()))
-        self.predict, self.decision = detector.predict_through, detector.decision
+        self.predict = detector.predict_through
         self.pixels: dict[ImageTransform, PixelTransform] = {}
-        self.outputs: tuple[str, ...] = ()
-        normal = () if self.decision is None else self.decision.normal
-        self.register_buffer("normal", torch.tensor(normal, dtype=torch.float64), persistent=False)
         self.eval()
         self._complete()
 
@@ -54,19 +110,9 @@ class ExportedDetector(nn.Module):
             if isinstance(module, AnomalyCLIP):  # the prompts are learned: their features are constants of the file
                 module.text_features = partial(torch.clone, module.text_features())  # type: ignore[method-assign]
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        found = self.predict(lambda transform: self._pixels(transform)(image))
-        answers = {"score": found.score}
-        if found.map is not None:
-            answers["map"] = found.map
-        if self.decision is not None:
-            score = found.score.double()
-            if self.decision.has_p_values:
-                above = (self.normal >= score[:, None]).sum(1)
-                answers["p_value"] = (1 + above).double() / (1 + self.normal.shape[0])
-            answers["anomalous"] = score >= self.decision.threshold
-        self.outputs = tuple(answers)
-        return tuple(answers.values())
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        found = self.predict(lambda transform: self._pixels(transform)(given[0]))
+        return self.answers(found.score, found.map)
 
     def _pixels(self, transform: ImageTransform) -> PixelTransform:
         if transform not in self.pixels:
@@ -92,26 +138,32 @@ def _networks(owner: Any, seen: set[int]) -> Iterator[nn.Module]:
         yield from _networks(value, seen)
 
 
-def traced(module: ExportedDetector) -> torch.export.ExportedProgram:
-    """The graph for any number of images of any size."""
-    example = torch.randint(0, 256, (2, 61, 47, 3), dtype=torch.uint8)
-    axes = {place: torch.export.Dim(name, min=1) for place, name in enumerate(AXES)}
-    with torch.no_grad():
-        return torch.export.export(module, (example,), dynamic_shapes=(axes,), strict=False)
+def traced(module: Graph) -> torch.export.ExportedProgram:
+    """The graph for any number of inputs, images of any size."""
+    axes = {place: torch.export.Dim(name, min=1) for place, name in enumerate(module.axes)}
+    shapes = (tuple(axes for _ in module.examples),)  # of the one argument that takes them all
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # a fused operator that no other program knows
+    try:
+        with torch.no_grad():
+            return torch.export.export(module, (*module.examples.values(),), dynamic_shapes=shapes, strict=False)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def onnx_model(module: ExportedDetector) -> Any:
+def onnx_model(module: Graph) -> Any:
     """The graph as an ONNX model (`onnx.ModelProto`) with named outputs."""
     needs("onnxscript", "export", "format=onnx")
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells of what it did not simplify
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            traced(module), (), input_names=[INPUT], output_names=list(module.outputs), dynamo=True, verbose=False,
-            external_data=False,
+            traced(module), (), input_names=list(module.examples), output_names=list(module.outputs), dynamo=True,
+            verbose=False, external_data=False,
         )  # fmt: skip
     assert program is not None
     model = program.model_proto
-    symbols = [axis.dim_param for axis in model.graph.input[0].type.tensor_type.shape.dim[: len(AXES)]]
+    symbols = [axis.dim_param for axis in model.graph.input[0].type.tensor_type.shape.dim[: len(module.axes)]]
     for value in (*model.graph.input, *model.graph.output):
         for axis in value.type.tensor_type.shape.dim:
             if axis.dim_param in symbols:
@@ -148,7 +200,7 @@ def needs(package: str, extra: str, asked: str) -> None:
 
 
 def load_exported(path: Path) -> Answer:
-    """What the file itself answers: uint8 RGB [B, H, W, 3] -> arrays by the names of its outputs."""
+    """What the file itself answers: its inputs, e.g. uint8 RGB [B, H, W, 3] -> arrays by the names of its outputs."""
     if path.suffix == ".onnx":
         import onnxruntime
 
@@ -156,15 +208,16 @@ def load_exported(path: Path) -> Answer:
         options.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
-        return lambda image: dict(zip(names, session.run(names, {INPUT: image}), strict=True))
+        inputs = [one.name for one in session.get_inputs()]
+        return lambda *given: dict(zip(names, session.run(names, dict(zip(inputs, given, strict=True))), strict=True))
     if path.suffix == ".xml":
         import openvino
 
         compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         named = {name: output for output in compiled.outputs for name in output.get_names() & OUTPUTS}
 
-        def of_openvino(image: np.ndarray) -> dict[str, np.ndarray]:
-            found = compiled({INPUT: image})
+        def of_openvino(*given: np.ndarray) -> dict[str, np.ndarray]:
+            found = compiled(list(given))
             return {name: found[output] for name, output in named.items()}
 
         return of_openvino
@@ -172,9 +225,9 @@ def load_exported(path: Path) -> Answer:
     program = torch.export.load(path, extra_files=files).module()
     outputs = json.loads(files[f"{DESCRIPTION}.json"])["outputs"]
 
-    def answer(image: np.ndarray) -> dict[str, np.ndarray]:
+    def answer(*given: np.ndarray) -> dict[str, np.ndarray]:
         with torch.no_grad():
-            found = program(torch.from_numpy(image))
+            found = program(*map(torch.from_numpy, given))
         return {name: value.cpu().numpy() for name, value in zip(outputs, found, strict=True)}
 
     return answer

@@ -1,6 +1,7 @@
 """Options of the programs over detectors."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Optional
 
 from anomaly_lib.config import Options, Switch, arg, override
@@ -10,7 +11,7 @@ from anomaly_lib.models.detectors.registry import load_plugin
 from anomaly_lib.options import DecisionArgs
 
 POLICIES = ("stored", "support-quantile", "f1", "youden", "false-alarms")
-FORMATS = ("onnx", "torch", "openvino")
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
 
 
 @dataclass
@@ -120,17 +121,18 @@ class CalibrateArgs(DetectorFile, DecisionArgs):
 
 @dataclass
 class ExportArgs(DetectorFile, AskedRate):
-    """Export of a trained image detector."""
+    """Export of a trained image detector, or of Causal-FiLM from features."""
 
     obj: Optional[str] = override(PredictArgs, "obj")
-    format: str = arg(
-        "onnx", "onnx = for onnxruntime; torch = a torch.export program; openvino = its .xml", choices=list(FORMATS)
+    format: Optional[str] = arg(
+        None,
+        "onnx = for onnxruntime; torch = a torch.export program (.pt2); openvino = its .xml; None = as --output says, "
+        "else onnx",
+        type=str,
+        choices=list(SUFFIXES),
     )
     precision: str = arg(
-        "fp32",
-        "of its networks; what fp16 and int8 cost is measured",
-        choices=["fp32", "fp16", "int8"],
-        needs={"format": "onnx"},
+        "fp32", "of its networks; what fp16 and int8 cost is measured; only of onnx", choices=["fp32", "fp16", "int8"]
     )
     calibration: Optional[str] = arg(
         None,
@@ -138,6 +140,30 @@ class ExportArgs(DetectorFile, AskedRate):
         type=str,
         needs={"precision": "int8"},
     )
-    output_dir: Optional[str] = arg(None, "folder; None = export/ beside the checkpoint", type=str, aliases=["output"])
+    output_dir: Optional[str] = arg(
+        None, "folder, or the file itself, e.g. part.onnx; None = export/ beside the checkpoint", type=str,
+        aliases=["output"],
+    )  # fmt: skip
     repeats: int = arg(10, "calls behind the median latency", at_least=1)
     tolerance: float = arg(1e-3, "largest allowed difference to the detector, relative to its range", at_least=0)
+
+    def check(self) -> None:
+        if self.precision != "fp32" and self.file_format != "onnx":
+            raise OptionError(f"precision={self.precision}: has no effect without format=onnx")
+        if self.format not in (None, self.file_format):
+            raise OptionError(f"format={self.format}: output_dir={self.output_dir} says {self.file_format}")
+
+    @property
+    def file_format(self) -> str:
+        """What is written: as the name of the file says, if one is given."""
+        said = [name for name, suffix in SUFFIXES.items() if str(self.output_dir).endswith(suffix)]
+        return said[0] if said else self.format or "onnx"
+
+    def file_of(self, checkpoint: Path) -> Path:
+        """Where it is written."""
+        suffix = SUFFIXES[self.file_format]
+        if self.output_dir and self.output_dir.endswith(suffix):
+            return Path(self.output_dir)
+        kind = "" if self.precision == "fp32" else f"_{self.precision}"
+        folder = Path(self.output_dir) if self.output_dir else checkpoint.parent / "export"
+        return folder / f"{checkpoint.stem}{kind}{suffix}"

@@ -1,4 +1,7 @@
-"""Run an exported detector without torch: python runner.py part.onnx IMAGE... (onnxruntime, numpy and pillow only)."""
+"""Run an exported detector without torch: python runner.py part.onnx IMAGE... (onnxruntime, numpy and pillow only).
+
+A file that is made of features takes .npz files of them instead, each with the arrays that `about["inputs"]` names.
+"""
 
 import json
 import sys
@@ -22,15 +25,19 @@ class Detector:
         self.outputs = [output.name for output in self.session.get_outputs()]
         self.about = json.loads(self.session.get_modelmeta().custom_metadata_map["anomaly_lib"])
 
-    def __call__(self, image: str | Path | np.ndarray) -> dict[str, Any]:
-        """Of an image file, or of uint8 RGB [H, W, 3]."""
-        pixels = image if isinstance(image, np.ndarray) else read(image)
-        found = self.session.run(self.outputs, {"image": pixels[None]})
+    def __call__(self, given: str | Path | np.ndarray | dict[str, np.ndarray]) -> dict[str, Any]:
+        """Of an image file, of uint8 RGB [H, W, 3], or of features by name."""
+        if "inputs" in self.about:
+            features = given if isinstance(given, dict) else dict(np.load(given))
+            inputs = {name: features[name][None] for name in self.about["inputs"]}
+        else:
+            inputs = {"image": (given if isinstance(given, np.ndarray) else read(given))[None]}
+        found = self.session.run(self.outputs, inputs)
         values = {name: value[0] for name, value in zip(self.outputs, found, strict=True)}
         return {name: value if value.ndim else value.item() for name, value in values.items()}
 
 
-def read(path: str | Path) -> np.ndarray:
+def read(path: Any) -> np.ndarray:
     """uint8 RGB [H, W, 3] of an image file, turned by its EXIF orientation as viewers do."""
     with Path(path).open("rb") as stream:
         image = Image.open(stream, formats=("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM"))

@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from anomaly_lib.data.demo.items import render
 from anomaly_lib.evaluation.graph import load_exported
 from anomaly_lib.models.detectors.registry import entries
 from anomaly_lib.systems.registry import SYSTEMS
+from tests.support.alone import run_alone
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SPEC = importlib.util.spec_from_file_location("export_script", ROOT / "scripts" / "export.py")
@@ -24,18 +23,6 @@ assert SPEC is not None
 assert SPEC.loader is not None
 SCRIPT = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(SCRIPT)
-
-ALONE = """
-import sys
-import numpy
-sys.path.insert(0, sys.argv[1])
-from runner import Detector
-detector = Detector(sys.argv[2])
-found = [detector(path) for path in sys.argv[4:]]
-assert "torch" not in sys.modules and "anomaly_lib" not in sys.modules
-numpy.savez(sys.argv[3], **{name: numpy.stack([one[name] for one in found]) for name in found[0]})
-"""
-
 
 TILED = {"model": "patchcore", "image_size": [96, 96], "tile": 64}
 
@@ -64,14 +51,6 @@ def pictures(folder: Path, count: int) -> list[str]:
         Image.fromarray(pixels[:height, : width // (3 if index % 7 == 0 else 1)]).save(path, exif=exif)
         files.append(str(path))
     return files
-
-
-def run_alone(path: Path, files: list[str], folder: Path) -> dict[str, np.ndarray]:
-    """What the runner beside the file answers in a process that can see nothing but the file."""
-    words = [str(path.parent), str(path), str(folder / "found.npz"), *files]
-    done = subprocess.run([sys.executable, "-I", "-c", ALONE, *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return dict(np.load(folder / "found.npz"))
 
 
 EXPORTED = ["promptad", "sowa", "tiled", *(entry.name for entry in entries() if not entry.transductive)]

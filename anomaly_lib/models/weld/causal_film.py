@@ -74,12 +74,12 @@ class CausalFiLM(nn.Module):
         missing = [name for name in (*self.widths, "images") if name not in batch]
         if missing:
             raise UserError(f"the batch lacks {', '.join(missing)}; it needs video, audio, sensors and images")
-        size = len(batch["sensors"])
+        size = batch["sensors"].shape[0]  # len() would fix the size of an exported graph
         for name, width in self.widths.items():
             shape = list(batch[name].shape)
             if len(shape) != 3 or shape[0] != size or shape[2] != width:
                 raise UserError(f"{name}: expected [{size}, length, {width}], got {shape}")
-        if any(len(tokens) != size for tokens in batch["images"]):
+        if any(tokens.shape[0] != size for tokens in batch["images"]):
             raise UserError(f"images: expected {size} welds, got {[len(tokens) for tokens in batch['images']]}")
 
     def encode_process(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anomaly_lib.ops.selective_scan import RecomputeScan, scan_backend, selective_scan
+from anomaly_lib.ops.selective_scan import RecomputeScan, doubling_scan, scan_backend, selective_scan
 
 
 def loop_scan(u, delta, A, B, C, D, z, bias) -> Tensor:
@@ -60,6 +60,14 @@ def test_gradcheck_of_the_custom_function() -> None:
     shapes = [(5, 2, 3), (5, 2, 3), (2, 3), (5, 2, 2), (5, 2, 2)]
     args = [torch.randn(s, dtype=torch.float64).abs().requires_grad_() for s in shapes]
     assert torch.autograd.gradcheck(RecomputeScan.apply, args)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 128])
+def test_the_scan_of_exported_graphs_is_the_same(length: int) -> None:
+    u, delta, A, B, C, *_ = (one.detach() for one in inputs(2, length, 5, 3))
+    step = F.softplus(delta).transpose(0, 1)
+    given = (u.transpose(0, 1) * step, step, A.t(), B.transpose(0, 1), C.transpose(0, 1))
+    torch.testing.assert_close(doubling_scan(*given), RecomputeScan.apply(*(one.contiguous() for one in given)))
 
 
 def test_extreme_steps_stay_finite() -> None:

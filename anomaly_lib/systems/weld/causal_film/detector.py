@@ -9,6 +9,7 @@ from torch import Tensor
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.contract import Facts, Selection
 from anomaly_lib.detect.decision import Decision
+from anomaly_lib.detect.feature_graph import FeatureGraph
 from anomaly_lib.detect.scores import Scores
 from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.checkpoint import Checkpoint
@@ -16,6 +17,7 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.metrics import auroc
 from anomaly_lib.models.weld.config import CausalScoreArgs
 from anomaly_lib.systems.weld.causal_film.explain import Normal, explain_runs
+from anomaly_lib.systems.weld.causal_film.graph import feature_graph
 from anomaly_lib.systems.weld.causal_film.options import Args
 from anomaly_lib.systems.weld.causal_film.report import report_lines
 from anomaly_lib.systems.weld.causal_film.task import CausalFiLMTask, build, score_runs
@@ -95,6 +97,9 @@ class CausalFiLMDetector(WeldDetector):
             )
         score = found.pop("score")
         return Prediction(score=score, parts={name: part for name, part in found.items() if name != "photos"})
+
+    def feature_graph(self) -> FeatureGraph:
+        return feature_graph(self.task, self.features)
 
 
 def load(
