@@ -25,8 +25,8 @@ class Detector:
         self.outputs = [output.name for output in self.session.get_outputs()]
         self.about = json.loads(self.session.get_modelmeta().custom_metadata_map["anomaly_lib"])
 
-    def __call__(self, given: str | Path | np.ndarray | dict[str, np.ndarray]) -> dict[str, Any]:
-        """Of an image file, of uint8 RGB [H, W, 3], or of features by name."""
+    def __call__(self, given: Any) -> dict[str, Any]:
+        """Of an image file or uint8 RGB [H, W, 3]; of a .npz file or a dict of features by name."""
         if "inputs" in self.about:
             features = given if isinstance(given, dict) else dict(np.load(given))
             inputs = {name: features[name][None] for name in self.about["inputs"]}
