@@ -78,6 +78,7 @@ CONTEXT: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     # Features have length one: "euclidean" ranks them as "cosine" does.
     ("weld_supcon", "metric"): ({"demo_good": 6, "demo_defects": 2, "epochs": 1}, "manhattan"),
     ("weld_supcon", "select"): ({"epochs": 4}, "last"),
+    ("weld_supcon", "pretrain_on"): ({"pretrain": "masked"}, ["audio"]),
     ("weld_supcon", "warmup_epochs"): ({"epochs": 6}, 1),
     ("weld_supcon", "warmup_start_lr"): ({"epochs": 6}, 1e-4),
     ("weld_supcon", "min_lr"): ({"epochs": 6}, 1e-4),

@@ -1,8 +1,10 @@
-"""Smaller and portable models: dynamic int8 linears, magnitude pruning, export with named inputs."""
+"""Smaller and portable models: dynamic int8 linears, magnitude pruning, files that run without this library."""
 
 import copy
+import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from anomaly_lib.errors import UserError
+from anomaly_lib.files import atomic_file
+
+NAMES = "names.json"  # of inputs and outputs, inside a torch.export file
 
 
 class Int8Linear(nn.Module):
@@ -88,14 +93,58 @@ class Positional(nn.Module):
 
 
 def export_torch(model: nn.Module, batch: Mapping[str, Tensor], outputs: Sequence[str]) -> Any:
-    """`torch.export` program of a dict model; call `.module()(*batch.values())`, save with `torch.export.save`."""
+    """`torch.export` program of a dict model for batches of any size; its inputs are those of `batch`, in order."""
     wrapped = Positional(model.eval(), list(batch), outputs)
-    return torch.export.export(wrapped, tuple(batch.values()), strict=False)
+    size = torch.export.Dim("batch", min=1)
+    axes = tuple({0: size} for _ in batch)
+    with torch.no_grad():
+        return torch.export.export(wrapped, tuple(batch.values()), dynamic_shapes=(axes,), strict=False)
 
 
-def export_torchscript(model: nn.Module, batch: Mapping[str, Tensor], outputs: Sequence[str]) -> Any:
-    """TorchScript by tracing, for runtimes that have nothing newer."""
-    wrapped = Positional(model.eval(), list(batch), outputs)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing warns about every shape it fixes; the parity test guards the result
-        return torch.jit.trace(wrapped, tuple(batch.values()), check_trace=False)  # type: ignore[no-untyped-call]
+def write_model(model: nn.Module, batch: Mapping[str, Tensor], outputs: Sequence[str], path: Path) -> None:
+    """A dict model as a file that runs without its code: a torch.export program (.pt2) or ONNX (.onnx).
+
+    Inputs and outputs keep their names and their order; `batch` is an example of at least two samples.
+    """
+    program = export_torch(model, batch, outputs)
+    if path.suffix == ".pt2":
+        with atomic_file(path) as stream:
+            torch.export.save(program, stream, extra_files={NAMES: json.dumps([list(batch), list(outputs)])})
+        return
+    if path.suffix != ".onnx":
+        raise UserError(f"{path}: the name of an exported model ends in .pt2 or .onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations; the parity test guards the result
+        made = torch.onnx.export(
+            program, (), input_names=list(batch), output_names=list(outputs), dynamo=True, verbose=False,
+            external_data=False,
+        )  # fmt: skip
+    assert made is not None
+    with atomic_file(path) as stream:
+        stream.write(made.model_proto.SerializeToString())
+
+
+def read_model(path: Path) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    """What a file of `write_model` answers to a batch."""
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        answers = [output.name for output in session.get_outputs()]
+        wanted = [one.name for one in session.get_inputs()]
+
+        def of_onnx(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            found = session.run(answers, {name: batch[name].numpy() for name in wanted})
+            return {name: torch.from_numpy(value) for name, value in zip(answers, found, strict=True)}
+
+        return of_onnx
+    files = {NAMES: ""}
+    program = torch.export.load(path, extra_files=files).module()
+    inputs, outputs = json.loads(files[NAMES])
+
+    def of_program(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(zip(outputs, program(*(batch[name] for name in inputs)), strict=True))
+
+    return of_program

@@ -140,6 +140,7 @@ def test_every_option_of_the_objective_runs_and_resumes(tmp_path):
         "1",
     ]
     flags += ["--activation-checkpointing", "--pretrain", "simclr", "--pretrain-epochs", "1", "--sampler", "balanced"]
+    flags += ["--align", "--next-step-weight", "0.1", "--drawn-defects", "1", "--disturb", "0.5", "--augment"]
     main = script("train_supcon").main
     assert main([*flags, "--num-epochs", "1", "--output-dir", str(tmp_path)]) == 0
     before = load_checkpoint(tmp_path / "checkpoint.pt")["model"]
@@ -198,6 +199,11 @@ def test_extensions_fill_one_table_and_never_repeat_a_row(tmp_path, capsys):
     assert learnt["frozen-attention"] < learnt["lora"] < learnt["plain"]
     assert "k-NN accuracy" in capsys.readouterr().out
     assert main([*flags, "--variants", "magic"]) == 2
+    assert main([*flags, "--variants", "mid", "temperature", "grad-cam"]) == 0
+    added = json.loads((tmp_path / "rows.json").read_text())[3:]
+    assert [row["variant"] for row in added] == ["mid", "temperature", "grad-cam"]  # of the plain model of before
+    assert added[1]["image_auroc"] == rows[0]["image_auroc"]
+    assert len(list((tmp_path / "of_plain-seed0").glob("*_attention.png"))) == 3
 
 
 def test_resume_is_bit_exact_with_the_feature_queue(tmp_path, monkeypatch):
@@ -247,7 +253,8 @@ def test_test_server_script(tmp_path):
     ("options", "said"),
     [
         ({"adapters": "lora"}, "adapters=lora: has no effect without freeze=sensor|heads"),
-        ({"augment": True}, "augment=True: inputs change every epoch, so features cannot be kept: give cache=off"),
+        ({"next_step_weight": 0.1, "sensor_stride": 2}, "sensor_stride=2: next_step_weight predicts every sensor step"),
+        ({"pretrain_on": ["audio"]}, "pretrain_on=audio: has no effect without pretrain=simclr|masked"),
         ({"dataset": "weld"}, "dataset=weld: give data_path="),
         ({"batch_size": 1}, "batch_size=1: contrast needs at least 2 runs"),
         ({"pretrain": "masked", "sensor_stride": 2}, "sensor_stride=2: pretrain=masked predicts every sensor step"),

@@ -80,7 +80,13 @@ def baselines(_: Made) -> Walk:
 def extensions(_: Made) -> Walk:
     return Walk(
         {**SMALL, "variants": ["plain"]},
-        {**OF_ONE_TRAINING, "seeds": ({}, [1]), "variants": ({}, ["mixup"])},
+        {
+            **OF_ONE_TRAINING,
+            "seeds": ({}, [1]),
+            "variants": ({}, ["mixup"]),
+            "passes": ({"variants": ["mc-dropout"]}, 3),
+            "pruning": ({"variants": ["pruned"]}, 0.9),
+        },
         inherited=QuadArgs,
     )
 

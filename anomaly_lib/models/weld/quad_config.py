@@ -32,6 +32,7 @@ class QuadConfig(Options):
         "skip", "an absent modality is skipped, or stands as a learned vector", choices=["skip", "embedding"]
     )
     modality_dropout: float = arg(0.1, "chance that training hides a modality of a run", at_least=0, at_most=0.9)
+    align: Switch = arg(False, "sensor tokens take in what video and sound show at their time (temporal attention)")
     activation_checkpointing: Switch = arg(False, "recompute the sensor encoder in backward to save memory")
 
     def check(self) -> None:

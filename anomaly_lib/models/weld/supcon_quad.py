@@ -14,6 +14,7 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.fusion import CrossAttention
 from anomaly_lib.models.weld.config import SENSOR_CHANNELS
 from anomaly_lib.models.weld.quad_config import ALIASES, FREEZE_POLICIES, MODALITIES, QuadConfig, heads_of
+from anomaly_lib.models.weld.temporal_aligner import TemporalAligner, token_times
 from anomaly_lib.models.weld.token_scale import TokenScale
 
 
@@ -56,14 +57,16 @@ class SensorEncoder(nn.Module):
             f"{c.sensor_layers} blocks)"
         )
 
-    def forward(self, series: Tensor) -> Tensor:
+    def forward(self, series: Tensor, *, causal: bool = False) -> Tensor:
+        """`causal`: no token sees a later step than its own (with strides, than the last of its steps)."""
         if series.shape[1] > len(self.positions):
             raise UserError(f"a sensor series of {series.shape[1]} steps exceeds the {len(self.positions)} positions")
         x = self.embed(series) + self.positions[: series.shape[1]]
         stride = self.config.sensor_stride
         if stride > 1:  # mean over each stride, the last one may be shorter
             x = F.avg_pool1d(x.transpose(1, 2), stride, ceil_mode=True).transpose(1, 2)
-        return self.norm(self.blocks(x))
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device) if causal else None
+        return self.norm(self.blocks(x, mask=mask, is_causal=causal))
 
 
 class CrossAttentionFusion(nn.Module):
@@ -150,7 +153,8 @@ class QuadModal(nn.Module):
 
     ``QuadModal(config)`` or ``QuadModal(hidden_dim=64, ...)``, the options of `QuadConfig`; the widths are those of
     the encoders' tokens (default: V-JEPA 2 ViT-L, DINOv2-base, AST). `score_sigmoid`: the anomaly score is a
-    probability instead of a logit.
+    probability instead of a logit. For `align`: `video_steps`, how many times the video tokens stand for, and
+    `audio_rows`, `audio_prefix`, frequencies and class tokens of the sound.
     """
 
     def __init__(
@@ -163,6 +167,9 @@ class QuadModal(nn.Module):
         sensor_channels: int = SENSOR_CHANNELS,
         num_classes: int = 12,
         score_sigmoid: bool = False,
+        video_steps: int = 4,
+        audio_rows: int = 12,
+        audio_prefix: int = 2,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -177,6 +184,20 @@ class QuadModal(nn.Module):
         )
         self.classifier = _head(c.hidden_dim, num_classes, c.classifier_layers)
         self.score, self.score_sigmoid = nn.Linear(c.hidden_dim, 1), score_sigmoid
+        self.clocks: dict[str, dict[str, int]] = {
+            "video": {"steps": video_steps}, "audio": {"rows": audio_rows, "prefix": audio_prefix},
+        }  # fmt: skip
+        self.align = nn.ModuleDict(
+            {
+                name: TemporalAligner(
+                    query_dim=c.sensor_dim,
+                    memory_dim=self.widths[name],
+                    heads=heads_of(c.sensor_dim),
+                    periods=(0.02, 2.0),
+                )
+                for name in (self.clocks if c.align else ())
+            }
+        )
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.parameters())
@@ -190,6 +211,8 @@ class QuadModal(nn.Module):
             tokens["sensors"] = self._sensor_tokens(batch["sensors"])
         masks = {name: batch[f"{name}_mask"] for name in tokens if f"{name}_mask" in batch}
         present = self._drop_modalities(batch.get("present"), next(iter(tokens.values())))
+        if self.align and "sensors" in tokens:
+            tokens["sensors"] = self._aligned(tokens, masks, present)
         fused, attention = self.fusion(tokens, masks=masks, present=present, need_weights=need_weights)
         out = self.heads(F.normalize(self.norm(fused), dim=-1))
         return out | {f"attention.{name}": weights for name, weights in attention.items()}
@@ -209,6 +232,29 @@ class QuadModal(nn.Module):
         if self.config.activation_checkpointing and self.training:
             return checkpoint(self.sensor, series, use_reentrant=False)  # type: ignore[no-any-return]
         return self.sensor(series)  # type: ignore[no-any-return]
+
+    def _aligned(self, tokens: Mapping[str, Tensor], masks: Mapping[str, Tensor], present: Tensor | None) -> Tensor:
+        """Sensor tokens [B, S, D] with what video and sound show at their time; an absent modality adds nothing."""
+        own = tokens["sensors"]
+        added = torch.zeros_like(own)
+        for name, aligner in self.align.items():
+            if name not in tokens:
+                continue
+            memory, clock = torch.nan_to_num(tokens[name]), self.clocks[name]
+            here = memory.new_ones(memory.shape[0], dtype=torch.bool)
+            if present is not None:
+                here = present[:, MODALITIES.index(name)].bool()
+            mask = here[:, None].expand(-1, memory.shape[1])
+            if name in masks:
+                mask = mask & masks[name]
+            added = added + aligner(
+                own,
+                memory,
+                query_times=token_times(own.shape[1]).to(own.device),
+                memory_times=token_times(memory.shape[1], **clock).to(own.device),
+                memory_mask=mask,
+            )
+        return own + added
 
     def _drop_modalities(self, present: Tensor | None, like: Tensor) -> Tensor | None:
         """Training only: each present modality vanishes with probability p, but never the last one of a sample."""
@@ -237,20 +283,21 @@ def check_quad_batch(batch: Mapping[str, Tensor], widths: Mapping[str, int]) -> 
     `widths`: last dimension of each modality by name.
     """
     named = {ALIASES.get(name, name): value for name, value in batch.items()}
-    sizes = set()
+    sizes = []
     for name, width in widths.items():
         if name not in named:
             continue
-        shape = [int(size) for size in named[name].shape]  # tracing hands out tensors here
+        shape = named[name].shape
         if len(shape) != 3 or shape[2] != width:
-            raise UserError(f"{name}: expected [batch, tokens, {width}], got {shape}")
-        sizes.add(shape[0])
+            raise UserError(f"{name}: expected [batch, tokens, {width}], got {list(shape)}")
+        sizes.append(shape[0])
     if not sizes:
         raise UserError(f"a batch needs at least one of {', '.join(MODALITIES)}")
     if "present" in named and named["present"].shape[1:] != (len(MODALITIES),):
         raise UserError(f"present: expected [batch, {len(MODALITIES)}], got {list(named['present'].shape)}")
-    if len(sizes | {len(named[key]) for key in ("present", "label") if key in named}) > 1:
-        raise UserError("the modalities of this batch have different batch sizes: " + str(sorted(sizes)))
+    beside = [named[key].shape[0] for key in ("present", "label") if key in named]
+    if any(size != sizes[0] for size in sizes + beside):  # an exporter's sizes can be compared, not hashed
+        raise UserError(f"the modalities of this batch have different batch sizes: {sorted(set(sizes + beside))}")
     return named
 
 

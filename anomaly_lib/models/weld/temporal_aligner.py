@@ -1,4 +1,4 @@
-"""Cross-modal temporal attention: tokens of one clock read those of another by their time stamps."""
+"""Cross-modal temporal attention: tokens of one clock read those of another by their times."""
 
 import math
 
@@ -7,8 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_lib.fusion import CrossAttention
-
-RATES = {"video": 30.0, "audio": 40.0, "sensors": 9.1}  # tokens a second: 30 frames/s, hop 25 ms, sensor rows
 
 
 def time_code(seconds: Tensor, dim: int, *, shortest: float = 0.05, longest: float = 60.0) -> Tensor:
@@ -35,29 +33,53 @@ def estimate_shift(a: Tensor, b: Tensor, *, rate: float, largest: float) -> Tens
 
 
 class TemporalAligner(nn.Module):
-    """Brings `memory` tokens onto the clock of `query` tokens: attention by time code and content, learnable offset.
+    """Tokens of one clock take in what those of another show at their own time: attention by time code and content.
 
-    The offset (seconds, one per module) starts at 0; a positive one means that the memory lags behind.
+    The times may be in any unit; `periods` are the shortest and the longest of the codes in it. The learnable offset
+    starts at 0, a positive one means that the memory lags behind. What is read is added through a layer of zeros:
+    untrained, the aligner changes nothing.
     """
 
     def __init__(
-        self, *, query_dim: int, memory_dim: int, query_rate: float, memory_rate: float, heads: int = 4
+        self, *, query_dim: int, memory_dim: int, heads: int = 4, periods: tuple[float, float] = (0.05, 60.0)
     ) -> None:
         super().__init__()
-        self.query_rate, self.memory_rate, self.dim = query_rate, memory_rate, query_dim
+        self.dim, self.periods = query_dim, periods
         self.bring = nn.Linear(memory_dim, query_dim)
         self.attention = CrossAttention(query_dim=query_dim, num_heads=heads)
+        nn.init.zeros_(self.attention.output.weight)
+        nn.init.zeros_(self.attention.output.bias)
         self.offset = nn.Parameter(torch.zeros(()))
-        self.norm = nn.LayerNorm(query_dim)
         self.sharpness = nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, query: Tensor, memory: Tensor, *, memory_mask: Tensor | None = None) -> Tensor:
-        """`query` [B, Q, D], `memory` [B, K, Dm] -> query plus what it reads at its own time [B, Q, D]."""
-        query_time = torch.arange(query.shape[1], device=query.device) / self.query_rate
-        memory_time = torch.arange(memory.shape[1], device=memory.device) / self.memory_rate - self.offset
-        codes = [self.sharpness * time_code(time, self.dim) for time in (query_time, memory_time)]
+    def forward(
+        self, query: Tensor, memory: Tensor, *, query_times: Tensor, memory_times: Tensor,
+        memory_mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """`query` [B, Q, D] at times [Q], `memory` [B, K, Dm] at times [K] -> what to add to the query [B, Q, D].
+
+        `memory_mask` [B, K]: True counts; a query without any memory gets 0.
+        """
+        shortest, longest = self.periods
+        times = (query_times, memory_times - self.offset)
+        codes = [self.sharpness * time_code(time, self.dim, shortest=shortest, longest=longest) for time in times]
         read, _ = self.attention(query + codes[0], self.bring(memory) + codes[1], memory_mask=memory_mask)
-        return self.norm(query + read)
+        if memory_mask is not None:
+            read = torch.where(memory_mask.any(1)[:, None, None], read, 0.0)  # the output layer has a bias
+        return read
+
+
+def token_times(length: int, *, steps: int | None = None, rows: int = 1, prefix: int = 0) -> Tensor:
+    """When in a recording, 0 to 1, each of `length` tokens lies.
+
+    `steps`: time after time, several tokens each (video patches); None = one token a time. `rows`: row after row, each
+    with all times (a spectrum's frequencies). The first `prefix` tokens (class tokens) stand in the middle.
+    """
+    body = length - prefix
+    columns = max(1, body // rows)
+    index = torch.arange(body) % columns if steps is None else torch.arange(body) * steps // max(1, body)
+    times = (index + 0.5) / (columns if steps is None else steps)
+    return torch.cat([torch.full((prefix,), 0.5), times])
 
 
 def resample_at(series: Tensor, times: Tensor, *, rate: float) -> Tensor:

@@ -120,8 +120,12 @@ class WeldEncoders:
 
     def video_over_time(self, weights: Tensor) -> Tensor:
         """Attention to video tokens [B, N], summed over space: [B, T/2]."""
-        steps = max(1, self.settings.video_frames // 2)
-        return weights.unflatten(1, (steps, -1)).sum(2)
+        return weights.unflatten(1, (self.video_steps, -1)).sum(2)
+
+    @property
+    def video_steps(self) -> int:
+        """How many times the video tokens stand for: the encoder makes one of two frames."""
+        return max(1, self.settings.video_frames // 2)
 
     # -- sound ----------------------------------------------------------------------------------------------------
 
@@ -149,9 +153,13 @@ class WeldEncoders:
 
     def audio_over_time(self, weights: Tensor) -> Tensor:
         """Attention to audio tokens [B, N] without class tokens, summed over frequency: [B, time patches]."""
+        return weights[:, AST_CLASS_TOKENS:].unflatten(1, (self.audio_rows, -1)).sum(1)
+
+    @property
+    def audio_rows(self) -> int:
+        """How many frequencies the audio tokens stand for."""
         net: Any = self.audio.net
-        rows = (int(net.config.num_mel_bins) - int(net.config.patch_size)) // int(net.config.frequency_stride) + 1
-        return weights[:, AST_CLASS_TOKENS:].unflatten(1, (rows, -1)).sum(1)
+        return (int(net.config.num_mel_bins) - int(net.config.patch_size)) // int(net.config.frequency_stride) + 1
 
     # -- photographs ----------------------------------------------------------------------------------------------
 

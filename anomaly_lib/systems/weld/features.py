@@ -1,7 +1,7 @@
 """Frozen features (L0) of weld runs: one cached store per modality, and batches for the trainable model.
 
-A training epoch reads rows and never touches a backbone; with the cache off every batch is encoded afresh, which is
-what input augmentation needs.
+A training epoch reads rows and never touches a backbone; with the cache off, or where the inputs of training runs are
+augmented, every batch is encoded afresh.
 """
 
 import copy
@@ -20,6 +20,7 @@ from anomaly_lib.engine.amp import autocast_for
 from anomaly_lib.engine.log import progress
 from anomaly_lib.errors import UserError
 from anomaly_lib.features import FeatureSpec, FeatureStore, extract, file_key
+from anomaly_lib.systems.weld.data.defects import disturbances, disturbed
 from anomaly_lib.systems.weld.data.manifest import WeldRun
 from anomaly_lib.systems.weld.data.media import photo_tensor
 from anomaly_lib.systems.weld.data.runs import (
@@ -62,10 +63,12 @@ class WeldFeatures:
         dtype: str = "fp32",
         threads: int = 0,
         augment: Augment | None = None,
+        disturb: float = 0.0,
         notice: Callable[[str], None] | None = None,
     ) -> None:
         self.settings, self.encoders, self.device = settings, encoders.to(device), device
-        self.cache, self.augment, self.threads = cache, augment, threads
+        self.cache, self.threads = cache, threads
+        self.augment, self.disturb = augment, disturb  # of training batches alone
         self.precision = precision
         self.encode_part = {
             "video": encoders.below_video,
@@ -106,15 +109,16 @@ class WeldFeatures:
 
     # -- inputs ---------------------------------------------------------------------------------------------------
 
-    def load_part(self, run: WeldRun, part: str) -> dict[str, Tensor]:
-        """One modality of a run as its encoder's input."""
+    def load_part(self, run: WeldRun, part: str, disturbance: int | None = None) -> dict[str, Tensor]:
+        """One modality of a run as its encoder's input; `disturbance`: the seed of what is done to its sound."""
         needs = ("images",) if part == "video" and self.settings.legacy_video else (part,)
         raw = load_raw(run, self.settings, needs)
         if part == "video":
             video, there = process_video(raw, self.settings)
             return {"video": video, "has_video": torch.tensor(there)}
         if part == "audio":
-            return {"audio": audio_tensor(raw.audio, self.settings), "has_audio": torch.tensor(raw.audio is not None)}
+            wave = raw.audio if raw.audio is None else disturbed(raw.audio[:, None], disturbance)[:, 0]
+            return {"audio": audio_tensor(wave, self.settings), "has_audio": torch.tensor(wave is not None)}
         s = self.settings
         images, views = photo_tensor(raw.photos, s.views, s.photo_size, normalise=not s.legacy_image_norm)
         return {"images": images, "views": views}
@@ -193,18 +197,21 @@ class WeldFeatures:
         return own
 
     def batch(self, runs: Sequence[WeldRun], *, training: bool = False) -> dict[str, Any]:
-        """What `CausalFiLM.forward` takes, on the device."""
+        """What `CausalFiLM.forward` takes, on the device; in `training` inputs are changed as the options say."""
         return self.tokens(self.read(runs, training=training))
 
     def read(self, runs: Sequence[WeldRun], *, training: bool = False) -> dict[str, Tensor]:
-        """What the stores keep of runs, on the device, and their sensors."""
-        if self.cache == "off":
-            rows = self._encode_now(runs, training=training)
+        """What the stores keep of runs, on the device, and their sensors; where inputs are changed, made anew."""
+        seeds = disturbances(len(runs), self.disturb if training else 0.0)
+        changes = self.augment if training else None
+        if self.cache == "off" or changes is not None:
+            rows = self._encode_now(runs, changes, seeds)
         else:
             keys = [run_key(run) for run in runs]
             rows = {name: rows for store in self.stores.values() for name, rows in store.rows(keys).items()}
         series = [self.sensors(run) for run in runs]
-        rows["sensors"] = torch.stack([normalise_sensors(one, self.sensor_statistics) for one, _ in series])
+        changed = [torch.from_numpy(disturbed(one.numpy(), s)) for (one, _), s in zip(series, seeds, strict=True)]
+        rows["sensors"] = torch.stack([normalise_sensors(one, self.sensor_statistics) for one in changed])
         rows["has_sensors"] = torch.tensor([there for _, there in series])
         return {name: row.float() if row.is_floating_point() else row for name, row in self._to_device(rows).items()}
 
@@ -223,21 +230,23 @@ class WeldFeatures:
             "present": torch.stack(present, dim=1),
         }
 
-    def _encode_now(self, runs: Sequence[WeldRun], *, training: bool) -> dict[str, Tensor]:
+    def _encode_now(
+        self, runs: Sequence[WeldRun], changes: Augment | None, seeds: Sequence[int | None]
+    ) -> dict[str, Tensor]:
         rows: dict[str, Tensor] = {}
         for part, encode in self.encode_part.items():
-            samples = self._load_parts(runs, part)
-            if training and self.augment is not None:
-                samples = [self.augment(sample) for sample in samples]
+            samples = self._load_parts(runs, part, seeds)
+            if changes is not None:
+                samples = [changes(sample) for sample in samples]
             with torch.no_grad():
                 rows |= encode(self._to_device(_stack(samples)))
         return rows
 
-    def _load_parts(self, runs: Sequence[WeldRun], part: str) -> list[dict[str, Tensor]]:
+    def _load_parts(self, runs: Sequence[WeldRun], part: str, seeds: Sequence[int | None]) -> list[dict[str, Tensor]]:
         if not self.threads:
-            return [self.load_part(run, part) for run in runs]
+            return [self.load_part(run, part, seed) for run, seed in zip(runs, seeds, strict=True)]
         with ThreadPoolExecutor(self.threads) as pool:
-            return list(pool.map(lambda run: self.load_part(run, part), runs))
+            return list(pool.map(lambda run, seed: self.load_part(run, part, seed), runs, seeds))
 
     def _to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}

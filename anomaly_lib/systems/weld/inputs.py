@@ -92,6 +92,7 @@ def build_features(args: WeldInputArgs, device: torch.device) -> WeldFeatures:
         dtype=args.feature_dtype,
         threads=args.num_workers,
         augment=augment_weld if args.augment else None,
+        disturb=args.disturb,
     )
 
 

@@ -136,7 +136,16 @@ class WeldEncoderArgs(Options):
         "number format of cached features; fp16 halves them and is the default of the published encoders",
         choices=["fp32", "fp16"],
     )
-    augment: Switch = arg(False, "augment the inputs of training runs (needs --cache off)")
+    augment: Switch = arg(
+        False, "augment video, photos and sound of training runs, which are then encoded anew in every epoch"
+    )
+    disturb: float = arg(
+        0.0,
+        "chance that a training run's sensors are warped, scaled, jittered, stuck or spiked, and its sound likewise "
+        "where it is encoded anew (--augment, --cache off)",
+        at_least=0,
+        at_most=1,
+    )
 
 
 @dataclass
@@ -190,8 +199,6 @@ class WeldInputArgs(
 
     def check(self) -> None:
         check_weld_data(self)
-        if self.augment and self.cache != "off":
-            raise OptionError("augment=True: inputs change every epoch, so features cannot be kept: give cache=off")
 
 
 def check_weld_data(args: DataArgs) -> None:

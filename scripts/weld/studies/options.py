@@ -12,21 +12,47 @@ from anomaly_lib.systems.weld.supcon.options import Args as QuadArgs
 MODELS = ("A", "B-video", "B-images", "B-audio", "B-sensors", "C-late", "C-mid", "D")
 FUSIONS = ("C-late", "C-mid", "D")
 
-# name in the table -> the options that switch it on
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "frozen-attention": {"freeze": "heads"},
-    "lora": {"freeze": "heads", "adapters": "lora"},
-    "bottleneck": {"freeze": "heads", "adapters": "adapter"},
-    "hardest-half": {"hard_negatives": 0.5},
-    "hardness-1": {"hardness": 1.0},
-    "simclr-first": {"pretrain": "simclr"},
-    "masked-first": {"pretrain": "masked"},
-    "reconstruction": {"reconstruct_weight": 0.1},
-    "mixup": {"mixup": 0.2},
-    "queue": {"queue": 96, "accumulate": 2},
-    "contrast-only": {"loss_type": "supcon"},
+# extension -> variant of model D -> the options that switch it on
+TRAINED: dict[str, dict[str, dict[str, Any]]] = {
+    "none": {"plain": {}},
+    "adapters": {
+        "frozen-attention": {"freeze": "heads"},
+        "lora": {"freeze": "heads", "adapters": "lora"},
+        "bottleneck": {"freeze": "heads", "adapters": "adapter"},
+    },
+    "temporal aligner": {"align": {"align": True}},
+    "hard negatives": {"hardest-half": {"hard_negatives": 0.5}, "hardness-1": {"hardness": 1.0}},
+    "pre-training": {
+        "simclr-first": {"pretrain": "simclr"},
+        **{
+            f"masked-{name}-first": {"pretrain": "masked", "pretrain_on": [name]}
+            for name in ("video", "images", "audio", "sensors")
+        },
+        "masked-first": {"pretrain": "masked"},
+    },
+    "multi-task": {
+        "reconstruction": {"reconstruct_weight": 0.1},
+        "next-step": {"next_step_weight": 0.1},
+        "both": {"reconstruct_weight": 0.1, "next_step_weight": 0.1},
+    },
+    "augmentation": {
+        "disturb": {"disturb": 0.5},
+        "drawn-defects": {"drawn_defects": 8},
+        "augment": {"augment": True},
+        "mixup": {"mixup": 0.2},
+    },
 }
+VARIANTS = {name: options for variants in TRAINED.values() for name, options in variants.items()}
+# extension -> what is measured beside the trainings: other fusions, and the plain model in other use
+MEASURED: dict[str, tuple[str, ...]] = {
+    "fusion": ("late", "mid"),
+    "calibration": ("temperature",),
+    "uncertainty": ("mc-dropout", "ensemble"),
+    "deployment": ("int8", "pruned", "torch.export", "onnx"),
+    "explanation": ("grad-cam",),
+}
+EXTENSIONS = {name: group for rows in (TRAINED, MEASURED) for group, names in rows.items() for name in names}
+"""Every row of the table -> which extension it belongs to."""
 
 
 A = TypeVar("A", bound="TrainingsArgs")
@@ -90,7 +116,9 @@ class LadderArgs(TrainingsArgs):
 class ExtensionArgs(TrainingsArgs):
     """Which extensions, on the data of the ladder."""
 
-    variants: list[str] = arg(list(VARIANTS), "which variants of model D", choices=list(VARIANTS))
+    variants: list[str] = arg(list(EXTENSIONS), "which variants of model D", choices=list(EXTENSIONS))
+    passes: int = arg(20, "mc-dropout: passes", at_least=2)
+    pruning: float = arg(0.5, "pruned: share of weights pruned", at_least=0, at_most=0.99)
     results: str = override(TrainingsArgs, "results", "runs/weld_extensions")
 
 

@@ -1,6 +1,5 @@
-"""What a trained V4 model is worth in use: calibration, uncertainty, missing modalities, deployment, explanations."""
+"""What a trained V4 model is worth in use: calibration, uncertainty, missing modalities, other forms, explanations."""
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,22 +10,18 @@ from torch import Tensor, nn
 from anomaly_lib.errors import UserError, reason_of
 from anomaly_lib.files import write_json
 from anomaly_lib.metrics import auroc, expected_calibration_error
-from anomaly_lib.models.deploy import export_torch, export_torchscript, prune_linears, quantize_linears
-from anomaly_lib.models.grad_cam import grad_cam
 from anomaly_lib.models.uncertainty import deep_ensemble, fit_temperature, mc_dropout, predictive_entropy
-from anomaly_lib.models.weld.quad_config import MODALITIES
 from anomaly_lib.systems.registry import SYSTEMS
-from anomaly_lib.systems.weld.data.manifest import CLASSES, WeldRun, select_runs
-from anomaly_lib.systems.weld.encoders import block_of
+from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
 from anomaly_lib.systems.weld.features import WeldFeatures
 from anomaly_lib.systems.weld.supcon.detector import SYSTEM, QuadDetector, load
-from anomaly_lib.systems.weld.supcon.knn import defect_margin, hide, missing_subsets, subset_name
+from anomaly_lib.systems.weld.supcon.knn import hide, missing_subsets, subset_name
 from anomaly_lib.systems.weld.supcon.task import classes_of, open_runs, quad_batch
-from anomaly_lib.viz import map_range, overlay, save_figure, save_image, training_lines
+from anomaly_lib.viz import save_figure, training_lines
+from scripts.weld.studies.explanations import explain
+from scripts.weld.studies.forms import deployment, margin_auroc
 from scripts.weld.studies.options import StudyArgs
 from scripts.weld.studies.study_data import found_shifts, synthetic_defect_probe
-
-OUTPUTS = ("features", "logits", "anomaly_score")
 
 
 def read_v4(option: str, path: str, features: WeldFeatures | None) -> QuadDetector:
@@ -56,7 +51,7 @@ def run_study(args: StudyArgs, say: Callable[[str], object], *, features: WeldFe
     for row in results["missing"]:
         say(f"  {row['present']:30} AUROC {row['auroc']:.4f}")
     save_figure(missing_figure(results["missing"]), folder / "missing")
-    results["deployment"] = deployment(detector, runs, pruning=args.pruning)
+    results["deployment"] = deployment(detector, runs, folder, pruning=args.pruning)
     for row in results["deployment"]:
         say("  " + spell(row))
     defects = [run for run in select_runs(runs, "test") if run.label]
@@ -120,15 +115,6 @@ def uncertainty(
     return out
 
 
-def margin_auroc(detector: QuadDetector) -> Callable[[Tensor, Tensor], float]:
-    """AUROC of features as the k-NN protocol has it: nearest defect against nearest good training run."""
-
-    def judge(features: Tensor, labels: Tensor) -> float:
-        return auroc(defect_margin(detector.bank, features.float().cpu()), labels)
-
-    return judge
-
-
 def missing_study(detectors: Sequence[QuadDetector], runs: Sequence[WeldRun]) -> list[dict[str, Any]]:
     """AUROC on TEST for every subset of modalities, mean over detectors: what is lost when something is missing."""
     test, features = select_runs(runs, "test"), detectors[0].features
@@ -155,81 +141,3 @@ def missing_figure(rows: Sequence[dict[str, Any]]) -> Any:
         "worst subset": [min(group) for group in groups],
     }
     return training_lines(series, x=counts, xlabel="missing modalities", ylabel="AUROC")
-
-
-def deployment(
-    detector: QuadDetector, runs: Sequence[WeldRun], *, pruning: float, repeats: int = 5
-) -> list[dict[str, Any]]:
-    """Latency, size and the largest change of a feature for each form of the model."""
-    import copy
-
-    test, judge = select_runs(runs, "test"), margin_auroc(detector)
-    detector.features.prepare(test)
-    batch = quad_batch(detector.features, test[:8])
-    labels = torch.tensor([run.label for run in test])
-    model = detector.task.model.eval()
-    pruned = copy.deepcopy(model)
-    sparsity = prune_linears(pruned, pruning)
-    forms: dict[str, Any] = {
-        "float32": model,
-        "int8": quantize_linears(model),
-        f"pruned {sparsity:.2f}": pruned,
-        "TorchScript": export_torchscript(model, batch, OUTPUTS),
-        "torch.export": export_torch(model, batch, OUTPUTS).module(),
-    }
-    with torch.no_grad():
-        wanted = model(batch)["features"]
-        whole = quad_batch(detector.features, test)
-        rows = []
-        for name, form in forms.items():
-            plain = name.startswith(("float32", "int8", "pruned"))
-            call = (lambda f=form: f(batch)["features"]) if plain else (lambda f=form: f(*batch.values())[0])
-            call()
-            times = []
-            for _ in range(repeats):
-                started = time.perf_counter()
-                found = call()
-                times.append(time.perf_counter() - started)
-            row: dict[str, Any] = {"form": name, "ms": 1e3 * sorted(times)[repeats // 2]}
-            row["largest_change"] = float((found - wanted).abs().max())
-            if plain:
-                row["mb"] = sum(t.numel() * t.element_size() for t in form.state_dict().values()) / 1e6
-                row["auroc"] = judge(form(whole)["features"], labels)
-            rows.append(row)
-    return rows
-
-
-def explain(detector: QuadDetector, run: WeldRun, folder: Path) -> dict[str, Any]:
-    """Grad-CAM on the photo tokens of the predicted class, drawn over the photos; what each modality contributes."""
-    features, model = detector.features, detector.task.model.eval()
-    inputs = features.load_part(run, "images")
-    encoders = features.encoders
-    deepest = max(block_of(branch, features.settings) for branch in encoders.branches)
-    tokens = encoders.image.encode(inputs["images"].to(features.device))[f"layer.{deepest}"]
-    batch = quad_batch(features, [run])
-    with torch.no_grad():
-        out = model(batch, need_weights=True)
-        chosen = int(out["logits"].argmax())
-        drop = [float((out["logits"] - model(hide(batch, keep))["logits"])[0, chosen]) for keep in one_hidden()]
-    gate = nn.Identity()
-
-    def forward() -> Tensor:
-        return model({**batch, "images": gate(tokens).mean(1)[None]})["logits"][:, chosen]  # type: ignore[no-any-return]
-
-    relevance = grad_cam(gate, forward).cpu().numpy()  # [V, h, w]
-    photos = (inputs["images"] - inputs["images"].amin()) / (inputs["images"].amax() - inputs["images"].amin())
-    for view in range(len(relevance)):
-        photo = (photos[view].permute(1, 2, 0) * 255).byte().numpy()
-        save_image(folder / f"{run.run_id}_view{view}.png", overlay(photo, relevance[view], map_range(relevance)))
-    return {
-        "run": run.run_id,
-        "truth": run.class_name,
-        "predicted": CLASSES[chosen],
-        "modality_contribution": dict(zip(MODALITIES, drop, strict=True)),
-        "attention_peak": {name: int(out[f"attention.{name}"][0].mean(0).argmax()) for name in MODALITIES},
-    }
-
-
-def one_hidden() -> list[list[bool]]:
-    """For each modality: all but that one."""
-    return [[name != hidden for name in MODALITIES] for hidden in MODALITIES]

@@ -2,9 +2,24 @@
 
 import numpy as np
 import pytest
+import torch
 
 from anomaly_lib.errors import UserError
-from anomaly_lib.systems.weld.data.defects import PHOTO_DEFECTS, SERIES_DISTURBANCES, damage_photo, disturb_series
+from anomaly_lib.systems.weld.data.defects import (
+    PHOTO_DEFECTS,
+    SERIES_DISTURBANCES,
+    damage_photo,
+    disturb_series,
+    disturbances,
+    disturbed,
+)
+from anomaly_lib.systems.weld.data.demo import weld_demo_runs, write_weld_demo
+from anomaly_lib.systems.weld.data.drawn import IMITATED, drawn_defects
+from anomaly_lib.systems.weld.data.manifest import read_manifest
+from anomaly_lib.systems.weld.data.media import photo_bytes
+from anomaly_lib.systems.weld.data.runs import load_raw
+from anomaly_lib.systems.weld.features import run_key
+from anomaly_lib.systems.weld.supcon.options import tiny
 from scripts.demo_backbone.pictures.captions import TEMPLATES, grammar_words, noun
 from scripts.demo_backbone.pictures.objects import OBJECTS, silhouette
 from scripts.demo_backbone.pictures.pictures import MATERIALS, SURFACE, draw
@@ -52,6 +67,43 @@ def test_disturbances(kind):
     if kind == "dropout":
         stuck = np.all(np.diff(out, axis=0) == 0, axis=1)
         assert 0 < stuck.sum() < 40
+
+
+def test_disturbances_repeat_by_seed_and_none_changes_nothing():
+    series = np.cumsum(np.random.default_rng(1).normal(size=(60, 3)), 0).astype(np.float32)
+    assert disturbed(series, None) is series
+    assert np.array_equal(disturbed(series, 5), disturbed(series, 5))
+    assert len({disturbed(series, seed).tobytes() for seed in range(6)}) == 6
+    before = torch.get_rng_state()
+    assert disturbances(3, 0.0) == [None] * 3
+    assert torch.equal(torch.get_rng_state(), before)  # without it nothing else changes
+    torch.manual_seed(0)
+    seeds = disturbances(200, 0.3)
+    torch.manual_seed(0)
+    assert disturbances(200, 0.3) == seeds
+    assert 40 < sum(seed is not None for seed in seeds) < 80
+
+
+def test_drawn_defects_change_the_photos_alone_and_are_labelled_as_what_they_imitate(tmp_path):
+    settings = tiny(image_size=[48])
+    (drawn,) = [run for run in weld_demo_runs(train=1, good=1, per_defect=1) if run.split == "train"]
+    folder = write_weld_demo(tmp_path, train=1, good=1, per_defect=1)
+    (filed,) = [run for run in read_manifest(folder) if run.split == "train"]
+    for good in (drawn, filed):
+        runs = drawn_defects([good], settings, each=2, seed=3)
+        assert [run.class_name for run in runs] == [name for name in IMITATED.values() for _ in range(2)]
+        assert len({run.run_id for run in runs} | {good.run_id}) == 9
+        assert len({run_key(run) for run in [*runs, good]}) == 9
+        raw, before = load_raw(runs[0], settings), load_raw(good, settings)
+        assert np.array_equal(raw.sensors, before.sensors)
+        assert np.array_equal(raw.audio, before.audio)
+        again = load_raw(drawn_defects([good], settings, each=2, seed=3)[0], settings)
+        assert all(np.array_equal(a, b) for a, b in zip(raw.photos, again.photos, strict=True))
+        for photo, mask, old in zip(raw.photos, raw.masks, before.photos, strict=True):
+            change = np.abs(photo.astype(int) - photo_bytes(old, (48, 48)).astype(int)).max(-1)
+            assert mask.any()
+            assert change[mask].mean() > 4 * change[~mask].mean()
+    assert not load_raw(runs[0], settings, ("audio",)).photos
 
 
 def test_every_texture_and_object_draws_values_in_range():

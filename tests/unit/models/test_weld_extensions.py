@@ -12,7 +12,7 @@ from torch import nn
 from anomaly_lib.errors import UserError
 from anomaly_lib.metrics import expected_calibration_error
 from anomaly_lib.models.adapters import MAKERS, LoRALinear, add_adapters, merge_adapters
-from anomaly_lib.models.deploy import export_torch, export_torchscript, prune_linears, quantize_linears
+from anomaly_lib.models.deploy import prune_linears, quantize_linears, read_model, write_model
 from anomaly_lib.models.grad_cam import grad_cam
 from anomaly_lib.models.uncertainty import deep_ensemble, fit_temperature, mc_dropout, predictive_entropy
 from anomaly_lib.models.weld.baselines import (
@@ -26,7 +26,14 @@ from anomaly_lib.models.weld.baselines import (
 )
 from anomaly_lib.models.weld.quad_config import ADAPTERS
 from anomaly_lib.models.weld.supcon_quad import QuadModal
-from anomaly_lib.models.weld.temporal_aligner import TemporalAligner, estimate_shift, fit_offset, resample_at
+from anomaly_lib.models.weld.temporal_aligner import (
+    TemporalAligner,
+    estimate_shift,
+    fit_offset,
+    resample_at,
+    time_code,
+    token_times,
+)
 
 
 def count(module):
@@ -90,13 +97,50 @@ def test_a_known_shift_between_two_clocks_is_recovered(shift):
     assert fit_offset(query, memory, query_rate=30, memory_rate=40) == pytest.approx(shift, abs=0.01)
 
 
-def test_aligner_learns_its_offset_by_gradient():
+def test_an_aligner_changes_nothing_until_it_has_learnt_and_then_learns_its_offset():
     torch.manual_seed(0)
-    aligner = TemporalAligner(query_dim=16, memory_dim=4, query_rate=30, memory_rate=10)
-    out = aligner(torch.randn(2, 12, 16), torch.randn(2, 5, 4))
+    aligner = TemporalAligner(query_dim=16, memory_dim=4, periods=(0.05, 2.0))
+    query, memory = torch.randn(2, 12, 16), torch.randn(2, 5, 4)
+    times = {"query_times": token_times(12), "memory_times": token_times(5)}
+    out = aligner(query, memory, **times)
+    assert torch.equal(out, torch.zeros(2, 12, 16))
+    (out - 1).square().sum().backward()
+    assert float(aligner.attention.output.weight.grad.abs().sum()) > 0
+    nn.init.normal_(aligner.attention.output.weight)
+    nn.init.ones_(aligner.attention.output.bias)
+    mask = torch.tensor([[True] * 5, [False] * 5])
+    out = aligner(query, memory, **times, memory_mask=mask)
+    assert torch.equal(out[1], torch.zeros(12, 16))  # nothing to read
     out.square().sum().backward()
-    assert out.shape == (2, 12, 16)
     assert abs(float(aligner.offset.grad)) > 0
+
+
+def test_an_aligner_finds_what_happens_at_its_own_time():
+    """Codes alone: attention of each query is largest at the memory of the same time, or that plus the offset."""
+    torch.manual_seed(0)
+    aligner = TemporalAligner(query_dim=32, memory_dim=4, heads=1, periods=(0.1, 2.0)).requires_grad_(False)
+    for layer in (aligner.attention.query, aligner.attention.key):
+        layer.weight.copy_(torch.eye(32))
+        layer.bias.zero_()
+    aligner.bring.weight.zero_()
+    aligner.bring.bias.zero_()
+    aligner.sharpness.fill_(4.0)
+    aligner.attention.value.weight.zero_()
+    aligner.attention.value.weight[:10, :] = torch.randn(10, 32)
+    for offset, lag in ((0.0, 0), (0.3, 3)):
+        aligner.offset.fill_(offset)
+        codes = [4 * time_code(t, 32, shortest=0.1, longest=2.0) for t in (token_times(10), token_times(10) - offset)]
+        nearest = (codes[0] @ codes[1].T).argmax(1)
+        assert nearest[: 10 - lag].tolist() == list(range(lag, 10))
+        attended, weights = aligner.attention(codes[0][None], codes[1][None], need_weights=True)
+        assert weights[0, 0].argmax(1)[: 10 - lag].tolist() == list(range(lag, 10))
+        assert attended.shape == (1, 10, 32)
+
+
+def test_when_a_token_lies():
+    assert token_times(4).tolist() == [0.125, 0.375, 0.625, 0.875]
+    assert token_times(6, steps=2).tolist() == [0.25] * 3 + [0.75] * 3  # two times of three patches
+    assert token_times(5, rows=2, prefix=1).tolist() == [0.5, 0.25, 0.75, 0.25, 0.75]  # a class token, two frequencies
 
 
 # ---- baselines
@@ -238,15 +282,25 @@ def test_pruning_reaches_the_asked_sparsity():
         prune_linears(model, 1.0)
 
 
-@pytest.mark.parametrize("exporter", [export_torchscript, export_torch])
-def test_exported_model_equals_the_original(exporter):
-    model, batch = quad()
-    names = ["features", "anomaly_score"]
-    program = exporter(model, batch, names)
-    run = program.module() if hasattr(program, "module") else program
-    other = {name: torch.randn_like(t) if t.is_floating_point() else t for name, t in batch.items()}
-    for got, name in zip(run(*other.values()), names, strict=True):
-        torch.testing.assert_close(got, model(other)[name], rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("suffix", [".pt2", pytest.param(".onnx", marks=pytest.mark.slow)])
+def test_the_written_file_answers_like_the_model_for_batches_of_any_size(suffix, tmp_path):
+    _, batch = quad()
+    torch.manual_seed(0)
+    model = QuadModal(**SMALL, align=True, video_steps=3, audio_rows=5).eval()
+    for aligner in model.align.values():
+        nn.init.normal_(aligner.attention.output.weight)
+    names, path = ["features", "anomaly_score"], tmp_path / f"model{suffix}"
+    write_model(model, batch, names, path)
+    answer = read_model(path)
+    for size in (1, 3):
+        other = {n: torch.randn_like(x[:size]) if x.is_floating_point() else x[:size].clone() for n, x in batch.items()}
+        other["present"][0, 2] = False
+        got, wanted = answer(other), model(other)
+        assert list(got) == names
+        for name in names:
+            torch.testing.assert_close(got[name], wanted[name].detach(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match=r"ends in \.pt2 or \.onnx"):
+        write_model(model, batch, names, tmp_path / "model.pt")
 
 
 # ---- Grad-CAM

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from anomaly_lib.data.demo.damage import blob, crack, hole, pits, scratch, visible_change, worn
@@ -97,3 +98,19 @@ def disturb_series(rng: Generator, series: Series, kind: str, *, strength: float
         raise UserError(f"unknown disturbance {kind!r}; choose from {', '.join(SERIES_DISTURBANCES)}")
     change, usual = SERIES_DISTURBANCES[kind]
     return change(rng, series, usual if strength is None else strength)
+
+
+def disturbances(count: int, chance: float) -> list[int | None]:
+    """For each of `count` series the seed of what happens to it, drawn by torch's generator; None = nothing."""
+    if not chance:  # torch's generator is left alone
+        return [None] * count
+    hit, seeds = torch.rand(count) < chance, torch.randint(2**31, (count,))
+    return [int(seed) if struck else None for struck, seed in zip(hit, seeds, strict=True)]
+
+
+def disturbed(series: Series, seed: int | None) -> Series:
+    """A series [T, C] with the disturbance of this seed, of a random kind; None = as it is."""
+    if seed is None:
+        return series
+    rng = np.random.default_rng(seed)
+    return disturb_series(rng, series, str(rng.choice(list(SERIES_DISTURBANCES))))

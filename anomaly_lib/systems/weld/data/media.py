@@ -106,6 +106,12 @@ def photo_tensor(
     return (_imagenet(images) if normalise else images), real
 
 
+def photo_bytes(photo: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A photo [H, W, 3] resized as for the encoder, still as bytes."""
+    resized = _resize(_channels_first(photo).unsqueeze(0), size)[0]
+    return np.asarray((resized.permute(1, 2, 0) * 255).round().byte())
+
+
 def _channels_first(photo: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(photo)).permute(2, 0, 1)
 

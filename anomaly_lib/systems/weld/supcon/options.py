@@ -8,7 +8,7 @@ from anomaly_lib.config import ANY, Options, Preset, Switch, arg, override
 from anomaly_lib.errors import OptionError
 from anomaly_lib.metrics.names import KNN_METRICS
 from anomaly_lib.models.weld.config import BranchArgs
-from anomaly_lib.models.weld.quad_config import ADAPTERS, FREEZE_POLICIES, QuadConfig
+from anomaly_lib.models.weld.quad_config import ADAPTERS, FREEZE_POLICIES, MODALITIES, QuadConfig
 from anomaly_lib.options import DataArgs, DecisionArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
 from anomaly_lib.systems.weld.options import WeldDemoArgs, WeldEncoderArgs, WeldInputArgs, WeldSettings
 
@@ -41,12 +41,23 @@ class SupConArgs(Options):
         0.1, "weight of the score head's good/defect loss", at_least=0, needs={"loss_type": "combined"}
     )
     reconstruct_weight: float = arg(0.0, "weight of rebuilding each modality from the fused vector", at_least=0)
+    next_step_weight: float = arg(0.0, "weight of predicting each sensor step from those before it", at_least=0)
     mixup: float = arg(0.0, "alpha of feature mixing (the published value is 0.2); 0 = off", at_least=0)
     queue: int = arg(0, "past features that serve as further positives and negatives", at_least=0)
     accumulate: int = arg(1, "batches per optimiser step", at_least=1)
     hard_negatives: float = arg(1.0, "share of the most similar negatives kept", at_least=0.01, at_most=1)
     hardness: float = arg(0.0, "exponent that weights similar negatives more", at_least=0)
-    pretrain: str = arg("none", "first learn without labels", choices=["none", "simclr", "masked"])
+    drawn_defects: int = arg(
+        0, "further training runs with cracks, pits, spatter and holes drawn into good ones' photos: so many of each",
+        at_least=0,
+    )  # fmt: skip
+    pretrain: str = arg(
+        "none", "first learn without labels: two noisy views of a run attract, or hidden tokens are rebuilt",
+        choices=["none", "simclr", "masked"],
+    )  # fmt: skip
+    pretrain_on: list[str] = arg(
+        list(MODALITIES), "from which modalities", choices=list(MODALITIES), needs={"pretrain": ("simclr", "masked")}
+    )
     pretrain_epochs: int = arg(5, "epochs of --pretrain", at_least=1, needs={"pretrain": ("simclr", "masked")})
 
 
@@ -115,8 +126,12 @@ class Args(
     def check(self) -> None:
         if self.batch_size < 2:
             raise OptionError(f"batch_size={self.batch_size}: contrast needs at least 2 runs")
-        if self.pretrain == "masked" and self.sensor_stride > 1:
-            raise OptionError(f"sensor_stride={self.sensor_stride}: pretrain=masked predicts every sensor step, give 1")
+        stepwise = {
+            "pretrain=masked": self.pretrain == "masked" and "sensors" in self.pretrain_on,
+            "next_step_weight": self.next_step_weight > 0,
+        }
+        for name in [name for name, wanted in stepwise.items() if wanted and self.sensor_stride > 1]:
+            raise OptionError(f"sensor_stride={self.sensor_stride}: {name} predicts every sensor step, give 1")
 
 
 def tiny(**changes: Any) -> Args:

@@ -12,22 +12,26 @@ from anomaly_lib.losses.supcon_extra import FeatureQueue, mixed_loss, mixup, sup
 from anomaly_lib.models.adapters import add_adapters
 from anomaly_lib.models.weld.quad_config import MODALITIES
 from anomaly_lib.models.weld.supcon_quad import QuadModal, freeze
-from anomaly_lib.models.weld.tasks import Reconstruction
+from anomaly_lib.models.weld.tasks import NextStep, Reconstruction
 from anomaly_lib.models.weld.token_scale import TokenMoments
 from anomaly_lib.systems.weld.data.demo import weld_demo_runs
 from anomaly_lib.systems.weld.data.folds import fold_splits
 from anomaly_lib.systems.weld.data.manifest import WeldRun, assign_splits, read_manifest
+from anomaly_lib.systems.weld.encoders import AST_CLASS_TOKENS
 from anomaly_lib.systems.weld.features import WeldFeatures
 from anomaly_lib.systems.weld.supcon.options import Args
 
 
 class QuadTask(nn.Module):
-    """The model, the head of its side task and the encoders' blocks that learn: what is trained and saved."""
+    """The model, the heads of its side tasks and the encoders' blocks that learn: what is trained and saved."""
 
-    def __init__(self, model: QuadModal, *, reconstruct: bool, tops: nn.ModuleDict | None = None) -> None:
+    def __init__(
+        self, model: QuadModal, *, reconstruct: bool, next_step: bool, tops: nn.ModuleDict | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.reconstruction = Reconstruction(model) if reconstruct else None
+        self.next_step = NextStep(model.sensor) if next_step else None
         self.tops = tops  # the features that the model reads are `features.seen_by(task.tops)`
 
 
@@ -61,11 +65,19 @@ def build(args: Args, features: WeldFeatures) -> QuadTask:
         video_dim=encoders.video.width,
         image_dim=encoders.image.width * len(encoders.branches),
         audio_dim=encoders.audio.width,
+        video_steps=encoders.video_steps,
+        audio_rows=encoders.audio_rows,
+        audio_prefix=AST_CLASS_TOKENS,
     )
     if args.adapters != "none":
         add_adapters(model, ["fusion.project", "fusion.attend"], kind=args.adapters, rank=args.adapter_rank)
-    tops = encoders.learning_copy(args)
-    return QuadTask(model, reconstruct=args.reconstruct_weight > 0, tops=tops).to(features.device)
+    task = QuadTask(
+        model,
+        reconstruct=args.reconstruct_weight > 0,
+        next_step=args.next_step_weight > 0,
+        tops=encoders.learning_copy(args),
+    )
+    return task.to(features.device)
 
 
 def apply_freeze(args: Args, task: QuadTask, epoch: int) -> list[str]:
@@ -145,6 +157,9 @@ def objective(
     if task.reconstruction is not None:
         terms["reconstruct"] = task.reconstruction(out["embedding"], batch)
         total = total + args.reconstruct_weight * terms["reconstruct"]
+    if task.next_step is not None:
+        terms["next_step"] = task.next_step(model.sensor, batch)
+        total = total + args.next_step_weight * terms["next_step"]
     if queue is not None:
         queue.push(out["features"], labels)
     return {**terms, "loss": total}

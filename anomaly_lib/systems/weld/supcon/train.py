@@ -1,11 +1,11 @@
 """V4 of the weld system: four frozen encoders, cross-attention fusion, supervised contrast; judged by k-NN."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anomaly_lib.data.samplers import BalancedBatchSampler, StratifiedBatchSampler
 from anomaly_lib.detect.choice import Choice
@@ -24,9 +24,10 @@ from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.errors import UserError
 from anomaly_lib.losses.contrastive import supcon_loss
 from anomaly_lib.losses.supcon_extra import FeatureQueue
-from anomaly_lib.models.weld.tasks import MaskedSensors, two_views
 from anomaly_lib.systems.weld.costs import encoding_costs, learning_words
 from anomaly_lib.systems.weld.cross_validation import cross_validate
+from anomaly_lib.systems.weld.data.augment import augment_weld
+from anomaly_lib.systems.weld.data.drawn import IMITATED, drawn_defects
 from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
 from anomaly_lib.systems.weld.detector import validation_decision
 from anomaly_lib.systems.weld.features import WeldFeatures
@@ -36,6 +37,7 @@ from anomaly_lib.systems.weld.supcon.debug import describe_batch
 from anomaly_lib.systems.weld.supcon.detector import SYSTEM, load
 from anomaly_lib.systems.weld.supcon.knn import Bank, nearest_centroid
 from anomaly_lib.systems.weld.supcon.options import Args
+from anomaly_lib.systems.weld.supcon.pretraining import pretrain
 from anomaly_lib.systems.weld.supcon.task import (
     QuadTask,
     apply_freeze,
@@ -59,6 +61,7 @@ class Splits:
 
     train: list[WeldRun]
     val: list[WeldRun]
+    drawn: list[WeldRun] = field(default_factory=list)  # learnt from beside `train`, but neighbours of nobody
 
 
 @dataclass
@@ -106,12 +109,13 @@ def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
         if run.finished:
             return run.repeat()
         features = features or build_features(args, pick_device(args.device))
+        features.augment, features.disturb = augment_weld if args.augment else None, args.disturb  # may be shared
         splits = opening(run, args, runs, features)
         features.read_sensors([*splits.train, *splits.val], run.log.line)
         features.fit_sensors(splits.train, args.sensor_norm)
         for line in encoding_costs(features, [*splits.train, *splits.val], batch_size=args.batch_size):
             run.log.line(f"cost: {line}")
-        features.prepare([*splits.train, *splits.val])
+        features.prepare([*splits.train, *splits.val, *splits.drawn])
         seed_everything(args.seed)
         learner = Learner.of(args, build(args, features), features.device)
         features = features.seen_by(learner.task.tops)
@@ -122,7 +126,7 @@ def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
         state = learner.state(sensor_statistics=features.sensor_statistics)
         first = run.restore(state)
         if first == 0 and args.pretrain != "none":
-            pretrain(args, run, learner.task, features, splits.train)
+            pretrain(args, learner.task, features, splits.train, make_sampler(args, splits.train), run.log.line)
         loop(args, run, state, learner, features, splits, first)
         return finish(args, run, state, learner.task, features, splits)
 
@@ -147,6 +151,12 @@ def opening(run: Run, args: Args, runs: list[WeldRun], features: WeldFeatures) -
         run.note(skipped=skipped)
         run.log.line(f"{len(skipped)} unreadable runs are skipped (listed in run.json)")
         splits = Splits(select_runs(readable, "train"), select_runs(readable, "val"))
+    if args.drawn_defects:
+        good = [one for one in splits.train if not one.label]
+        splits.drawn = drawn_defects(good, args, each=args.drawn_defects, seed=args.seed)
+        run.log.line(f"{len(splits.drawn)} training runs with drawn defects: {', '.join(IMITATED.values())}")
+    if args.disturb and not (args.augment or args.cache == "off"):
+        run.log.line("--disturb acts on the sensors; with --augment or --cache off on the sound, too")
     if args.accumulate > 1 and not args.queue:
         run.log.line("--accumulate does not enlarge the contrastive batch: add --queue N for that")
     return splits
@@ -164,35 +174,13 @@ def make_sampler(args: Args, runs: Sequence[WeldRun]) -> StratifiedBatchSampler 
     return StratifiedBatchSampler(labels, size, seed=args.seed)
 
 
-def pretrain(args: Args, run: Run, task: QuadTask, features: WeldFeatures, runs: Sequence[WeldRun]) -> None:
-    """Without labels: SimCLR on two noisy views of a run, or masked sensor steps."""
-    masked = MaskedSensors(task.model.sensor).to(features.device)
-    learner: nn.Module = masked if args.pretrain == "masked" else task.model
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=args.learning_rate)
-    sampler = make_sampler(args, runs)
-    learner.train()
-    for epoch in range(args.pretrain_epochs):
-        sampler.set_epoch(epoch)
-        total, count = 0.0, 0
-        for indices in sampler:
-            with torch.no_grad():  # blocks of an encoder that learn are left to the main training
-                batch = quad_batch(features, [runs[i] for i in indices], training=True)
-            if args.pretrain == "masked":
-                loss = masked(batch["sensors"])
-            else:
-                views = torch.stack([task.model(view)["features"] for view in two_views(batch)], dim=1)  # [B, 2, D]
-                loss = supcon_loss(views, temperature=args.temperature)
-            step(loss, optimizer, clip=args.grad_clip)
-            total, count = total + float(loss.detach()), count + 1
-        run.log.line(f"{args.pretrain} epoch {epoch + 1}: loss {total / count:.4f}")
-
-
 def loop(
     args: Args, run: Run, state: TrainState, learner: Learner, features: WeldFeatures, splits: Splits, first: int
 ) -> None:
     """The epochs: accumulate, step, validate by nearest centroid and k-NN, keep the best, stop early."""
     task, optimizer, stopper, queue = learner.task, learner.optimizer, learner.stopper, learner.queue
-    sampler, guard = make_sampler(args, splits.train), NonFiniteGuard()
+    learnt_from = [*splits.train, *splits.drawn]
+    sampler, guard = make_sampler(args, learnt_from), NonFiniteGuard()
     if queue is not None and state.extra.get("queue"):
         queue.load_state_dict(state.extra["queue"])  # so that a resumed run continues bit for bit
     for epoch in range(first, args.epochs):
@@ -204,7 +192,7 @@ def loop(
         row: dict[str, float] = {}
         batches = list(sampler)
         for number, indices in enumerate(batches, start=1):
-            chosen = [splits.train[i] for i in indices]
+            chosen = [learnt_from[i] for i in indices]
             batch, labels = quad_batch(features, chosen, training=True), classes_of(chosen, features.device)
             with autocast_for(features.device, args.precision):
                 terms = objective(args, task, batch, labels, queue)

@@ -1,0 +1,82 @@
+"""V4 in other forms: int8, pruned, and as files that run without this library; how good, large and fast they are."""
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anomaly_lib.files import atomic_file
+from anomaly_lib.metrics import auroc
+from anomaly_lib.models.deploy import prune_linears, quantize_linears, read_model, write_model
+from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
+from anomaly_lib.systems.weld.supcon.detector import QuadDetector
+from anomaly_lib.systems.weld.supcon.knn import defect_margin
+from anomaly_lib.systems.weld.supcon.task import quad_batch
+
+OUTPUTS = ("features", "logits", "anomaly_score")
+AT_ONCE = 8  # runs of a timed call
+Answer = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+
+
+def margin_auroc(detector: QuadDetector) -> Callable[[Tensor, Tensor], float]:
+    """AUROC of features as the k-NN protocol has it: nearest defect against nearest good training run."""
+
+    def judge(features: Tensor, labels: Tensor) -> float:
+        return auroc(defect_margin(detector.bank, features.float().cpu()), labels)
+
+    return judge
+
+
+def forms_of(
+    model: nn.Module, batch: Mapping[str, Tensor], folder: Path, *, pruning: float
+) -> dict[str, tuple[Answer, int]]:
+    """Each form as what it answers to a batch and the bytes of its file, which is written to `folder`."""
+    pruned = copy.deepcopy(model)
+    prune_linears(pruned, pruning)
+    found: dict[str, tuple[Answer, int]] = {}
+    for name, form in (("float32", model), ("int8", quantize_linears(model)), ("pruned", pruned)):
+        path = folder / f"{name}.pt"
+        with atomic_file(path) as stream:
+            torch.save(form.state_dict(), stream)
+        found[name] = form, path.stat().st_size
+    for name, suffix in (("torch.export", ".pt2"), ("onnx", ".onnx")):
+        path = folder / f"model{suffix}"
+        write_model(model, batch, OUTPUTS, path)
+        found[name] = read_model(path), path.stat().st_size
+    return found
+
+
+@torch.no_grad()
+def deployment(
+    detector: QuadDetector, runs: Sequence[WeldRun], folder: Path, *, pruning: float, repeats: int = 15
+) -> list[dict[str, Any]]:
+    """For each form: AUROC on TEST, bytes, median milliseconds, that ratio to float32, largest change of a feature."""
+    test, judge = select_runs(runs, "test"), margin_auroc(detector)
+    detector.features.prepare(test)
+    whole = quad_batch(detector.features, test)
+    batch = {name: value[:AT_ONCE] for name, value in whole.items()}
+    labels = torch.tensor([run.label for run in test])
+    model = detector.task.model.eval()
+    forms, wanted = forms_of(model, batch, folder, pruning=pruning), model(batch)["features"]
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for _ in range(repeats):  # in turn, so that a busy moment of the machine meets all of them
+        for name, (answer, _) in forms.items():
+            started = time.perf_counter()
+            answer(batch)
+            times[name].append(1e3 * (time.perf_counter() - started))
+    middle = {name: sorted(taken)[repeats // 2] for name, taken in times.items()}
+    return [
+        {
+            "form": name,
+            "auroc": judge(answer(whole)["features"], labels),
+            "bytes": size,
+            "ms": middle[name],
+            "ms_ratio": middle[name] / middle["float32"],
+            "largest_change": float((answer(batch)["features"] - wanted).abs().max()),
+        }
+        for name, (answer, size) in forms.items()
+    ]
