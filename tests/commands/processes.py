@@ -44,6 +44,8 @@ for number in (signal.SIGINT, signal.SIGTERM):
 sys.exit(int.from_bytes(server.recv(8), "little"))
 """
 LOADED_LATE = ("matplotlib.pyplot", "timm", "open_clip", "transformers", "torchvision", "scipy.stats", "PIL.Image")
+THREADED = {"anomaly_lib.evaluation.runner"}
+"""Loads onnxruntime, whose thread does not survive a fork: a child would wait for it for ever when it ends."""
 
 
 def write_client(path: Path, address: Path) -> None:
@@ -54,8 +56,8 @@ def write_client(path: Path, address: Path) -> None:
 
 def serve(address: str, python: str) -> None:
     """Fork for every request, for ever. `python`: what a command takes for the interpreter."""
-    ours = [found.name for found in pkgutil.walk_packages(anomaly_lib.__path__, "anomaly_lib.")]
-    for name in (*LOADED_LATE, *ours):
+    ours = {found.name for found in pkgutil.walk_packages(anomaly_lib.__path__, "anomaly_lib.")}
+    for name in (*LOADED_LATE, *sorted(ours - THREADED)):
         with contextlib.suppress(ImportError):  # of a package that is not installed
             importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
