@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from anomaly_lib.config import configure
+from anomaly_lib.errors import UserError
 from anomaly_lib.models.detectors.configs import DECODER_BLOCKS, ReverseDistillationConfig, summary_of
 from anomaly_lib.models.detectors.contract import FeatureDetector, Features, Size
 from anomaly_lib.models.detectors.shapes import maps_by_image, parameter_count
@@ -99,6 +100,11 @@ class Bottleneck(nn.Module):
         _kaiming(self)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
+        if self.training and len(features[2]) == 1 and max(features[2].shape[2:]) <= 2:
+            raise UserError(
+                "a batch of one image of at most 32 px has nothing to normalise by: take another batch_size= "
+                "(the last batch of an epoch is what the others leave) or a larger image_size="
+            )
         first = F.relu(self.bn1(self.conv1(features[0])))
         first = F.relu(self.bn2(self.conv2(first)))
         second = F.relu(self.bn3(self.conv3(features[1])))

@@ -6,6 +6,7 @@ from scipy import ndimage
 from torch import nn
 from torch.nn import functional as F
 
+from anomaly_lib.errors import UserError
 from anomaly_lib.models.detectors.anomalib_keys import load_anomalib, to_anomalib
 from anomaly_lib.models.detectors.configs import DraemSevNetConfig
 from anomaly_lib.models.detectors.draem import Draem, ReconstructiveSubNetwork, swap_concat_order
@@ -302,3 +303,14 @@ def test_anomalib_names_round_trip(name):
     assert expected[name] <= set(state)
     with pytest.raises(ValueError, match="state_dict"):
         load_anomalib(fresh, {"foo": torch.zeros(1)})
+
+
+def test_a_last_batch_of_one_small_image_is_refused_in_words() -> None:
+    """Its deepest map is one cell: batch normalisation has nothing to average (torch says so in its own words)."""
+    model = ReverseDistillation(extractor=PyramidExtractor(), backbone="resnet18")
+    two = model.features_of(torch.rand(2, 3, 32, 32), model.support_views)
+    assert all(torch.isfinite(loss) for loss in model.training_losses(two).values())
+    one = model.features_of(torch.rand(1, 3, 32, 32), model.support_views)
+    with pytest.raises(UserError, match="another batch_size="):
+        model.training_losses(one)
+    model.training_losses(model.features_of(torch.rand(1, 3, 64, 64), model.support_views))
