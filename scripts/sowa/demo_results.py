@@ -1,4 +1,4 @@
-"""SOWA on the built-in demo data over several seeds, trained and not; fills the table of docs/notebook/sowa_demo.md.
+"""SOWA on the built-in demo data over several seeds, trained and not; fills the table of docs/manual/sowa.md.
 
     python scripts/sowa/demo_results.py --seeds 0 1 2 --output-dir runs/sowa/demo_results [--data-path DEMO_FILES]
 
@@ -22,7 +22,7 @@ from anomaly_lib.systems.registry import SYSTEMS
 from anomaly_lib.systems.sowa.options import Args
 
 SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_aupro")
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "notebook" / "sowa_demo.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "manual" / "sowa.md"
 Metrics = dict[str, float]
 MARKS = ("<!-- demo results -->", "<!-- end of demo results -->")
 NOTHING = {"prompt_learner": "zero", "adapter": "none", "epochs": 0, "map_calibration": "none", "image_score": "text"}

@@ -25,7 +25,10 @@ FLAGS: dict[str, tuple[str, ...]] = {
         "--backbone tiny-dinov2 --weights random --video-frames 2 --video-size 28 --epochs 1",
         "--demo-train 8 --demo-good 2 --demo-defects 1",
     ),
-    "train_supcon.py": (f"{QUAD} --epochs 1 --no-figures", "--demo-train 3 --demo-good 2 --demo-defects 2"),
+    "train_supcon.py": (
+        f"{QUAD} {TINY_WELDS} --epochs 1 --no-figures",
+        "--demo-train 3 --demo-good 2 --demo-defects 2",
+    ),
     "run_baselines.py": (f"{LADDER} --baseline-epochs 1",),
     "run_extensions.py": (LADDER,),
     "train_with_cross_modal_attention.py": (
@@ -35,6 +38,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "compare_fusions.py": ("--classes toothbrush --k-shots 1 --seeds 1 --epochs 1",),
     "evaluate.py": ("--bootstrap 0 --no-figures",),
     "export.py": ("--repeats 1",),
+    "check_gpu.py": ("--device cpu --seconds 20",),
 }
 
 
@@ -54,6 +58,8 @@ def flags_of(argv: list[str]) -> list[str]:
         flags = ["--backbone tiny-clip"]
     if program == "cache_features.py" and "--system" in argv:
         flags = ["--backbone demo-clip"]
+    if program == "cache_features.py" and "--backbone" in argv and "--system" not in argv:
+        flags = ["--weights random"]
     return shlex.split(" ".join(flags))
 
 

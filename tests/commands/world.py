@@ -23,6 +23,10 @@ CONDITION = {
 }  # fmt: skip
 
 
+PROMPTAD = "--backbone tiny-clip --weights random"
+"""What `$W` is to a block of promptad.md that does not set it."""
+
+
 class World:
     """Scratch folders below `root`; what the commands of a page name is made when one of them first names it."""
 
@@ -62,7 +66,7 @@ class World:
             **os.environ, "PATH": f"{self.binaries}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "WANDB_MODE": "offline",
             "ANOMALY_LIB_WEIGHTS": str(self.root / "made"), "ANOMALY_LIB_CACHE": str(self.root / "cache"),
-            "HOME": str(folder), "SMALL_CONDITIONS": str(self.root / "conditions.json"),
+            "HOME": str(folder), "W": PROMPTAD, "SMALL_CONDITIONS": str(self.root / "conditions.json"),
         }  # fmt: skip
         process = subprocess.Popen(
             ["bash", str(file)], cwd=folder, env=environment, text=True, start_new_session=True,
@@ -105,7 +109,7 @@ def both_sets(made: Made, place: Path) -> None:
 def maps(_: Made, place: Path) -> None:
     from anomaly_lib.systems.detectors.hdmap.demo_maps import write_hdmap_demo
 
-    write_hdmap_demo(place, train=4, test=3, seed=0)
+    shutil.copytree(write_hdmap_demo(place.with_name("drawn"), train=4, test=3, seed=0), place)
 
 
 def anomalib_patchcore(made: Made, place: Path) -> None:
@@ -147,7 +151,13 @@ BY_PAGE: dict[str, dict[str, Maker | str]] = {
         "images": copied(lambda made: made.images() / "grid"),
         "parts": copied(lambda made: made.images() / "grid"),
     },
-    "causal_film.md": {"DATA": copied(Made.welds), "welds": copied(Made.welds)},
+    "causal_film.md": {
+        "DATA": copied(Made.welds),
+        "welds": copied(Made.welds),
+        "A": "python train_causal_film.py --epochs 1 --data-path welds --output-dir A",
+        "B": "python scripts/weld/train_video_ae.py --data-path welds --output-dir B",
+        "C": ("python train_causal_film.py --epochs 1 --data-path welds --target-mode joint --seed 1 --output-dir C"),
+    },
     "coming_from_promptad.md": {
         "CLS-Seed_111-bottle-check_point.pt": copied(lambda made: made.released("CLS-Seed_111-bottle-check_point.pt")),
         "runs/x": copied(lambda made: made.paper_run().parent),
@@ -188,7 +198,7 @@ BY_PAGE: dict[str, dict[str, Maker | str]] = {
         "FOLDER": copied(lambda made: made.images() / "grid" / "train"),
     },
     "hdmap.md": {
-        "dtd": copied(lambda made: made.images() / "woven" / "train" / "good"),
+        "dtd/images": copied(lambda made: made.images() / "woven" / "train" / "good"),
         "my_parts": copied(lambda made: made.images() / "grid"),
         "model.ckpt": anomalib_patchcore,
         "datasets/HDMAP/1000_tiff_minmax": maps,
@@ -196,17 +206,14 @@ BY_PAGE: dict[str, dict[str, Maker | str]] = {
     "own_detector.md": {
         "parts": copied(lambda made: made.images() / "grid"),
         "new.png": copied(lambda made: made.pictures()[0]),
-        "detectors/my_colours.py": "python -m anomaly_lib new-detector my_colours",
         "RUN": (
-            "python scripts/train_detector.py --plugin detectors/my_colours.py --model my_colours --dataset folder "
-            "--data-path parts --output-dir RUN"
+            "mkdir before; (cd before; python -m anomaly_lib new-detector my_colours); "
+            "python scripts/train_detector.py --plugin before/detectors/my_colours.py --model my_colours "
+            "--dataset folder --data-path parts --output-dir RUN"
         ),
     },
-    "promptad.md": {
-        "result/paper": "DATA_PATH=DATA OUTPUT=result/paper bash scripts/promptad/train_harmonic.sh",
-    },
     "weld.md": {
-        "DATA": copied(Made.welds),
+        "DATA": copied(Made.welds_of_each_class),
         **{
             name: copied(lambda made, seed=seed: made.quad(seed))
             for seed, name in enumerate(("BEST", "BEST2", "BEST3"))

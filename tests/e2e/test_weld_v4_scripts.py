@@ -310,6 +310,23 @@ def write_few(folder):
     return root
 
 
+def test_runs_without_a_test_split_are_refused_before_the_epochs(tmp_path):
+    """They used to be missed at the end, when all was trained."""
+    root = write_few(tmp_path / "welds")
+    manifest = root / "manifest.csv"
+    manifest.write_text("\n".join(row for row in manifest.read_text().splitlines() if not row.endswith("TEST")) + "\n")
+    from anomaly_lib.systems.weld.video_ae.options import Args as VideoArgs
+
+    tiny_video = {"backbone": "tiny-dinov2", "weights": "random", "video_frames": 2, "video_size": 28}
+    for name, args in (
+        ("v4", Args(**few(root), output_dir=str(tmp_path / "v4"))),
+        ("ae", VideoArgs(data_path=str(root), **tiny_video, epochs=1, output_dir=str(tmp_path / "ae"))),
+    ):
+        with pytest.raises(UserError, match="no runs in the test split"):
+            SYSTEMS["weld_supcon" if name == "v4" else "video_ae"].train(args)
+        assert not (tmp_path / name / "metrics.jsonl").exists()
+
+
 def few(root):
     """Options of a small V4 for `write_few`."""
     options = {"data_path": str(root), "dummy": True, "hidden_dim": 16, "sensor_dim": 16, "sensor_layers": 1, "k": 1}

@@ -62,6 +62,12 @@ class Made:
 
         return self._once("welds", lambda place: write_weld_demo(place, train=6, good=2, per_defect=1))
 
+    def welds_of_each_class(self) -> Path:
+        """Welds as files, each class in each split, as V4 needs them."""
+        from anomaly_lib.systems.weld.data.demo import write_weld_demo
+
+        return self._once("quad", lambda place: write_weld_demo(place, train=4, good=1, per_defect=1, supervised=True))
+
     def maps(self) -> Path:
         """HDMAP's raw MATLAB files, twelve maps each."""
         from scipy.io import savemat

@@ -134,6 +134,7 @@ def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
 def opening(run: Run, args: Args, runs: list[WeldRun], features: WeldFeatures) -> Splits:
     """Say what is to be trained, leave out what cannot be read where that is wished, and split."""
     splits = Splits(select_runs(runs, "train"), select_runs(runs, "val"))
+    select_runs(runs, "test")  # is scored at the end: that there is none is said before the epochs, not after them
     if len({one.class_name for one in splits.train}) < 2:
         raise UserError("contrastive training needs at least two classes in the training split")
     frozen, counts = (

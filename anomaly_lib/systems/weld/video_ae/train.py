@@ -69,6 +69,7 @@ def train(args: Args) -> RunResult:
 def split_normal(args: Args, run: Run, runs: list[WeldRun]) -> tuple[list[WeldRun], list[WeldRun]]:
     """Normal runs to learn from, and those kept from training; none where a validation split has normal runs."""
     normal = select_runs(runs, "train", normal_only=True)
+    select_runs(runs, "test")  # is scored at the end: that there is none is said before the epochs, not after them
     validation = sum(one.split == "val" and not one.label for one in runs)
     held = hold_out(len(normal), 0.0 if validation else args.calibration_share, seed=args.seed, what="normal runs")
     beside = f"(calibration_share={args.calibration_share:g} has no meaning beside them)"
