@@ -58,8 +58,6 @@ def flags_of(argv: list[str]) -> list[str]:
         flags = ["--backbone tiny-clip"]
     if program == "cache_features.py" and "--system" in argv:
         flags = ["--backbone demo-clip"]
-    if program == "cache_features.py" and "--backbone" in argv and "--system" not in argv:
-        flags = ["--weights random"]
     return shlex.split(" ".join(flags))
 
 

@@ -122,6 +122,14 @@ def anomalib_patchcore(made: Made, place: Path) -> None:
     torch.save({"state_dict": to_anomalib(detector.model)}, place)
 
 
+def random_resnet18(made: Made, _: Path) -> None:
+    """Under the published name, where weights are looked for."""
+    import torch
+    from torchvision.models import resnet18
+
+    torch.save(resnet18(weights=None).state_dict(), made.root / "resnet18-f37072fd.pth")
+
+
 def their_crystal(made: Made, place: Path) -> None:
     copy(crystal_originals.best_test_model(made.root), place)
 
@@ -196,7 +204,9 @@ BY_PAGE: dict[str, dict[str, Maker | str]] = {
         "FILE": copied(lambda made: made.checkpoint("detectors", "padim", model="padim")),
         "images": copied(lambda made: made.images() / "grid" / "test"),
         "FOLDER": copied(lambda made: made.images() / "grid" / "train"),
+        "normal_images": copied(lambda made: made.images() / "grid" / "train" / "good"),
     },
+    "features.md": {"resnet18": random_resnet18},
     "hdmap.md": {
         "dtd/images": copied(lambda made: made.images() / "woven" / "train" / "good"),
         "my_parts": copied(lambda made: made.images() / "grid"),
