@@ -6,7 +6,7 @@ every number is from TEST, and a variant is compared with the plain model of the
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from anomaly_lib.config import given_options
 from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.files import read_json
 from anomaly_lib.metrics import auroc
+from anomaly_lib.systems.weld.inputs import build_features
 from anomaly_lib.systems.weld.supcon.task import apply_freeze
 from scripts.weld.studies.baselines import Pool, fit_model, late, mid, prepare
 from scripts.weld.studies.ladder import spread
@@ -62,6 +63,10 @@ def measure(args: ExtensionArgs, pool: Pool, variant: str, seed: int) -> Row:
     """Train one variant and judge it on TEST."""
     folder = Path(args.results) / f"{variant}-seed{seed}"
     own = args.of_model(**VARIANTS[variant], seed=seed, output_dir=str(folder))
+    if own.learning():  # the store then keeps what lies below the blocks that learn
+        own_features = build_features(own, pool.features.device)
+        pool = replace(pool, features=own_features)
+        own_features.prepare([run for part in pool.runs.values() for run in part])
     started = time.process_time()
     detector = fit_model(pool, own)
     seconds = time.process_time() - started

@@ -19,6 +19,8 @@ TRAINED: dict[str, dict[str, dict[str, Any]]] = {
         "frozen-attention": {"freeze": "heads"},
         "lora": {"freeze": "heads", "adapters": "lora"},
         "bottleneck": {"freeze": "heads", "adapters": "adapter"},
+        "encoder-lora": {"encoder_training": "lora"},
+        "encoder-last": {"encoder_training": "last"},
     },
     "temporal aligner": {"align": {"align": True}},
     "hard negatives": {"hardest-half": {"hard_negatives": 0.5}, "hardness-1": {"hardness": 1.0}},
