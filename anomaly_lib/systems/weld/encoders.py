@@ -185,6 +185,14 @@ class WeldEncoders:
         kept = {name: value for name, value in rows.items() if name != "state"}
         return {**kept, **self._branches(found, len(state))}
 
+    def photo_tokens(self, photos: Tensor) -> Tensor:
+        """Patch tokens [V, L, C] of photographs [V, 3, H, W] after the deepest block that is read of them."""
+        found = self.image.encode(photos)
+        if "images" in self.cut:
+            height, width = photos.shape[-2:]
+            found = {**found, **self._top("images")(found["tokens"], (height, width))}
+        return found[f"layer.{max(block_of(branch, self.settings) for branch in self.branches)}"]
+
     def _branches(self, found: Mapping[str, Tensor], welds: int) -> dict[str, Tensor]:
         """Those of the branches whose block is in `found`."""
         answer: dict[str, Tensor] = {}

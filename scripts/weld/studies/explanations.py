@@ -14,7 +14,6 @@ from anomaly_lib.models.grad_cam import grad_cam
 from anomaly_lib.models.weld.quad_config import MODALITIES
 from anomaly_lib.systems.weld.data.manifest import CLASSES, RawRun, WeldRun
 from anomaly_lib.systems.weld.data.runs import load_raw
-from anomaly_lib.systems.weld.encoders import block_of
 from anomaly_lib.systems.weld.supcon.detector import QuadDetector
 from anomaly_lib.systems.weld.supcon.knn import hide
 from anomaly_lib.systems.weld.supcon.task import quad_batch
@@ -59,10 +58,9 @@ def photo_relevance(detector: QuadDetector, run: WeldRun) -> Tensor:
     features, model = detector.features, detector.task.model.eval()
     features.prepare([run])
     images = features.load_part(run, "images")["images"].to(features.device)
-    deepest = max(block_of(branch, features.settings) for branch in features.encoders.branches)
-    tokens = features.encoders.image.encode(images)[f"layer.{deepest}"]
-    batch, gate = quad_batch(features, [run]), nn.Identity()
     with torch.no_grad():
+        tokens = features.encoders.photo_tokens(images)
+        batch, gate = quad_batch(features, [run]), nn.Identity()
         chosen = int(model(batch)["logits"].argmax())
 
     def forward() -> Tensor:

@@ -18,6 +18,8 @@ from anomaly_lib.systems.weld.supcon.knn import defect_margin
 from anomaly_lib.systems.weld.supcon.task import quad_batch
 
 OUTPUTS = ("features", "logits", "anomaly_score")
+SUFFIXES = {"torch.export": ".pt2", "onnx": ".onnx"}
+FORMS = ("float32", "int8", "pruned", *SUFFIXES)
 AT_ONCE = 8  # runs of a timed call
 Answer = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
@@ -31,37 +33,42 @@ def margin_auroc(detector: QuadDetector) -> Callable[[Tensor, Tensor], float]:
     return judge
 
 
-def forms_of(
-    model: nn.Module, batch: Mapping[str, Tensor], folder: Path, *, pruning: float
-) -> dict[str, tuple[Answer, int]]:
-    """Each form as what it answers to a batch and the bytes of its file, which is written to `folder`."""
-    pruned = copy.deepcopy(model)
-    prune_linears(pruned, pruning)
-    found: dict[str, tuple[Answer, int]] = {}
-    for name, form in (("float32", model), ("int8", quantize_linears(model)), ("pruned", pruned)):
-        path = folder / f"{name}.pt"
-        with atomic_file(path) as stream:
-            torch.save(form.state_dict(), stream)
-        found[name] = form, path.stat().st_size
-    for name, suffix in (("torch.export", ".pt2"), ("onnx", ".onnx")):
-        path = folder / f"model{suffix}"
+def form_of(
+    name: str, model: nn.Module, batch: Mapping[str, Tensor], folder: Path, *, pruning: float
+) -> tuple[Answer, int]:
+    """One of `FORMS` as what it answers to a batch, and the bytes of its file, which is written to `folder`."""
+    if name in SUFFIXES:
+        path = folder / f"model{SUFFIXES[name]}"
         write_model(model, batch, OUTPUTS, path)
-        found[name] = read_model(path), path.stat().st_size
-    return found
+        return read_model(path), path.stat().st_size
+    form = quantize_linears(model) if name == "int8" else copy.deepcopy(model)
+    if name == "pruned":
+        prune_linears(form, pruning)
+    path = folder / f"{name}.pt"
+    with atomic_file(path) as stream:
+        torch.save(form.state_dict(), stream)
+    return form, path.stat().st_size
 
 
 @torch.no_grad()
 def deployment(
-    detector: QuadDetector, runs: Sequence[WeldRun], folder: Path, *, pruning: float, repeats: int = 15
+    detector: QuadDetector,
+    runs: Sequence[WeldRun],
+    folder: Path,
+    *,
+    pruning: float,
+    names: Sequence[str] = FORMS,
+    repeats: int = 15,
 ) -> list[dict[str, Any]]:
-    """For each form: AUROC on TEST, bytes, median milliseconds, that ratio to float32, largest change of a feature."""
+    """For each form: AUROC on TEST, bytes, median milliseconds and their ratio to the first's, change of a feature."""
     test, judge = select_runs(runs, "test"), margin_auroc(detector)
     detector.features.prepare(test)
     whole = quad_batch(detector.features, test)
     batch = {name: value[:AT_ONCE] for name, value in whole.items()}
     labels = torch.tensor([run.label for run in test])
     model = detector.task.model.eval()
-    forms, wanted = forms_of(model, batch, folder, pruning=pruning), model(batch)["features"]
+    forms = {name: form_of(name, model, batch, folder, pruning=pruning) for name in names}
+    wanted = model(batch)["features"]
     times: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(repeats):  # in turn, so that a busy moment of the machine meets all of them
         for name, (answer, _) in forms.items():
@@ -75,7 +82,7 @@ def deployment(
             "auroc": judge(answer(whole)["features"], labels),
             "bytes": size,
             "ms": middle[name],
-            "ms_ratio": middle[name] / middle["float32"],
+            "ms_ratio": middle[name] / middle[names[0]],
             "largest_change": float((answer(batch)["features"] - wanted).abs().max()),
         }
         for name, (answer, size) in forms.items()

@@ -19,11 +19,11 @@ from anomaly_lib.systems.weld.supcon.task import quad_batch
 from scripts.weld.studies.baselines import Pool
 from scripts.weld.studies.explanations import explain, pixels_found
 from scripts.weld.studies.forms import deployment
-from scripts.weld.studies.options import ExtensionArgs
+from scripts.weld.studies.options import MEASURED, ExtensionArgs
 from scripts.weld.studies.study import calibration, uncertainty
 from scripts.weld.studies.study_rows import Row
 
-FORMS = ("int8", "pruned", "torch.export", "onnx")
+FORMS = MEASURED["deployment"]
 SHOWN = ("crater_cracks", "porosity", "spatter")  # classes of which a weld is explained in pictures
 
 
@@ -66,7 +66,8 @@ class Plain:
     @cached_property
     def deployed(self) -> dict[str, dict[str, Any]]:
         """Every form of the model by its name."""
-        found = deployment(self.detector, self.all_runs, self.folder, pruning=self.args.pruning)
+        names = ["float32", *(name for name in FORMS if name in self.args.variants)]
+        found = deployment(self.detector, self.all_runs, self.folder, pruning=self.args.pruning, names=names)
         return {row["form"]: row for row in found}
 
     @cached_property
