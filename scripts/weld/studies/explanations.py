@@ -115,13 +115,15 @@ def timeline(attention: dict[str, np.ndarray], signals: dict[str, np.ndarray], *
     said = {"video": "pool brightness", "audio": "loudness", "sensors": "current"}
     for axis, (name, weights) in zip(axes[:, 0], attention.items(), strict=True):
         edges, share = np.linspace(0, 1, len(weights) + 1), weights * len(weights) / weights.sum()
-        axis.stairs(share, edges, color=SERIES[0], fill=True, alpha=0.35, label="attention")
+        axis.stairs(share, edges, baseline=1.0, color=SERIES[0], fill=True, alpha=0.35)
+        axis.stairs(share, edges, baseline=None, color=SERIES[0], linewidth=1.5)
         axis.axhline(1.0, color="0.6", linewidth=0.8)  # what looking everywhere alike would give
-        axis.set(ylabel=f"{name}\n(1 = even)", ylim=(0, 1.15 * max(1.0, share.max())))
+        reach = max(0.1, 1.15 * np.abs(share - 1).max())
+        axis.set(ylabel=f"{name}\n(1 = even)", ylim=(1 - reach, 1 + reach))
         if name in signals:
             other = axis.twinx()
             places = (np.arange(len(signals[name])) + 0.5) / len(signals[name])
-            other.plot(places, signals[name], color=SERIES[1], linewidth=1.2)
+            other.plot(places, signals[name], color=SERIES[1], linewidth=1.0, alpha=0.7)
             other.set(ylabel=said[name], yticks=[])
             other.grid(visible=False)
     axes[0, 0].set_title(title, loc="left")
