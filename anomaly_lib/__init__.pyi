@@ -18,9 +18,11 @@ class _Shared(TypedDict, total=False):
     figures: bool
     fresh: bool
     image_size: list[int] | int
+    keep_aspect: bool
     num_workers: int
     on_error: Literal["fail", "skip"]
     output_dir: str | Path | None
+    overlap: int | None
     precision: Literal["fp32", "bf16", "fp16"]
     protocol: Literal["clean", "paper"]
     resume: str | Path | None
@@ -28,6 +30,7 @@ class _Shared(TypedDict, total=False):
     save_path: str | Path | None
     seed: int
     tensorboard: bool
+    tile: int
     wandb: bool
     wandb_name: str | None
     wandb_project: str
@@ -48,11 +51,9 @@ class _Patchcore(_Frozen, total=False):
     dataset: str
     embedding: Literal["concat", "aggregate"]
     false_alarms: float
-    keep_aspect: bool
     layers: list[str] | str
     neighbours: int
     obj: str | None
-    overlap: int | None
     patch_neighbours: int
     plugin: str | Path | None
     projection: bool
@@ -60,21 +61,17 @@ class _Patchcore(_Frozen, total=False):
     scoring: Literal["reweighted", "max"]
     shot: int | None
     squared: bool
-    tile: int
     upsample: Literal["bilinear", "nearest"]
 
 class _Padim(_Frozen, total=False):
     dataset: str
     false_alarms: float
     features: int
-    keep_aspect: bool
     layers: list[str] | str
     obj: str | None
-    overlap: int | None
     plugin: str | Path | None
     rows: Literal["auto", "raw", "unit", "layernorm"]
     shot: int | None
-    tile: int
 
 class _ReverseDistillation(_Frozen, total=False):
     calibration_share: float
@@ -84,7 +81,6 @@ class _ReverseDistillation(_Frozen, total=False):
     false_alarms: float
     gamma: float
     grad_clip: float
-    keep_aspect: bool
     layers: list[str] | str
     learning_rate: float
     map_mode: Literal["add", "multiply"]
@@ -92,12 +88,10 @@ class _ReverseDistillation(_Frozen, total=False):
     momentum: float
     obj: str | None
     optimizer: Literal["adam", "adamw", "sgd"]
-    overlap: int | None
     plugin: str | Path | None
     schedule: Literal["constant", "cosine", "linear", "step", "multistep", "onecycle"]
     shot: int | None
     step_size: int
-    tile: int
     warmup_epochs: int
     weight_decay: float
 
@@ -114,13 +108,11 @@ class _Draem(_Shared, total=False):
     focal_weight: float
     gamma: float
     grad_clip: float
-    keep_aspect: bool
     learning_rate: float
     milestones: list[int] | int
     momentum: float
     obj: str | None
     optimizer: Literal["adam", "adamw", "sgd"]
-    overlap: int | None
     plugin: str | Path | None
     repair_width: int
     schedule: Literal["constant", "cosine", "linear", "step", "multistep", "onecycle"]
@@ -129,7 +121,6 @@ class _Draem(_Shared, total=False):
     shot: int | None
     step_size: int
     textures: str | None
-    tile: int
     warmup_epochs: int
     weight_decay: float
 
@@ -153,13 +144,11 @@ class _DraemSevnet(_Shared, total=False):
     head_hidden: int
     head_mode: Literal["single_scale", "multi_scale"]
     head_pooling: Literal["gap", "spatial_aware"]
-    keep_aspect: bool
     learning_rate: float
     milestones: list[int] | int
     momentum: float
     obj: str | None
     optimizer: Literal["adam", "adamw", "sgd"]
-    overlap: int | None
     patch_count: int
     patch_ratio_range: list[float] | float
     patch_width_range: list[int] | int
@@ -174,53 +163,43 @@ class _DraemSevnet(_Shared, total=False):
     severity_weight: float
     shot: int | None
     step_size: int
-    tile: int
     warmup_epochs: int
     weight_decay: float
 
 class _Fewshot(_Frozen, total=False):
     dataset: str
     false_alarms: float
-    keep_aspect: bool
     layers: list[str] | str
     obj: str | None
-    overlap: int | None
     plugin: str | Path | None
     rotations: int
     shot: int | None
-    tile: int
     top_share: float
     variance: float
 
 class _Anomalydino(_Frozen, total=False):
     dataset: str
     false_alarms: float
-    keep_aspect: bool
     layers: list[str] | str
     mask: bool
     mask_support: bool
     mask_threshold: float
     neighbours: int
     obj: str | None
-    overlap: int | None
     plugin: str | Path | None
     rotations: int
     shot: int | None
-    tile: int
     top_share: float
 
 class _Subspacead(_Frozen, total=False):
     components: int | None
     dataset: str
     false_alarms: float
-    keep_aspect: bool
     layers: list[str] | str
     obj: str | None
-    overlap: int | None
     plugin: str | Path | None
     rotations: int
     shot: int | None
-    tile: int
     top_share: float
     variance: float
 
@@ -229,40 +208,31 @@ class _Visionad(_Frozen, total=False):
     augment_support: bool
     dataset: str
     false_alarms: float
-    keep_aspect: bool
     layers: list[str] | str
     obj: str | None
-    overlap: int | None
     plugin: str | Path | None
     shot: int | None
-    tile: int
     top_share: float
 
 class _Rad(_Frozen, total=False):
     dataset: str
     false_alarms: float
-    keep_aspect: bool
     layers: list[str] | str
     nearest_images: int
     obj: str | None
-    overlap: int | None
     plugin: str | Path | None
     radius: int
     shot: int | None
-    tile: int
     top_share: float
 
 class _Musc(_Frozen, total=False):
     dataset: str
-    keep_aspect: bool
     layers: list[str] | str
     nearest_share: float
     obj: str | None
-    overlap: int | None
     plugin: str | Path | None
     rescore: list[int] | int
     shot: int | None
-    tile: int
     windows: list[int] | int
 
 class _Winclip(_Frozen, total=False):
@@ -270,14 +240,11 @@ class _Winclip(_Frozen, total=False):
     dataset: str
     false_alarms: float
     few_shot: bool
-    keep_aspect: bool
     layers: list[str] | str
     obj: str | None
-    overlap: int | None
     plugin: str | Path | None
     shot: int | None
     temperature: float
-    tile: int
 
 class _Promptad(_Frozen, total=False):
     calibration: Literal["none", "z-score", "quantile"]

@@ -6,7 +6,8 @@ A system's Args inherits the groups it needs and changes a default with `config.
 from dataclasses import dataclass
 from typing import Optional
 
-from anomaly_lib.config import Options, Switch, arg
+from anomaly_lib.config import ANY, Options, Switch, arg, shown
+from anomaly_lib.errors import OptionError
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 SCHEDULES = ("constant", "cosine", "linear", "step", "multistep", "onecycle", "plateau")
@@ -94,6 +95,34 @@ class BackboneArgs(Options):
         None, "weight file, folder or name; 'random' = untrained, marked in every result", type=str, resumable=True
     )
     download: Switch = arg(False, "allow the encoder's library to download its weights", result=False)
+
+
+@dataclass
+class TileArgs(Options):
+    """Large images."""
+
+    tile: int = arg(
+        0,
+        "side of the overlapping tiles that the network sees of an image of --image-size; 0 = the image as a whole",
+        at_least=0,
+    )
+    overlap: Optional[int] = arg(
+        None, "pixels that neighbouring tiles have in common; None = a quarter of a tile", type=int, at_least=0,
+        needs={"tile": ANY},
+    )  # fmt: skip
+    keep_aspect: Switch = arg(False, "pad images with black to --image-size instead of stretching them")
+
+    def check(self) -> None:
+        size = (getattr(self, "image_size", []) * 2)[:2]
+        if not self.tile:
+            return
+        if self.tile >= max(size, default=0):
+            what = f"an image of image_size={shown(size)} fits into one tile; raise" if size else "give"
+            raise OptionError(f"tile={self.tile}: {what} image_size, e.g. to the size of your pictures")
+        if self.tile < 32 or (self.overlap or 0) > self.tile // 2:
+            raise OptionError(
+                f"tile={self.tile}, overlap={self.overlap}: a tile has 32 pixels or more, half in common at most"
+            )
 
 
 @dataclass

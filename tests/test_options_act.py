@@ -63,6 +63,12 @@ CONTEXT: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("detectors", "tile"): ({"image_size": [96, 96]}, 64),
     ("detectors", "overlap"): ({"image_size": [96, 96], "tile": 64}, 16),
     ("detectors", "keep_aspect"): ({"image_size": [64, 32]}, True),  # drawn pictures are squares
+    ("promptad", "tile"): ({"image_size": [96, 96]}, 64),
+    ("promptad", "overlap"): ({"image_size": [96, 96], "tile": 64}, 32),
+    ("promptad", "keep_aspect"): ({"image_size": [64, 32]}, True),
+    ("sowa", "tile"): ({"image_size": [96, 96]}, 64),
+    ("sowa", "overlap"): ({"image_size": [96, 96], "tile": 64}, 32),
+    ("sowa", "keep_aspect"): ({"image_size": [64, 32]}, True),
     ("sowa", "adapter"): ({}, ["linear"]),  # on so small a grid a soldier is the usual window
     ("sowa", "early_stopping_patience"): ({"epochs": 6, "learning_rate": 1.0}, 1),
     ("sowa", "schedule"): ({"epochs": 3}, "cosine"),

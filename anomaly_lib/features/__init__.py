@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from anomaly_lib.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from anomaly_lib.features.extraction import extract
+    from anomaly_lib.features.extraction import extract, extract_tiles, tile_keys
     from anomaly_lib.features.maintenance import StoreInfo, clear_store, store_info
     from anomaly_lib.features.spec import FeatureSpec, array_key, file_key, item_key
     from anomaly_lib.features.store import FeatureStore, MissingFeatures, default_cache_dir
@@ -27,8 +27,10 @@ __getattr__, __dir__ = lazy_names(
         "clear_store": "maintenance",
         "default_cache_dir": "store",
         "extract": "extraction",
+        "extract_tiles": "extraction",
         "file_key": "spec",
         "item_key": "spec",
         "store_info": "maintenance",
+        "tile_keys": "extraction",
     },
 )

@@ -1,9 +1,11 @@
 """Fill a store: the one place where a frozen encoder is run over a data set."""
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import lru_cache
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -13,8 +15,10 @@ from torch import Tensor, nn
 from anomaly_lib.errors import UserError
 from anomaly_lib.features.spec import ROW_DTYPES, item_key
 from anomaly_lib.features.store import FeatureStore
+from anomaly_lib.ops.tiles import Tiles
 
 T = TypeVar("T")
+KEPT_CUT = 2  # images whose tiles are held: one's are asked for one after the other
 Track = Callable[[Sequence[int], str], Iterable[int]]
 """Progress bar: (items, title) -> the same items; `engine.log.progress` fits."""
 
@@ -73,6 +77,44 @@ def extract(
             planned = True
     store.close()
     return keys
+
+
+def extract_tiles(
+    encode: Callable[[Any], Mapping[str, Tensor]],
+    items: Sequence[Any],
+    store: FeatureStore,
+    *,
+    tiles: Tiles,
+    load: Callable[[Any], Tensor],
+    **more: Any,
+) -> list[str]:
+    """The same of every tile of the images that `load` gives, [3, H, W]: the keys of an image's tiles beside another.
+
+    An image that is one tile has the key of the item, as in `extract`.
+    """
+    if len(tiles) == 1:
+        return extract(encode, items, store, load=load, **more)
+
+    @lru_cache(maxsize=KEPT_CUT)
+    def cut(place: int) -> Tensor:
+        return tiles.cut(load(items[place])[None])
+
+    return extract(
+        encode,
+        [divmod(number, len(tiles)) for number in range(len(items) * len(tiles))],
+        store,
+        load=lambda at: cut(at[0])[at[1]],
+        key=lambda at: tile_keys(items[at[0]], tiles)[at[1]],
+        **more,
+    )
+
+
+def tile_keys(item: Any, tiles: Tiles) -> list[str]:
+    """The store's keys of the tiles of an image."""
+    key = item_key(item)
+    if len(tiles) == 1:
+        return [key]
+    return [hashlib.sha256(f"{key} {row} {column}".encode()).hexdigest() for row, column in tiles.places]
 
 
 def _batches(indices: Iterable[int], size: int) -> Iterator[list[int]]:

@@ -1,7 +1,9 @@
 """Cutting pictures into tiles that overlap, and putting maps of the tiles together without seams."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +30,12 @@ class Tiles:
         height, width = size
         return cls(size, (min(side or height, height), min(side or width, width)), overlap)
 
+    @classmethod
+    def asked(cls, args: Any, size: Sequence[int]) -> "Tiles":
+        """Those that options ask for (`tile`, `overlap`) of pictures of a size; one, where nothing is tiled."""
+        side, overlap = getattr(args, "tile", 0), getattr(args, "overlap", None)
+        return cls.of((size[0], size[-1]), side, side // 4 if overlap is None else overlap)
+
     @cached_property
     def places(self) -> list[tuple[int, int]]:
         """Upper left corners, row by row."""
@@ -36,6 +44,11 @@ class Tiles:
 
     def __len__(self) -> int:
         return len(self.places)
+
+    @property
+    def words(self) -> str:
+        """What is done to pictures, for the description of a transform; nothing where there is one tile."""
+        return "" if len(self) == 1 else f", tiles of {' x '.join(map(str, self.tile))}"
 
     def cut(self, images: Tensor) -> Tensor:
         """[B, C, H, W] -> [B * tiles, C, h, w], the tiles of a picture beside one another."""
@@ -65,8 +78,22 @@ class Tiles:
             return values.unflatten(0, (-1, len(self))).amax(1)
 
         maps = None if found.map is None else self.put_together(found.map)
-        branches = {name: worst(part) for name, part in found.parts.items() if part.ndim == 1}
-        return replace(found, score=worst(found.score), map=maps, parts=branches)
+        kinds = {1: worst, 3: self.put_together}
+        parts = {name: kinds[part.ndim](part) for name, part in found.parts.items() if part.ndim in kinds}
+        return replace(found, score=worst(found.score), map=maps, parts=parts)
+
+    def shrunk(self, found: Prediction, size: Size) -> Prediction:
+        """What is said of pictures with maps of another size, each value the mean over the area it stands for."""
+        if len(self) == 1 or found.map is None:
+            return found
+        rows, columns = (_means(*axis) for axis in zip(self.size, size, strict=True))
+
+        def of(maps: Tensor) -> Tensor:
+            return rows.to(maps) @ maps @ columns.to(maps).T if maps.ndim == 3 else maps
+
+        cell = found.cell and found.cell * (size[0] * size[1]) / (self.size[0] * self.size[1])
+        parts = {name: of(part) for name, part in found.parts.items()}
+        return replace(found, map=of(found.map), parts=parts, cell=cell)
 
     @cached_property
     def weight(self) -> Tensor:
@@ -96,3 +123,11 @@ def _ramp(side: int, overlap: int) -> Tensor:
     reach = max(1, min(overlap, side // 2))
     from_edge = torch.arange(side).minimum(torch.arange(side).flip(0)) + 1.0
     return (from_edge / (reach + 1)).clamp(max=1)
+
+
+def _means(source: int, target: int) -> Tensor:
+    """[target, source]: every row the mean over its share of an axis, whole pixels and parts of them."""
+    edges = torch.arange(target + 1, dtype=torch.float64) * (source / target)
+    first = torch.arange(source, dtype=torch.float64)
+    covered = torch.minimum(edges[1:, None], first + 1) - torch.maximum(edges[:-1, None], first)
+    return (covered.clamp(min=0) * (target / source)).float()

@@ -9,6 +9,7 @@ from PIL import Image
 
 from anomaly_lib.detect.shown import Shown
 from anomaly_lib.serving.records import finite
+from anomaly_lib.serving.service import Service
 from anomaly_lib.viz.overlays import as_array
 from anomaly_lib.viz.report import heat_layer, outline_layer
 
@@ -51,3 +52,28 @@ def _png(pixels: np.ndarray) -> str:
 
 def _text(content: bytes) -> str:
     return base64.b64encode(content).decode("ascii")
+
+
+def columns_of(service: Service) -> list[str]:
+    """What this detector says of every image."""
+    decision = service.detector.decision
+    known = {
+        "score": True,
+        "p_value": decision is not None and decision.has_p_values,
+        "anomalous": decision is not None,
+        "area": decision is not None and decision.map_threshold is not None,
+    }
+    return [name for name, there in known.items() if there]
+
+
+def described(service: Service) -> dict[str, Any]:
+    """A detector in words and numbers, as far as they are known."""
+    detector, decision = service.detector, service.detector.decision
+    said: dict[str, Any] = {"name": service.name, "system": detector.system}
+    if decision is None:
+        said["undecided"] = detector.undecided
+    else:
+        promised = {} if decision.false_alarms is None else {"false_alarms": decision.false_alarms}
+        said |= {"decision": decision.describe(), **finite({"threshold": decision.threshold, **promised})}
+    remarks = detector.facts.remarks()
+    return {**said, "remarks": remarks} if remarks else said

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -16,13 +16,14 @@ from starlette.exceptions import HTTPException
 from anomaly_lib.data.images import TooManyPixels
 from anomaly_lib.detect.shown import Shown
 from anomaly_lib.errors import UserError
-from anomaly_lib.serving.answers import pictures_of, result_of, row_of
+from anomaly_lib.serving.answers import columns_of, described, pictures_of, result_of, row_of
 from anomaly_lib.serving.guard import FAILED, Guard, Refused, one_line
 from anomaly_lib.serving.metrics import Metrics
 from anomaly_lib.serving.options import ServeArgs
-from anomaly_lib.serving.records import Records, finite
+from anomaly_lib.serving.records import Records
 from anomaly_lib.serving.service import Full, Service
 from anomaly_lib.serving.uploads import Upload, shown_name
+from anomaly_lib.serving.watch import Watch
 
 Overlay = Literal["false", "true", "layers"]
 Truth = Literal["good", "bad"]
@@ -36,6 +37,7 @@ class Server:
     def __init__(self, services: Mapping[str, Service], records: Records, args: ServeArgs) -> None:
         self.services, self.records, self.args, self.metrics = services, records, args, Metrics()
         self.histories = {name: records.history(name, columns_of(service)) for name, service in services.items()}
+        self.watch = Watch(services)
         self.stop: Callable[[], None] = lambda: None  # ends the server that runs it
         self.pages = ThreadPoolExecutor(2, thread_name_prefix="pictures")
         self.page = files("anomaly_lib.serving").joinpath("page.html").read_text(encoding="utf-8")
@@ -71,6 +73,8 @@ class Server:
         found = await self.answers(request, service, uploads, picture=overlay != "false")
         results = []
         for upload, one in zip(uploads, found, strict=True):
+            if not self.histories[service.name].holds(upload.sha):
+                self.watch.part(service.name, one.score.item())
             self.histories[service.name].add({"name": upload.name, "sha": upload.sha, **row_of(one)})
             self.metrics.image(service.name, None if one.anomalous is None else bool(one.anomalous[0]))
             result = result_of(upload.name, upload.sha, one)
@@ -78,7 +82,8 @@ class Server:
                 result |= await self.aside(lambda one=one: pictures_of(one, overlay))  # type: ignore[misc]
             results.append(result)
         remarks = service.detector.facts.remarks()
-        return JSONResponse({"model": service.name, "results": results, **({"remarks": remarks} if remarks else {})})
+        more = {"remarks": remarks} if remarks else {}
+        return JSONResponse({"model": service.name, "results": results, **more, **self.watch.told(service.name)})
 
     async def mark(self, request: Request, truth: Truth, model: str | None = None) -> Response:
         """Keep images as good or bad ones, for `calibrate` and `fit`."""
@@ -139,18 +144,24 @@ class Server:
         for row in rows:
             truth = marks.truth_of(row["sha"])
             row |= {} if truth is None else {"truth": truth}
-        return JSONResponse({"model": name, "rows": rows, "marked": marks.counts()})
+        return JSONResponse({"model": name, "rows": rows, "marked": marks.counts(), **self.watch.told(name)})
 
     async def health(self) -> Response:
-        """Are all detectors at work?"""
+        """Are all detectors at work, and are parts still like the normal data of the decisions?"""
         well = all(service.alive for service in self.services.values())
-        return JSONResponse({"status": "ok" if well else "a detector has stopped"}, status_code=200 if well else 503)
+        said = {
+            "status": "ok" if well else "a detector has stopped",
+            **({"drift": self.watch.found} if self.watch.found else {}),
+        }
+        return JSONResponse(said, status_code=200 if well else 503)
 
     async def counts(self) -> Response:
         """Figures for Prometheus."""
         waiting = {name: one.waiting for name, one in self.services.items()}
         batches = {name: one.batches for name, one in self.services.items()}
-        return PlainTextResponse(self.metrics.text(waiting, batches), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(
+            self.metrics.text(waiting, batches, self.watch.counts()), media_type="text/plain; version=0.0.4"
+        )
 
     async def start(self) -> Response:
         """The page. Nothing of it comes from elsewhere, and nothing but its own script runs."""
@@ -162,31 +173,6 @@ class Server:
         )
         headers = {"content-security-policy": policy, "permissions-policy": "camera=(self), microphone=()"}
         return HTMLResponse(self.page.replace("@NONCE@", nonce), headers=headers)
-
-
-def columns_of(service: Service) -> list[str]:
-    """What this detector says of every image."""
-    decision = service.detector.decision
-    known = {
-        "score": True,
-        "p_value": decision is not None and decision.has_p_values,
-        "anomalous": decision is not None,
-        "area": decision is not None and decision.map_threshold is not None,
-    }
-    return [name for name, there in known.items() if there]
-
-
-def described(service: Service) -> dict[str, Any]:
-    """A detector in words and numbers, as far as they are known."""
-    detector, decision = service.detector, service.detector.decision
-    said: dict[str, Any] = {"name": service.name, "system": detector.system}
-    if decision is None:
-        said["undecided"] = detector.undecided
-    else:
-        promised = {} if decision.false_alarms is None else {"false_alarms": decision.false_alarms}
-        said |= {"decision": decision.describe(), **finite({"threshold": decision.threshold, **promised})}
-    remarks = detector.facts.remarks()
-    return {**said, "remarks": remarks} if remarks else said
 
 
 async def uploads_of(request: Request) -> list[Upload]:

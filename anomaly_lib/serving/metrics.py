@@ -34,8 +34,8 @@ class Metrics:
         with self._lock:
             self.images[model, decision] += 1
 
-    def text(self, waiting: Mapping[str, int], batches: Mapping[str, int]) -> str:
-        """All of it; `waiting`, `batches`: by model."""
+    def text(self, waiting: Mapping[str, int], batches: Mapping[str, int], drift: Mapping[str, int]) -> str:
+        """All of it; `waiting`, `batches`, `drift`: by model."""
         with self._lock:
             requests, images = dict(self.requests), dict(self.images)
             buckets, seconds = list(self._buckets), self._seconds
@@ -49,6 +49,7 @@ class Metrics:
                     [({"model": model, "decision": one}, count) for (model, one), count in sorted(images.items())]),
             _metric("batches_total", "counter", "Batches that images were scored in.", _by_model(batches)),
             _metric("queue_depth", "gauge", "Images that wait for their answer.", _by_model(waiting)),
+            _metric("drift", "gauge", "1 once parts are not like the decision's normal data.", _by_model(drift)),
             f"# HELP {name} Time from a request's first byte to its answer.\n# TYPE {name} histogram\n"
             + "".join(_line(f"{name}_bucket", labels, value) for labels, value in counts)
             + _line(f"{name}_sum", {}, seconds) + _line(f"{name}_count", {}, sum(buckets)),

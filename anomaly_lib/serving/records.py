@@ -78,6 +78,11 @@ class History:
             self._append([_cell(name, row[name]) for name in self.columns])
             self._rows.append(row)
 
+    def holds(self, sha: str) -> bool:
+        """Is an image among the last rows?"""
+        with self._lock:
+            return any(row["sha"] == sha for row in self._rows)
+
     def today(self) -> list[dict[str, Any]]:
         """The last rows of the day, newest first; a number that is no number of JSON is left out."""
         with self._lock:

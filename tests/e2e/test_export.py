@@ -24,13 +24,19 @@ assert SPEC.loader is not None
 SCRIPT = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(SCRIPT)
 
-TILED = {"model": "patchcore", "image_size": [96, 96], "tile": 64}
+LARGE = {"image_size": [96, 96], "tile": 64}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "promptad": {"task": "seg"},
+    "tiled": {"model": "patchcore", **LARGE},
+    "tiled promptad": {"task": "cls", "shot": 2, "keep_aspect": True, **LARGE},
+    "tiled sowa": {"keep_aspect": True, **LARGE},
+}
 
 
 def train(system: str, folder: Path) -> Path:
     """The checkpoint of a tiny run of a system, or of a registered detector."""
-    own: dict[str, Any] = {"promptad": {"task": "seg"}, "sowa": {}, "tiled": TILED}.get(system, {"model": system})
-    name = system if system in SYSTEMS else "detectors"
+    name = next((one for one in ("promptad", "sowa") if one in system), "detectors")
+    own = OPTIONS.get(system, {} if name == system else {"model": system})
     result = SYSTEMS[name].train(SYSTEMS[name].tiny(output_dir=str(folder), **own))
     assert result.checkpoint is not None
     return result.checkpoint
@@ -53,7 +59,7 @@ def pictures(folder: Path, count: int) -> list[str]:
     return files
 
 
-EXPORTED = ["promptad", "sowa", "tiled", *(entry.name for entry in entries() if not entry.transductive)]
+EXPORTED = ["sowa", *OPTIONS, *(entry.name for entry in entries() if not entry.transductive)]
 QUICK = ("patchcore",)
 
 

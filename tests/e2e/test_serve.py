@@ -261,9 +261,10 @@ sys.exit(command(ServeArgs, lambda args: serve(args, Systems(), print), sys.argv
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("asking", [0, 1, 6], ids=["idle", "in mid-batch", "while others wait"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_within_five_seconds_in_mid_batch(
-    checkpoint: Path, tmp_path: Path, number: signal.Signals
+def test_a_signal_ends_it_within_five_seconds(
+    checkpoint: Path, tmp_path: Path, number: signal.Signals, asking: int
 ) -> None:
     words = ["--checkpoint", str(checkpoint), "--port", "0", "--out", str(tmp_path / "out")]
     program = [sys.executable, "-c", SLOW_DETECTOR, *words]
@@ -277,15 +278,23 @@ def test_a_signal_ends_it_within_five_seconds_in_mid_batch(
     try:
         assert process.stdout is not None
         address = next(line for line in process.stdout if " at http" in line).split(" at ")[1].split(" ")[0]
-        with ThreadPoolExecutor(1) as pool:
-            answer = pool.submit(httpx.post, f"{address}predict", content=picture(9), timeout=60, trust_env=False)
-            next(line for line in process.stdout if "scoring" in line)
+        httpx.get(f"{address}health", timeout=60, trust_env=False).raise_for_status()
+        waiting = f'queue_depth{{model="{checkpoint.parent.name}"}} {asking}'
+        with ThreadPoolExecutor(max(1, asking)) as pool:
+            answers = [
+                pool.submit(httpx.post, f"{address}predict", content=picture(level), timeout=60, trust_env=False)
+                for level in range(asking)
+            ]
+            if asking:
+                next(line for line in process.stdout if "scoring" in line)
+            while asking > 1 and waiting not in httpx.get(f"{address}metrics", timeout=60, trust_env=False).text:
+                time.sleep(0.05)  # until all of them wait
             began = time.monotonic()
             process.send_signal(number)
             rest = process.stdout.read()
             assert process.wait(20) == 0
             assert time.monotonic() - began < 5
-            assert answer.result(5).status_code == 503
+            assert [answer.result(5).status_code for answer in answers] == [503] * asking
     finally:
         process.kill()
     assert "stopped; 0 images scored" in rest

@@ -196,8 +196,10 @@ class PromptAD(nn.Module):
         return Branches(textual, rendered.flatten(1).amax(1), grid, margin.mean(1))
 
     @torch.no_grad()
-    def left_out_branches(self, support: ImageFeatures, views: ImageFeatures | None = None) -> Branches:
-        """Branch scores of normal images the memory does not know.
+    def left_out_branches(
+        self, support: ImageFeatures, views: ImageFeatures | None = None, *, tiles: int = 1
+    ) -> Branches:
+        """Branch scores of normal images the memory does not know; of each `tiles` rows are features.
 
         Each support image against the memory of the others; with `views` (one support image a class: the others show
         other things) those mild views of the support images against the whole memory.
@@ -205,9 +207,10 @@ class PromptAD(nn.Module):
         if views is not None:
             return self.branches(views, galleries=support.gallery_rows())
         parts = []
-        for left_out in range(len(support)):
-            others = support[[index for index in range(len(support)) if index != left_out]]
-            parts.append(self.branches(support[[left_out]], galleries=others.gallery_rows()))
+        for left_out in range(0, len(support), tiles):
+            own = range(left_out, left_out + tiles)
+            others = support[[index for index in range(len(support)) if index not in own]]
+            parts.append(self.branches(support[list(own)], galleries=others.gallery_rows()))
         return Branches.concatenate(parts)
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ Legend: N images, P patches, D joint width, C width of a memory tap.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 import torch
@@ -14,7 +14,9 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.fusion import REFERENCE_MODES, calibrate, fuse
 from anomaly_lib.models.promptad.config import BRANCHES, ScoreConfig
 from anomaly_lib.ops.distance import nearest_neighbours
+from anomaly_lib.ops.predictions import joined
 from anomaly_lib.ops.smooth import cell_of, upsample_and_smooth, upsample_maps
+from anomaly_lib.ops.tiles import Tiles
 from anomaly_lib.types import Prediction
 
 
@@ -63,6 +65,9 @@ class Branches:
 
     def __len__(self) -> int:
         return len(self.textual)
+
+    def __getitem__(self, rows: slice) -> "Branches":
+        return Branches(*(getattr(self, f.name)[rows] for f in fields(self)))
 
     def plain(self) -> dict[str, Tensor]:
         """For a checkpoint."""
@@ -125,6 +130,11 @@ class Scoring:
         method = self.config.calibration
         return [] if method == "none" else [calibrate(values, method) for values in self.references]
 
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """Height and width of what is drawn."""
+        return self.config.map_size
+
     def fuse(self, textual: Tensor, visual: Tensor) -> Tensor:
         """Calibrate (if asked for) and fuse two equally shaped branch scores."""
         mode, parts = self.config.fusion_mode, [textual, visual]
@@ -136,7 +146,7 @@ class Scoring:
 
     def render(self, grid: Tensor) -> Tensor:
         """Patch scores [N, h, w] -> smoothed maps [N, H, W] (SciPy's border rule, which the original smooths with)."""
-        return upsample_and_smooth(grid, self.config.map_size, sigma=self.config.sigma, border="symmetric")
+        return upsample_and_smooth(grid, self.map_size, sigma=self.config.sigma, border="symmetric")
 
     def image_scores(self, branches: Branches) -> Tensor:
         """Image scores [N] alone; for seg the maximum of the drawn map."""
@@ -150,10 +160,43 @@ class Scoring:
         """
         fused = self.fuse(branches.textual, branches.visual)
         parts = {name: getattr(branches, name) for name in BRANCHES}
-        cell = cell_of(branches.visual_grid, self.config.map_size)
+        cell = cell_of(branches.visual_grid, self.map_size)
         if self.config.task == "cls":
-            drawn = upsample_maps(branches.visual_grid, self.config.map_size)
+            drawn = upsample_maps(branches.visual_grid, self.map_size)
             return Prediction(fused, drawn, {**parts, "margin": branches.margin}, cell=cell)
         maps = self.render(fused)
         parts = {name: self.render(part) for name, part in parts.items()}
         return Prediction(maps.flatten(1).amax(1), maps, {**parts, "margin": branches.margin}, cell=cell)
+
+
+@dataclass(frozen=True, eq=False)
+class TiledScoring(Scoring):
+    """The same of images whose tiles lie beside one another in the branches: an image has the score of its worst tile.
+
+    A map is drawn at the size of the image, one image at a time, and kept at `resolution`.
+    """
+
+    tiles: Tiles = field(kw_only=True)
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        return self.tiles.tile
+
+    def image_scores(self, branches: Branches) -> Tensor:
+        return super().image_scores(branches).unflatten(0, (-1, len(self.tiles))).amax(1)
+
+    def predict(self, branches: Branches) -> Prediction:
+        if torch.compiler.is_compiling():  # a graph is for any number of images: it has no loop over them
+            return self._whole(branches)
+        count = len(self.tiles)
+        return joined([self._whole(branches[start : start + count]) for start in range(0, len(branches), count)])
+
+    def _whole(self, branches: Branches) -> Prediction:
+        return self.tiles.shrunk(self.tiles.joined(super().predict(branches)), self.config.map_size)
+
+
+def scoring_of(config: ScoreConfig, normal: Branches | None, tiles: Tiles | None = None) -> Scoring:
+    """How branch scores of whole images, or of their tiles, become a prediction."""
+    if tiles is None or len(tiles) == 1:
+        return Scoring(config, normal)
+    return TiledScoring(config, normal, tiles=tiles)

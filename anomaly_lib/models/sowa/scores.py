@@ -59,23 +59,23 @@ class Memory:
         return cls([F.normalize(tokens.float(), dim=-1) for tokens in patches], reference)
 
 
-def build_memory(model: AnomalyCLIP, patches: Sequence[Tensor]) -> Memory:
-    """Memory of raw support tokens, per stage [k, L, D].
+def build_memory(model: AnomalyCLIP, patches: Sequence[Tensor], *, tiles: int = 1) -> Memory:
+    """Memory of raw support tokens, per stage [k * tiles, L, D], those of an image's tiles beside one another.
 
     The reference is the mean over support images of the maximum of their map against the other ones; a single image is
     compared with itself, each patch without its own neighbourhood.
     """
     unit = [F.normalize(tokens.float(), dim=-1) for tokens in patches]
-    k = len(unit[0])
+    rows = torch.arange(len(unit[0])).unflatten(0, (-1, tiles))  # [k, tiles]
     peaks = []
-    for index in range(k):
-        if k == 1:
-            stages = [_distance_to_other_places(tokens[0], model.grid) for tokens in unit]
+    for own in rows.tolist():
+        if len(rows) == 1:
+            each = [torch.stack([_distance_to_other_places(tokens[i], model.grid) for i in own]) for tokens in unit]
         else:
-            others = [tokens[[i for i in range(k) if i != index]] for tokens in unit]
-            stages = [_distance(tokens[index], bank) for tokens, bank in zip(unit, others, strict=True)]
-        peaks.append(float(_map(model, torch.stack(stages).unsqueeze(1)).amax()))
-    return Memory(unit, sum(peaks) / k)
+            others = [tokens[[i for i in range(len(tokens)) if i not in own]] for tokens in unit]
+            each = [_distance(tokens[own], bank) for tokens, bank in zip(unit, others, strict=True)]
+        peaks.append(float(_map(model, torch.stack(each)).amax()))
+    return Memory(unit, sum(peaks) / len(rows))
 
 
 @torch.no_grad()

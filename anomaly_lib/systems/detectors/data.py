@@ -45,9 +45,7 @@ def image_transform(args: Any) -> ImageTransform:
 
 def tiles_of(args: Any) -> Tiles:
     """The tiles that the network sees of an image at the detector's size; one, where nothing is tiled."""
-    height, width = args.image_size
-    side, overlap = getattr(args, "tile", 0), getattr(args, "overlap", None)
-    return Tiles.of((height, width), side, side // 4 if overlap is None else overlap)
+    return Tiles.asked(args, args.image_size)
 
 
 def input_channels(args: Any) -> int:

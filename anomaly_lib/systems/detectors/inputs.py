@@ -12,7 +12,7 @@ from anomaly_lib.data.base import ImageDataset
 from anomaly_lib.engine import distributed
 from anomaly_lib.engine.amp import autocast_for
 from anomaly_lib.engine.log import progress
-from anomaly_lib.features import FeatureSpec, FeatureStore, extract, item_key
+from anomaly_lib.features import FeatureSpec, FeatureStore, extract, tile_keys
 from anomaly_lib.models.detectors.contract import FeatureDetector, Features
 from anomaly_lib.ops.predictions import joined
 from anomaly_lib.ops.tiles import Tiles
@@ -39,7 +39,8 @@ class Images:
 def images_of(data: ImageDataset, args: Any, channels: int, places: Sequence[int] | None = None) -> Images:
     """Those of a data set, or those at some places of it."""
     places, tiles = range(len(data)) if places is None else places, tiles_of(args)
-    keys, seen_as = [item_key(data.items[place]) for place in places], image_transform(args).describe()
+    keys = [key for place in places for key in tile_keys(data.items[place], tiles)]
+    seen_as = image_transform(args).describe() + tiles.words
     if len(tiles) == 1:
         return Images(lambda index: stack_images(data, [places[i] for i in index], channels), keys, seen_as, tiles)
 
@@ -49,8 +50,8 @@ def images_of(data: ImageDataset, args: Any, channels: int, places: Sequence[int
 
     return Images(
         read=lambda index: torch.stack([cut(i // len(tiles))[i % len(tiles)] for i in index]),
-        keys=[f"{key}-{row}-{column}" for key in keys for row, column in tiles.places],
-        seen_as=f"{seen_as}, tiles of {' x '.join(map(str, tiles.tile))}",
+        keys=keys,
+        seen_as=seen_as,
         tiles=tiles,
     )
 

@@ -19,6 +19,7 @@ from anomaly_lib.options import (
     HoldOutArgs,
     OptimArgs,
     RunArgs,
+    TileArgs,
     TrackArgs,
 )
 
@@ -182,24 +183,13 @@ class KeepingArgs(HoldOutArgs):
 
 
 @dataclass
-class Args(DetectorArgs):
+class Args(DetectorArgs, TileArgs):
     """A detector on one class of a data set."""
 
     obj: Optional[str] = arg(None, "class; None = the only one, or the demo's first", type=str, aliases=["class-name"])
     shot: Optional[int] = arg(
         None, "normal images it learns from, drawn by seed; None = all", type=int, at_least=1, aliases=["k-shot"]
     )
-
-    tile: int = arg(
-        0,
-        "side of the overlapping tiles that the network sees of an image of --image-size; 0 = the image as a whole",
-        at_least=0,
-    )
-    overlap: Optional[int] = arg(
-        None, "pixels that neighbouring tiles have in common; None = a quarter of a tile", type=int, at_least=0,
-        needs={"tile": ANY},
-    )  # fmt: skip
-    keep_aspect: Switch = arg(False, "pad images with black to --image-size instead of stretching them")
 
     @classmethod
     def parts_of(cls, entry: Entry) -> list[type[Options]]:
@@ -228,19 +218,10 @@ class Args(DetectorArgs):
             )
 
     def _check_tiles(self) -> None:
-        entry, size = entry_of(self.model), (self.image_size * 2)[:2]
+        entry = entry_of(self.model)
         if entry.placed or entry.transductive:
             why = "knows what belongs at each place of an image" if entry.placed else "scores images by one another"
             raise OptionError(f"tile={self.tile}: {self.model} {why}, so it cannot learn from tiles")
-        if self.tile >= max(size):
-            raise OptionError(
-                f"tile={self.tile}: an image of image_size={shown(size)} fits into one tile; raise image_size, e.g. to "
-                "the size of your pictures"
-            )
-        if self.tile < 32 or (self.overlap or 0) > self.tile // 2:
-            raise OptionError(
-                f"tile={self.tile}, overlap={self.overlap}: a tile has 32 pixels or more, half in common at most"
-            )
 
 
 def tiny(**changes: Any) -> Args:

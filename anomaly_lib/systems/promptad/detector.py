@@ -18,7 +18,8 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.fusion import REFERENCE_MODES
 from anomaly_lib.models.promptad.config import BRANCHES
 from anomaly_lib.models.promptad.model import PromptAD
-from anomaly_lib.models.promptad.scores import Branches, Scoring
+from anomaly_lib.models.promptad.scores import Branches, scoring_of
+from anomaly_lib.ops.tiles import Tiles
 from anomaly_lib.systems.promptad.data import open_task, test_items, truth_of
 from anomaly_lib.systems.promptad.features import Towers
 from anomaly_lib.systems.promptad.options import ALL, Args
@@ -31,7 +32,7 @@ IN_MEMORY = 256  # images whose features are held at a time while a data set is 
 # Two runs that agree in these use the same frozen towers and transforms.
 TOWER_OPTIONS = (
     "backbone", "weights", "pretrained_dataset", "image_size", "visual_backbone", "visual_weights", "memory_layers",
-    "memory_tap", "reader_resize", "test_color", "precision", "cache", "cache_dir",
+    "memory_tap", "reader_resize", "test_color", "precision", "cache", "cache_dir", "tile", "overlap", "keep_aspect",
 )  # fmt: skip
 
 
@@ -47,7 +48,8 @@ class PromptADDetector(ImageDetector):
 
     def __init__(self, model: PromptAD, towers: Towers, args: Args, decision: Decision | None) -> None:
         self.model, self.towers, self.args, self.decision = model, towers, args, decision
-        self.scoring = Scoring(args, model.normal)
+        self.scoring = scoring_of(args, model.normal, towers.tiles)
+        self.together = max(1, PromptADDetector.together // len(towers.tiles))
         self.transform, self.device = towers.transform(test=True), towers.device
         notes = [ORACLE] if args.select == "best-on-test" else []
         trained = model.config.fusion_mode
@@ -76,7 +78,7 @@ class PromptADDetector(ImageDetector):
         args = replace(self.args, fusion_mode=mode, fusion_weights=weights)
         if mode in REFERENCE_MODES and self.model.normal is None:
             raise UserError(f"fusion_mode={mode}: needs support scores, which a released PromptAD checkpoint lacks")
-        return PromptADDetector(self.model, self.towers, args, decision_of(self.model, args))
+        return PromptADDetector(self.model, self.towers, args, decision_of(self.model, args, self.towers.tiles))
 
     def selection(self, items: Sequence[Item], choice: Choice | None = None) -> Selection:
         """These images, under the name of the run's data."""
@@ -86,7 +88,8 @@ class PromptADDetector(ImageDetector):
 
     def branches(self, items: Sequence[Item], *, together: int) -> Branches:
         """Branch scores of the images of a data set before fusion, `together` of them encoded at a time."""
-        parts = [items[start : start + IN_MEMORY] for start in range(0, len(items), IN_MEMORY)]
+        step = max(1, IN_MEMORY // len(self.towers.tiles))
+        parts = [items[start : start + step] for start in range(0, len(items), step)]
         return Branches.concatenate([
             self.model.branches(self.towers.features(part, test=True, together=together)) for part in parts
         ])  # fmt: skip
@@ -99,7 +102,7 @@ class PromptADDetector(ImageDetector):
         return self.scores_of(selection.name, selection.items, prediction, masks, parts=parts)
 
     def predict_batch(self, images: Tensor) -> Prediction:
-        return self.scoring.predict(self.model.branches(self.towers.encode(images)))
+        return self.scoring.predict(self.model.branches(self.towers.encode(self.towers.tiles.cut(images))))
 
     def trained_on(self) -> Sequence[Item]:
         """Its support images."""
@@ -123,11 +126,11 @@ class PromptADDetector(ImageDetector):
         return self.scoring.predict(self.model.branches(self.towers.encode_seen(seen)))
 
 
-def decision_of(model: PromptAD, args: Args) -> Decision | None:
+def decision_of(model: PromptAD, args: Args, tiles: Tiles | None = None) -> Decision | None:
     """What support images promise that the memory lacks, under the fusion of `args`; None where none are known."""
     if model.normal is None:
         return None
-    found = Scoring(args, model.normal).predict(model.normal)
+    found = scoring_of(args, model.normal, tiles).predict(model.normal)
     if args.shot == 1:
         return decision_of_views(found, of="mild views of the support images, one a class")
     return decision_from(found, args.false_alarms, of="support images, each left out of the memory")

@@ -16,10 +16,10 @@ from anomaly_lib.data.transforms import stretch_transform
 from anomaly_lib.engine.amp import autocast_for
 from anomaly_lib.engine.log import progress
 from anomaly_lib.errors import UserError
-from anomaly_lib.features import FeatureSpec, FeatureStore, extract
-from anomaly_lib.features.spec import item_key
+from anomaly_lib.features import FeatureSpec, FeatureStore, extract_tiles, tile_keys
 from anomaly_lib.models.promptad.scores import ImageFeatures
 from anomaly_lib.models.promptad.towers import TOKENS, FrozenTowers, taps_of
+from anomaly_lib.ops.tiles import Tiles
 from anomaly_lib.systems.promptad.options import Args
 
 TOGETHER = 16  # images in one pass of a network
@@ -32,6 +32,8 @@ class Towers(FrozenTowers):
         self.args, self._say = args, say
         self._stores: dict[str, FeatureStore] = {}
         clip = make_clip(args)
+        assert clip.image_size is not None
+        self.tiles = Tiles.asked(args, args.image_size if args.tile else clip.image_size)
         if args.visual_backbone is None:
             super().__init__(clip, args)
         else:
@@ -49,7 +51,10 @@ class Towers(FrozenTowers):
             return super().run(net, images)
 
     def features(self, items: Sequence[Item], *, test: bool, together: int = TOGETHER) -> ImageFeatures:
-        """Unit features of `items`, from the store where it has them; `test` images may have another colour order."""
+        """Unit features of `items`, from the store where it has them; `test` images may have another colour order.
+
+        Those of an image's tiles lie beside one another.
+        """
         out = self._rows(self.clip, items, test, together)
         return self.unit(out, out if self.visual is None else self._rows(self.visual, items, test, together))
 
@@ -57,36 +62,42 @@ class Towers(FrozenTowers):
         """Unit features of images that `seen` answers as a network's own transform shows them, without the store."""
 
         def through(net: FrozenBackbone) -> dict[str, Tensor]:
-            return self.run(net, seen(self.transform(net, test=True)))
+            return self.run(net, self.tiles.cut(seen(self.transform(net, test=True))))
 
         out = through(self.clip)
         return self.unit(out, out if self.visual is None else through(self.visual))
 
     def transform(self, net: FrozenBackbone | None = None, *, test: bool) -> ImageTransform:
-        """How images enter the network: stretched to its input, the original's 1024 px square perhaps in between."""
+        """How images enter the network: stretched to its input, the original's 1024 px square perhaps in between.
+
+        Images that are tiled are brought to ``image_size``, and it is their tiles that the network sees.
+        """
         net = net or self.clip
-        assert net.image_size is not None
-        plain = stretch_transform(net.image_size, mean=net.mean, std=net.std, interpolation=net.interpolation)
+        size = net.image_size if len(self.tiles) == 1 else self.tiles.size
+        assert size is not None
+        plain = stretch_transform(size, mean=net.mean, std=net.std, interpolation=net.interpolation)
         channels = self.args.test_color if test else "rgb"
-        return replace(plain, first_resize=self.args.reader_resize or None, channels=channels)
+        how = "pad" if self.args.keep_aspect else "stretch"
+        return replace(plain, resize=how, first_resize=self.args.reader_resize or None, channels=channels)
 
     def cost(self, support: Sequence[Item], test: Sequence[Item]) -> str:
         """What is still to be encoded, in words."""
         nets = [self.clip] if self.visual is None else [self.clip, self.visual]
         missing = sum(
-            len(self._store(net, seen_in_test).missing(map(item_key, items)))
+            len(self._store(net, seen_in_test).missing(key for item in items for key in tile_keys(item, self.tiles)))
             for net in nets
             for items, seen_in_test in ((support, False), (test, True))
         )
         names = " and ".join(net.name for net in nets)
-        return f"{missing} images to encode with {names}, {len(support) + len(test)} in all"
+        what = "images" if len(self.tiles) == 1 else f"tiles ({len(self.tiles)} an image)"
+        return f"{missing} {what} to encode with {names}, {(len(support) + len(test)) * len(self.tiles)} in all"
 
     def _store(self, net: FrozenBackbone, test: bool) -> FeatureStore:
         spec = FeatureSpec(
             backbone=net.name,
             weights=net.weights_id,
             outputs=net.outputs,
-            transform=self.transform(net, test=test).describe(),
+            transform=self.transform(net, test=test).describe() + self.tiles.words,
             image_size=net.image_size or (),
             precision=self.args.precision,
         )
@@ -97,9 +108,9 @@ class Towers(FrozenTowers):
 
     def _rows(self, net: FrozenBackbone, items: Sequence[Item], test: bool, together: int) -> dict[str, Tensor]:
         transform, store = self.transform(net, test=test), self._store(net, test)
-        keys = extract(
-            net.encode, items, store, load=lambda item: transform(load_pixels(item)[0]), batch_size=together,
-            device=self.device, threads=self.args.num_workers, track=progress,
+        keys = extract_tiles(
+            net.encode, items, store, tiles=self.tiles, load=lambda item: transform(load_pixels(item)[0]),
+            batch_size=together, device=self.device, threads=self.args.num_workers, track=progress,
         )  # fmt: skip
         return {name: value.to(self.device) for name, value in store.rows(keys).items()}
 
@@ -126,6 +137,6 @@ def make_visual(name: str, args: Args) -> tuple[FrozenBackbone, list[str]]:
 
 
 def _settings(args: Args, weights: str | None) -> dict[str, Any]:
-    sizes = args.image_size
+    sizes = [args.tile] if args.tile else args.image_size
     size = None if not sizes else (sizes[0], sizes[-1])
     return {"weights": weights, "image_size": size, "download": args.download}

@@ -137,6 +137,8 @@ def _result_file(folder: Path, found: Found) -> Path:
 def measure(detector: PromptADDetector, found: Found, args: GateArgs, folder: Path) -> dict[str, Any]:
     """AUROC (percent) of the branches, the fusions and the oracle on the test set; per-image signals beside it."""
     selection = detector.items(Choice(data_path=args.data_path))
+    if len(detector.towers.tiles) > 1:
+        raise UserError(f"{selection.name}: is trained on tiles; a gate experiment compares whole images")
     features = detector.towers.features(selection.items, test=True)
     branches = detector.model.branches(features, neighbours=2)
     scores = detector.scores_from(selection, branches)

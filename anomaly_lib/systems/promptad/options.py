@@ -8,7 +8,17 @@ from anomaly_lib.data.names import DATASET_NAMES
 from anomaly_lib.errors import OptionError
 from anomaly_lib.fusion.names import FUSION_NAMES, REFERENCE_MODES
 from anomaly_lib.models.promptad.config import LossConfig, MemoryConfig, PromptADConfig, ScoreConfig
-from anomaly_lib.options import BackboneArgs, CacheArgs, DataArgs, DecisionArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
+from anomaly_lib.options import (
+    BackboneArgs,
+    CacheArgs,
+    DataArgs,
+    DecisionArgs,
+    EvalArgs,
+    OptimArgs,
+    RunArgs,
+    TileArgs,
+    TrackArgs,
+)
 
 ALL = "all"  # --obj all: one model for every class of the data
 PUBLISHED = "ViT-B-16-plus-240"
@@ -31,7 +41,7 @@ class MemoryArgs(MemoryConfig):
 
 
 @dataclass
-class ReaderArgs(Options):
+class ReaderArgs(TileArgs):
     """How images enter the network."""
 
     image_size: list[int] = arg(
@@ -125,6 +135,8 @@ class Args(
     def check(self) -> None:
         if self.root_dir is not None and (self.output_dir or self.save_path):
             raise OptionError(f"root_dir={self.root_dir}: says where the run lies; output_dir= and save_path= do too")
+        if self.fusion_in_loss and self.tile:
+            raise OptionError(f"fusion_in_loss=True: is not for tile={self.tile}, it ranks whole images")
         if self.fusion_in_loss and self.fusion_mode in REFERENCE_MODES:
             raise OptionError(
                 f"fusion_in_loss=True: fusion_mode={self.fusion_mode} is no differentiable score; take another"

@@ -8,7 +8,7 @@ from anomaly_lib.data.views import with_views
 from anomaly_lib.engine.checkpoint import TrainState
 from anomaly_lib.metrics import auroc, pixel_auroc
 from anomaly_lib.models.promptad.model import PromptAD
-from anomaly_lib.models.promptad.scores import Branches, ImageFeatures, Scoring
+from anomaly_lib.models.promptad.scores import Branches, ImageFeatures, Scoring, scoring_of
 from anomaly_lib.systems.promptad.data import TaskData, synthetic_anomalies, truth_of
 from anomaly_lib.systems.promptad.features import Towers
 from anomaly_lib.systems.promptad.options import Args
@@ -33,7 +33,7 @@ class Judge:
         textual = model.textual(self.features.for_task(self.scoring.config.task)).reshape(self.visual.textual.shape)
         if self.scoring.config.task == "cls" or self.masks is None:
             return auroc(self.scoring.image_scores(replace(self.visual, textual=textual)), self.labels)
-        return pixel_auroc(self.scoring.render(self.scoring.fuse(textual, self.visual.visual)), self.masks)
+        return pixel_auroc(self.scoring.predict(replace(self.visual, textual=textual)).map, self.masks)
 
 
 def make_judge(args: Args, data: TaskData, towers: Towers, model: PromptAD) -> Judge | None:
@@ -49,7 +49,14 @@ def make_judge(args: Args, data: TaskData, towers: Towers, model: PromptAD) -> J
     features = towers.features(items, test=test)
     labels, masks = truth_of(items, towers.transform(test=test), args.resolution)
     measure = "image_auroc" if args.task == "cls" else "pixel_auroc"
-    return Judge(f"{name}_{measure}", features, model.branches(features), Scoring(args, model.normal), labels, masks)
+    return Judge(
+        f"{name}_{measure}",
+        features,
+        model.branches(features),
+        scoring_of(args, model.normal, towers.tiles),
+        labels,
+        masks,
+    )
 
 
 def keep_if_better(state: TrainState, model: PromptAD, epoch: int, value: float, select: str) -> None:

@@ -118,14 +118,14 @@ def fit_to_support(experiment: Experiment) -> None:
     if experiment.args.shot == 1:  # nothing to leave out
         views = towers.features(with_views(data.support, "mild"), test=False)
     model.keep_text_features()
-    model.normal = model.left_out_branches(experiment.support, views)
+    model.normal = model.left_out_branches(experiment.support, views, tiles=len(towers.tiles))
 
 
 def detector_of(experiment: Experiment) -> PromptADDetector:
     """The detector that the present contexts make."""
     fit_to_support(experiment)
     args, model = experiment.args, experiment.model.eval()
-    return PromptADDetector(model, experiment.towers, args, decision_of(model, args))
+    return PromptADDetector(model, experiment.towers, args, decision_of(model, args, experiment.towers.tiles))
 
 
 def finish(run: Run, state: TrainState, experiment: Experiment) -> RunResult:

@@ -108,7 +108,7 @@ def left_out(model: AnomalyCLIP, taps: Taps, items: Sequence[Item], args: Args) 
     name, found = items[0].class_name, []
     whole = remember(model, taps, {name: items})[name]
     for index, item in enumerate(items):
-        others = [i for i in range(len(items)) if i != index]
+        others = [i for i in range(len(items) * len(taps.tiles)) if i // len(taps.tiles) != index]
         memory = replace(whole, patches=[tokens[others] for tokens in whole.patches])
         found.append(score_items(model, taps, [item], {name: memory}, args))
     maps: list[Tensor] = [one.map for one in found if one.map is not None]

@@ -65,6 +65,7 @@ class SowaDetector(ImageDetector):
         self.memories, self.decisions, self.decision = dict(memories), decisions, decisions.whole
         self.undecided = NO_NORMAL
         self.transform, self.device = taps.transform, taps.device
+        self.together = max(1, SowaDetector.together // len(taps.tiles))
         notes = [ORACLE] if args.select == "best-on-test" else []
         self.facts = Facts(weights_of(taps.clip), notes, {"epochs": epochs, "seed": args.seed})
         self.alone = replace(args, score_scaling="support")  # one image has no test set to be scaled over
@@ -170,9 +171,9 @@ class SowaDetector(ImageDetector):
         """Scores and maps of transformed images [B, 3, H, W]."""
         if self.memories and self.class_name not in self.memories:
             raise UserError(f"this detector remembers {', '.join(self.memories)}: say which with obj=")
-        taps = self.model.visual_encoder.observe(images.to(self.device))
+        taps = self.model.visual_encoder.observe(self.taps.tiles.cut(images.to(self.device)))
         with autocast_for(self.device, self.args.precision):
-            return detect(self.model, taps, OneClass(self.class_name), self.memories, self.alone)
+            return self.taps.whole(detect(self.model, taps, OneClass(self.class_name), self.memories, self.alone))
 
 
 def load(

@@ -108,6 +108,8 @@ def draw(folder: Path, detector: SowaDetector, selection: Selection, scores: Sco
         titles=[f"{scores.groups[i]} {kinds[i]} {scores.scores[i]:.2f}" for i in shown],
     )
     written = save_figure(figure, folder / "maps.png")
+    if len(taps.tiles) > 1:  # where each stage looks is a matter of one tile
+        return written
     first = next(item for item in selection.items if item.path.as_posix() == scores.paths[shown[0]])
     stages = model.stage_attention(taps.rows(taps.fill([first])))
     if stages:

@@ -21,37 +21,42 @@ from anomaly_lib.systems.sowa.taps import Taps
 
 @dataclass
 class TrainingSet:
-    """The images to learn from, their keys in the store and their truth."""
+    """The images (or tiles, those of an image beside one another) to learn from, their keys and their truth."""
 
-    items: Sequence[Item]
+    items: Sequence[Item]  # the image of each
     keys: Sequence[str]
     labels: Tensor  # [N]
     masks: Tensor  # [N, H, W] bool
+    each: int = 1  # tiles of an image
 
     @classmethod
     def of(cls, items: Sequence[Item], keys: Sequence[str], taps: Taps) -> "TrainingSet":
         """Read the truth of `items`."""
+        masks, each = torch.cat([taps.tile_masks(item) for item in items]), len(taps.tiles)
         labels = torch.tensor([item.label for item in items])
-        return cls(items, keys, labels, torch.stack([taps.mask(item) for item in items]))
+        if each > 1:  # a tile without a defect is a normal one
+            labels = masks.flatten(1).any(1).long()
+        return cls([item for item in items for _ in range(each)], keys, labels, masks, each)
 
     def at(self, rows: Tensor) -> "TrainingSet":
         """These images alone."""
         places = rows.tolist()
         items, keys = ([values[place] for place in places] for values in (self.items, self.keys))
-        return TrainingSet(items, keys, self.labels[rows], self.masks[rows])
+        return TrainingSet(items, keys, self.labels[rows], self.masks[rows], self.each)
 
     def divided(self, share: float, seed: int) -> tuple[Tensor, Tensor]:
         """Rows to learn from and rows that are kept from it: `share` of the images of each class and label."""
-        generator = torch.Generator().manual_seed(seed)
+        generator, images = torch.Generator().manual_seed(seed), self.items[:: self.each]
         kinds: dict[tuple[str, int], list[int]] = {}
-        for row, item in enumerate(self.items):
-            kinds.setdefault((item.class_name, int(self.labels[row])), []).append(row)
-        kept = torch.zeros(len(self.items), dtype=torch.bool)
+        for row, item in enumerate(images):
+            kinds.setdefault((item.class_name, item.label), []).append(row)
+        kept = torch.zeros(len(images), dtype=torch.bool)
         for rows in kinds.values():
             order = torch.randperm(len(rows), generator=generator)
             kept[torch.tensor(rows)[order[: round(share * len(rows))]]] = True
         if share and (kept.all() or not kept.any()):
-            raise UserError(f"validation_share={share:g}: of {len(self.items)} images {int(kept.sum())} would be kept")
+            raise UserError(f"validation_share={share:g}: of {len(images)} images {int(kept.sum())} would be kept")
+        kept = kept.repeat_interleave(self.each)
         return (~kept).nonzero().flatten(), kept.nonzero().flatten()
 
     def rows_of(self, *names: str) -> Tensor:

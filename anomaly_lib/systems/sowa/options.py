@@ -9,7 +9,17 @@ from anomaly_lib.data.names import DATASET_NAMES
 from anomaly_lib.errors import OptionError
 from anomaly_lib.models.detectors.registry import load_plugin
 from anomaly_lib.models.sowa.config import AnomalyCLIPConfig, ScoreConfig
-from anomaly_lib.options import BackboneArgs, CacheArgs, DataArgs, DecisionArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
+from anomaly_lib.options import (
+    BackboneArgs,
+    CacheArgs,
+    DataArgs,
+    DecisionArgs,
+    EvalArgs,
+    OptimArgs,
+    RunArgs,
+    TileArgs,
+    TrackArgs,
+)
 
 
 @dataclass
@@ -74,6 +84,7 @@ class Args(
     LearnArgs,
     ScoreConfig,
     AnomalyCLIPConfig,
+    TileArgs,
     CacheArgs,
     DecisionArgs,
     EvalArgs,
@@ -173,6 +184,10 @@ class Args(
         count = len(self.feature_map_idx) or 4
         if any(stage >= count for stage in self.stages):
             raise OptionError(f"stages={' '.join(map(str, self.stages))}: the model has stages 0 to {count - 1}")
+        if self.tile and self.vision == "residual":
+            raise OptionError(
+                f"tile={self.tile}: vision=residual keeps nothing of an image, so that it cannot be tiled"
+            )
         if len(self.image_size) > 2:
             raise OptionError(f"image_size={' '.join(map(str, self.image_size))}: takes one or two numbers")
 

@@ -9,6 +9,7 @@ from anomaly_lib.data import Item, class_names
 from anomaly_lib.engine.amp import autocast_for
 from anomaly_lib.models.sowa.model import AnomalyCLIP
 from anomaly_lib.models.sowa.scores import Memory, build_memory, detect, scale_transductively
+from anomaly_lib.ops.predictions import joined
 from anomaly_lib.systems.sowa.options import Args
 from anomaly_lib.systems.sowa.taps import Taps
 from anomaly_lib.types import Prediction
@@ -20,7 +21,9 @@ def remember(model: AnomalyCLIP, taps: Taps, support: Mapping[str, Sequence[Item
     model.eval()
     memories = {}
     for name, items in support.items():
-        memories[name] = build_memory(model, model.visual_encoder.from_taps(taps.rows(taps.fill(items)))[1])
+        memories[name] = build_memory(
+            model, model.visual_encoder.from_taps(taps.rows(taps.fill(items)))[1], tiles=len(taps.tiles)
+        )
     return memories
 
 
@@ -41,13 +44,17 @@ def score_items(
     parts: dict[str, Tensor] = {}
     for name in class_names(items):
         places = [i for i, item in enumerate(items) if item.class_name == name]
-        keys = taps.fill([items[i] for i in places])
-        found = []
-        for batch in taps.batches(keys, batch_size or args.batch_size):
-            names = [name] * len(next(iter(batch.values())))
-            with autocast_for(taps.device, args.precision):
-                found.append(detect(model, batch, names, memories, args))
-        whole = _joined(found)
+        keys, count, size = taps.fill([items[i] for i in places]), len(taps.tiles), batch_size or args.batch_size
+        step = max(1, size // count) * count  # whole images
+        images = []
+        for start in range(0, len(keys), step):
+            found = []
+            for batch in taps.batches(keys[start : start + step], size):
+                names = [name] * len(next(iter(batch.values())))
+                with autocast_for(taps.device, args.precision):
+                    found.append(detect(model, batch, names, memories, args))
+            images.append(taps.whole(_joined(found)))
+        whole = joined(images)
         if memories and args.score_scaling == "transductive":
             whole = scale_transductively(whole)
         score[places] = whole.score
@@ -56,7 +63,7 @@ def score_items(
             maps[place] = whole.map[row]
         for part, values in whole.parts.items():
             parts.setdefault(part, torch.zeros(len(items)))[places] = values
-    return Prediction(score, torch.stack(maps), parts, cell=model.cell)
+    return Prediction(score, torch.stack(maps), parts, cell=whole.cell)
 
 
 def _joined(found: Sequence[Prediction]) -> Prediction:

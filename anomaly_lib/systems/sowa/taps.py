@@ -10,10 +10,14 @@ from anomaly_lib.backbones.clip import ClipBackbone
 from anomaly_lib.data import ImageTransform, Item
 from anomaly_lib.data.base import load_pixels
 from anomaly_lib.engine.log import progress
-from anomaly_lib.features import FeatureSpec, FeatureStore, extract
+from anomaly_lib.features import FeatureSpec, FeatureStore, extract_tiles
 from anomaly_lib.features.spec import ROW_DTYPES
 from anomaly_lib.models.sowa.vision import PICTURES, create_tapped_clip
+from anomaly_lib.ops.tiles import Tiles
 from anomaly_lib.systems.sowa.options import Args
+from anomaly_lib.types import Prediction
+
+MAP_SIDE = 512  # longer side of the maps of tiled images, whose patches are larger than a pixel of it
 
 
 def frozen_clip(args: Args) -> ClipBackbone:
@@ -22,7 +26,7 @@ def frozen_clip(args: Args) -> ClipBackbone:
         args.backbone,
         feature_map_idx=args.feature_map_idx,
         weights=args.weights,
-        image_size=args.image_size,
+        image_size=args.tile or args.image_size,
         download=args.download,
     )
 
@@ -32,9 +36,13 @@ class Taps:
 
     def __init__(self, clip: ClipBackbone, args: Args, notice: Callable[[str], None] = lambda _: None) -> None:
         self.clip, self.threads = clip, args.num_workers
+        self.tiles = Tiles.asked(args, args.image_size if args.tile else clip.image_size)
+        longest = max(self.tiles.size) if len(self.tiles) > 1 else 1
+        scale = min(1.0, MAP_SIDE / longest)
+        self.map_size = (round(self.tiles.size[0] * scale), round(self.tiles.size[1] * scale))
         self.transform = ImageTransform(
-            size=clip.image_size,
-            resize="stretch",
+            size=self.tiles.size,
+            resize="pad" if args.keep_aspect else "stretch",
             mean=clip.mean,  # type: ignore[arg-type]
             std=clip.std,  # type: ignore[arg-type]
             interpolation=clip.interpolation,
@@ -43,7 +51,7 @@ class Taps:
             backbone=clip.name,
             weights=clip.weights_id,
             outputs=clip.outputs,
-            transform=self.transform.describe(),
+            transform=self.transform.describe() + self.tiles.words,
             image_size=clip.image_size,
             dtype=args.layers_dtype,
             precision=args.precision,
@@ -57,16 +65,17 @@ class Taps:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes one image takes in the store."""
+        """Bytes one image, or tile of one, takes in the store."""
         tokens = self.clip.grid[0] * self.clip.grid[1] * self.clip.width * (len(self.clip.outputs) - 1)
         return (tokens + self.clip.embed_dim) * ROW_DTYPES[self.store.spec.dtype].itemsize
 
     def fill(self, items: Sequence[Item]) -> list[str]:
-        """Encode what is missing; the store's keys in the order of `items`."""
-        return extract(
+        """Encode what is missing; the store's keys in the order of `items`, of each those of its tiles."""
+        return extract_tiles(
             self.clip.encode,
             items,
             self.store,
+            tiles=self.tiles,
             load=lambda item: self.transform(load_pixels(item)[0]),
             batch_size=8,
             device=self.device,
@@ -83,12 +92,21 @@ class Taps:
         for start in range(0, len(keys), size):
             yield self.rows(keys[start : start + size])
 
+    def whole(self, found: Prediction) -> Prediction:
+        """What is said of tiles, as what is said of their images, with maps of `map_size`."""
+        return self.tiles.shrunk(self.tiles.joined(found), self.map_size)
+
     def mask(self, item: Item) -> Tensor:
-        """Truth at the network's input size [H, W] bool; all False where none is known."""
+        """Truth at the size of maps [H, W] bool; all False where none is known."""
+        return self._truth(item, self.map_size)
+
+    def tile_masks(self, item: Item) -> Tensor:
+        """Truth of what the network sees, [tiles, h, w] bool."""
+        return self.tiles.cut(self._truth(item, self.tiles.size)[None, None])[:, 0]
+
+    def _truth(self, item: Item, size: tuple[int, int]) -> Tensor:
         mask = load_pixels(item)[1] if item.label else None
-        if mask is None:
-            return torch.zeros(self.clip.image_size, dtype=torch.bool)
-        return self.transform.mask(mask, self.clip.image_size)
+        return torch.zeros(size, dtype=torch.bool) if mask is None else self.transform.mask(mask, size)
 
 
 class Pictures(Taps):

@@ -88,7 +88,7 @@ def train(args: Args) -> RunResult:
         experiment = build(args, pick_device(args.device), run.log.line)
         announce(run, experiment)
         model, taps, items = experiment.model, experiment.taps, experiment.train
-        keys = taps.fill([*items, *experiment.test.items])[: len(items)]
+        keys = taps.fill([*items, *experiment.test.items])[: len(items) * len(taps.tiles)]
         data = TrainingSet.of(items, keys, taps)
         learned, kept = data.divided(args.validation_share if args.enable_validation else 0.0, args.seed)
         epochs = chosen_epochs(run, experiment, data.at(learned))
@@ -159,7 +159,7 @@ def announce(run: Run, experiment: Experiment) -> None:
     trained, tested = class_names(experiment.train), class_names(test.items)
     count = sum(p.numel() for p in experiment.model.parameters())
     images = len(experiment.train) + len(test.items) + args.shot * len(tested)
-    size = images * taps.row_bytes / 2**20
+    size = images * taps.row_bytes * len(taps.tiles) / 2**20
     seconds = seconds_per_image(taps, experiment.train)
     if args.vision == "residual":
         cost = ["nothing stored: the adapted tower runs in every step"]
@@ -194,14 +194,15 @@ def announce(run: Run, experiment: Experiment) -> None:
 
 def seconds_per_image(taps: Taps, items: Sequence[Item], *, count: int = 4) -> float:
     """What reading and encoding an image takes here, without the store."""
-    some = [taps.transform(load_pixels(item)[0]) for item in items[:1]]
-    batch = torch.stack(some * count).to(taps.device)
+    some = [taps.tiles.cut(taps.transform(load_pixels(item)[0])[None])[:1] for item in items[:1]]
+    batch = torch.cat(some * count).to(taps.device)
     taps.clip.encode(batch[:1])  # the first call also loads kernels
     started = time.monotonic()
     for item in items[:count]:
         taps.transform(load_pixels(item)[0])
+    decoded = time.monotonic()
     taps.clip.encode(batch)
-    return (time.monotonic() - started) / count
+    return (decoded - started + (time.monotonic() - decoded) * len(taps.tiles)) / count
 
 
 def say_times(run: Run, state: TrainState, images: int) -> None:

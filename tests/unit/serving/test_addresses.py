@@ -112,6 +112,30 @@ def test_looking_around(client: httpx.Client) -> None:
     assert "/predict" in client.get("/openapi.json").json()["paths"]
 
 
+def test_a_drift_is_told_at_every_place(tmp_path: Path) -> None:
+    """Forty parts near the threshold, each another picture, are not like normal ones; one part forty times is none."""
+    with (
+        served(tmp_path, Brightness(), Brightness(None)) as (address, server),
+        httpx.Client(base_url=address, timeout=30, trust_env=False) as client,
+    ):
+        for _ in range(40):
+            client.post("/predict", files=files(120))
+        assert client.get("/health").json() == {"status": "ok"}
+        assert 'anomaly_lib_drift{model="a"} 0' in client.get("/metrics").text
+        said: dict[str, Any] = {}
+        for number in range(40):
+            form = [("file", (f"{number}.png", picture(120 + number % 4, (12 + number, 10))))]
+            said = client.post("/predict", files=form).json()
+        words = said["drift"]
+        assert words.startswith("drift: after ")
+        assert "the scores of those taken for normal rise" in words
+        assert client.get("/health").json() == {"status": "ok", "drift": {"a": words}}
+        assert client.get("/history").json()["drift"] == words
+        assert 'anomaly_lib_drift{model="a"} 1' in client.get("/metrics").text
+        assert 'drift{model="b"}' not in client.get("/metrics").text  # it decides nothing
+        assert server.watch.found == {"a": words}
+
+
 def declared(width: int, height: int) -> bytes:
     """A PNG whose header says another size, with a right checksum."""
     png = picture(0)

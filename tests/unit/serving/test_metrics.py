@@ -16,7 +16,7 @@ def test_the_text() -> None:
     metrics.request("/some/where", 404, 0.001)
     for anomalous in (True, False, False, None):
         metrics.image('a "b"\n\\c', anomalous)
-    text = metrics.text({"a": 3}, {"a": 2})
+    text = metrics.text({"a": 3}, {"a": 2}, {"a": 1})
     lines = text.splitlines()
     assert text.endswith("\n")
     assert [line for line in lines if not line.startswith("# ") and not LINE.match(line)] == []

@@ -52,7 +52,8 @@ def options(folder: Any, model: str, **more: Any) -> Args:
 def test_learnt_decided_and_scored_by_the_image(model: str, tmp_path: Any) -> None:
     """Four tiles of 64 cover 96 x 96. The decision counts images, the map covers one, batches change nothing."""
     write(tmp_path / "parts")
-    result = train(options(tmp_path, model))
+    frozen = next(entry for entry in entries() if entry.name == model).frozen
+    result = train(options(tmp_path, model, **({"cache": "ram"} if frozen else {})))
     detector = load(result.checkpoint)
     assert detector.decision is not None
     assert len(detector.decision.normal) == (6 if entry_leaves_out(model) else 3)
