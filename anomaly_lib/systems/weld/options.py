@@ -178,7 +178,8 @@ def _where_tiny(part: str, then: Mapping[str, Any]) -> tuple[Preset, Preset]:
     tiny = {"video": "tiny-vjepa2", "audio": "tiny-ast", "image": TINY_IMAGE}[part]
     return (
         Preset(when={"dummy": True, weights: (None, "random")}, then={backbone: tiny}, unless=(backbone,)),
-        Preset(when={backbone: tiny}, then={weights: "random", **then}),
+        # Untrained blocks have more to learn.
+        Preset(when={backbone: tiny}, then={weights: "random", "encoder_lr": 1e-4, **then}),
     )
 
 
@@ -190,7 +191,6 @@ class WeldInputArgs(
 
     PRESETS: ClassVar[Sequence[Preset]] = (
         Preset(when={"data_path": None}, then={"dummy": True}),
-        Preset(when={"dummy": True}, then={"encoder_lr": 1e-4}),  # untrained blocks have more to learn
         Preset(when={"dummy": False}, then={"feature_dtype": "fp16"}),  # 3 to 7 MB a weld, not twice that
         *_where_tiny("video", {"video_frames": 8, "video_size": 64, "video_token_pool": "spatial"}),
         *_where_tiny("audio", {"audio_frames": 64}),
