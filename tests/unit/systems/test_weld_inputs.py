@@ -22,9 +22,9 @@ def test_num_workers_load_ahead_and_change_nothing(cache: str, monkeypatch: pyte
         seen: set[str] = set()
         original = features.load_part
 
-        def load(run, part, seen=seen, original=original):
+        def load(run, part, disturb=None, *, seen=seen, original=original):
             seen.add(threading.current_thread().name)
-            return original(run, part)
+            return original(run, part, disturb)
 
         monkeypatch.setattr(features, "load_part", load)
         features.prepare(runs)
