@@ -41,8 +41,11 @@ class World:
         folder = self.root / page.removesuffix(".md")
         if not folder.exists():
             folder.mkdir()
-            for path in (*ROOT.glob("*.py"), ROOT / "scripts", ROOT / "tests", ROOT / "pyproject.toml"):
+            for path in (*ROOT.glob("*.py"), ROOT / "scripts", ROOT / "pyproject.toml"):
                 (folder / path.name).symlink_to(path)
+            (folder / "tests").mkdir()  # its own: `new-detector` writes a test into it
+            for path in (ROOT / "tests").iterdir():
+                (folder / "tests" / path.name).symlink_to(path)
         self._fill(folder, LEAVES.sub("", script), {**SHARED, **BY_PAGE.get(page, {})})
         return folder
 
