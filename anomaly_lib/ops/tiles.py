@@ -11,6 +11,7 @@ from torch import Tensor
 from anomaly_lib.types import Prediction
 
 Size = tuple[int, int]
+MAP_SIDE = 512  # longer side of the maps that are kept of tiled pictures, whose patches are larger than a pixel of it
 
 
 @dataclass(frozen=True)
@@ -69,31 +70,35 @@ class Tiles:
             whole[:, row : row + height, column : column + width] += each[:, index]
         return whole / self.total.to(maps)
 
-    def joined(self, found: Prediction) -> Prediction:
-        """What is said of tiles -> what is said of pictures: their maps together; the score of the worst tile."""
+    @property
+    def map_size(self) -> Size:
+        """Of the maps that are kept of pictures: those of large ones, which are tiled, are smaller than they."""
+        share = min(1.0, MAP_SIDE / max(self.size)) if len(self) > 1 else 1.0
+        return round(self.size[0] * share), round(self.size[1] * share)
+
+    def joined(self, found: Prediction, size: Size | None = None) -> Prediction:
+        """What is said of tiles -> what is said of pictures: the score of the worst tile, the tiles' maps together.
+
+        The maps are put together at the pictures' size and kept at `size` (or `map_size`), each value the mean over the
+        area it stands for.
+        """
         if len(self) == 1:
             return found
+        size = size or self.map_size
+        rows, columns = (_means(*axis) for axis in zip(self.size, size, strict=True))
 
         def worst(values: Tensor) -> Tensor:
             return values.unflatten(0, (-1, len(self))).amax(1)
 
-        maps = None if found.map is None else self.put_together(found.map)
-        kinds = {1: worst, 3: self.put_together}
+        def whole(maps: Tensor) -> Tensor:
+            put = self.put_together(maps)
+            return put if size == self.size else rows.to(maps) @ put @ columns.to(maps).T
+
+        kinds = {1: worst, 3: whole}
         parts = {name: kinds[part.ndim](part) for name, part in found.parts.items() if part.ndim in kinds}
-        return replace(found, score=worst(found.score), map=maps, parts=parts)
-
-    def shrunk(self, found: Prediction, size: Size) -> Prediction:
-        """What is said of pictures with maps of another size, each value the mean over the area it stands for."""
-        if len(self) == 1 or found.map is None:
-            return found
-        rows, columns = (_means(*axis) for axis in zip(self.size, size, strict=True))
-
-        def of(maps: Tensor) -> Tensor:
-            return rows.to(maps) @ maps @ columns.to(maps).T if maps.ndim == 3 else maps
-
         cell = found.cell and found.cell * (size[0] * size[1]) / (self.size[0] * self.size[1])
-        parts = {name: of(part) for name, part in found.parts.items()}
-        return replace(found, map=of(found.map), parts=parts, cell=cell)
+        maps = None if found.map is None else whole(found.map)
+        return replace(found, score=worst(found.score), map=maps, parts=parts, cell=cell)
 
     @cached_property
     def weight(self) -> Tensor:

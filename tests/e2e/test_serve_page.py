@@ -93,6 +93,21 @@ def test_an_image_is_dropped_judged_and_remembered(page: Page, running: tuple[st
     assert page.problems == []
 
 
+def test_a_drift_is_a_line_of_the_page(page: Page, running: tuple[str, Server]) -> None:
+    address, server = running
+    page.open(f"{address}/")
+    assert page.run("document.getElementById('drift').hidden")
+    page.drop(*((f"{number}.png", picture(120 + number % 4, (12 + number, 10))) for number in range(40)))
+    for _ in range(2):
+        assert page.text("drift") == server.watch.found["a"]
+        assert not page.run("document.getElementById('drift').hidden")
+        page.open(f"{address}/")
+    page.set("model", "b")  # it decides nothing and is not watched
+    page.run("document.getElementById('model').dispatchEvent(new Event('change'))")
+    page.wait("document.getElementById('drift').hidden")
+    assert page.problems == []
+
+
 def test_many_images_and_the_keyboard(page: Page, running: tuple[str, Server]) -> None:
     address, server = running
     page.open(f"{address}/")

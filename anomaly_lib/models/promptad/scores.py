@@ -192,7 +192,7 @@ class TiledScoring(Scoring):
         return joined([self._whole(branches[start : start + count]) for start in range(0, len(branches), count)])
 
     def _whole(self, branches: Branches) -> Prediction:
-        return self.tiles.shrunk(self.tiles.joined(super().predict(branches)), self.config.map_size)
+        return self.tiles.joined(super().predict(branches), self.config.map_size)
 
 
 def scoring_of(config: ScoreConfig, normal: Branches | None, tiles: Tiles | None = None) -> Scoring:

@@ -57,7 +57,10 @@ class ClassicalDetector(ImageDetector):
 
     def selection_of(self, name: str, items: list[Item], choice: Choice) -> Selection:
         """The test images among `items`."""
-        test = ImageDataset(select(items, split="test"), transform=self.transform, on_error=choice.on_error)
+        test = ImageDataset(
+            select(items, split="test"), transform=self.transform, mask_size=tiles_of(self.args).map_size,
+            on_error=choice.on_error,
+        )  # fmt: skip
         return Selection(name, test.items, choice, beside=test)
 
     def _score(self, selection: Selection) -> Scores:
@@ -72,8 +75,7 @@ class ClassicalDetector(ImageDetector):
 
     def _mask(self, test: ImageDataset, index: int) -> Tensor:
         """Truth [H, W] of a test image; a good one need not be decoded again for it."""
-        height, width = self.args.image_size
-        empty = torch.zeros(height, width, dtype=torch.bool)
+        empty = torch.zeros(tiles_of(self.args).map_size, dtype=torch.bool)
         return empty if test.items[index].label == 0 else test[index]["mask"]
 
     def predict_batch(self, images: Tensor) -> Prediction:

@@ -173,7 +173,9 @@ class SowaDetector(ImageDetector):
             raise UserError(f"this detector remembers {', '.join(self.memories)}: say which with obj=")
         taps = self.model.visual_encoder.observe(self.taps.tiles.cut(images.to(self.device)))
         with autocast_for(self.device, self.args.precision):
-            return self.taps.whole(detect(self.model, taps, OneClass(self.class_name), self.memories, self.alone))
+            return self.taps.tiles.joined(
+                detect(self.model, taps, OneClass(self.class_name), self.memories, self.alone)
+            )
 
 
 def load(

@@ -53,7 +53,7 @@ def score_items(
                 names = [name] * len(next(iter(batch.values())))
                 with autocast_for(taps.device, args.precision):
                     found.append(detect(model, batch, names, memories, args))
-            images.append(taps.whole(_joined(found)))
+            images.append(taps.tiles.joined(_joined(found)))
         whole = joined(images)
         if memories and args.score_scaling == "transductive":
             whole = scale_transductively(whole)

@@ -15,9 +15,6 @@ from anomaly_lib.features.spec import ROW_DTYPES
 from anomaly_lib.models.sowa.vision import PICTURES, create_tapped_clip
 from anomaly_lib.ops.tiles import Tiles
 from anomaly_lib.systems.sowa.options import Args
-from anomaly_lib.types import Prediction
-
-MAP_SIDE = 512  # longer side of the maps of tiled images, whose patches are larger than a pixel of it
 
 
 def frozen_clip(args: Args) -> ClipBackbone:
@@ -37,9 +34,6 @@ class Taps:
     def __init__(self, clip: ClipBackbone, args: Args, notice: Callable[[str], None] = lambda _: None) -> None:
         self.clip, self.threads = clip, args.num_workers
         self.tiles = Tiles.asked(args, args.image_size if args.tile else clip.image_size)
-        longest = max(self.tiles.size) if len(self.tiles) > 1 else 1
-        scale = min(1.0, MAP_SIDE / longest)
-        self.map_size = (round(self.tiles.size[0] * scale), round(self.tiles.size[1] * scale))
         self.transform = ImageTransform(
             size=self.tiles.size,
             resize="pad" if args.keep_aspect else "stretch",
@@ -92,13 +86,9 @@ class Taps:
         for start in range(0, len(keys), size):
             yield self.rows(keys[start : start + size])
 
-    def whole(self, found: Prediction) -> Prediction:
-        """What is said of tiles, as what is said of their images, with maps of `map_size`."""
-        return self.tiles.shrunk(self.tiles.joined(found), self.map_size)
-
     def mask(self, item: Item) -> Tensor:
         """Truth at the size of maps [H, W] bool; all False where none is known."""
-        return self._truth(item, self.map_size)
+        return self._truth(item, self.tiles.map_size)
 
     def tile_masks(self, item: Item) -> Tensor:
         """Truth of what the network sees, [tiles, h, w] bool."""

@@ -55,3 +55,29 @@ def test_the_worst_tile_gives_the_score() -> None:
     assert joined.parts["words"].tolist() == [1.0, 3.0]
     one = Tiles.of((32, 48))
     assert one.joined(found) is found
+
+
+def test_maps_that_are_kept_smaller_are_means() -> None:
+    tiles = Tiles.of((90, 60), 40, 10)
+    pieces = torch.rand(2 * len(tiles), *tiles.tile)
+    found = Prediction(
+        torch.arange(2.0 * len(tiles)), pieces, {"part": pieces, "number": torch.ones(2 * len(tiles))}, cell=27.0
+    )
+    whole, small = tiles.joined(found), tiles.joined(found, (30, 24))
+    assert whole.map.shape == (2, 90, 60)
+    assert small.map.shape == (2, 30, 24)
+    torch.testing.assert_close(small.map.mean((1, 2)), whole.map.mean((1, 2)))
+    first = whole.map[..., :2].sum(-1) + whole.map[..., 2] / 2
+    torch.testing.assert_close(small.map[:, :, 0], first.unflatten(1, (30, 3)).mean(2) / 2.5)
+    torch.testing.assert_close(small.parts["part"], small.map)
+    assert small.parts["number"].tolist() == [1, 1]
+    assert small.score.tolist() == whole.score.tolist() == [len(tiles) - 1, 2 * len(tiles) - 1]
+    assert (whole.cell, small.cell) == (27.0, 27.0 * (30 * 24) / (90 * 60))
+
+
+def test_maps_of_large_pictures_are_kept_small() -> None:
+    """A board of 2048 pixels takes a sixteenth; what is not tiled keeps its size."""
+    assert Tiles.of((2048, 2048), 640, 128).map_size == (512, 512)
+    assert Tiles.of((2048, 1024), 640, 128).map_size == (512, 256)
+    assert Tiles.of((400, 300), 256, 64).map_size == (400, 300)
+    assert Tiles.of((2048, 2048)).map_size == (2048, 2048)

@@ -1,6 +1,5 @@
 """PromptAD and SOWA on large images: tiles are seen, whole images are learnt, left out, decided and scored."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,7 @@ from PIL import Image
 
 from anomaly_lib import load
 from anomaly_lib.errors import OptionError
-from anomaly_lib.ops.tiles import Tiles
 from anomaly_lib.systems.registry import SYSTEMS
-from anomaly_lib.types import Prediction
 from tests.unit.systems.test_detector_tiles import picture
 
 TILED: dict[str, Any] = {"image_size": [96, 96], "tile": 64, "overlap": 16}
@@ -118,18 +115,3 @@ def test_what_cannot_be_tiled_is_refused(system: str) -> None:
     own = {"promptad": {"fusion_in_loss": True}, "sowa": {"vision": "residual"}}[system]
     with pytest.raises(OptionError, match="tile=64"):
         SYSTEMS[system].tiny(image_size=96, tile=64, **own)
-
-
-def test_shrunk_maps_keep_their_mean() -> None:
-    tiles = Tiles.of((90, 60), 40, 10)
-    maps = torch.rand(2, 90, 60)
-    found = tiles.shrunk(Prediction(torch.zeros(2), maps, {"part": maps, "number": torch.ones(2)}, cell=27.0), (30, 24))
-    assert found.map is not None
-    assert found.map.shape == (2, 30, 24)
-    torch.testing.assert_close(found.map.mean((1, 2)), maps.mean((1, 2)))
-    torch.testing.assert_close(
-        found.map[:, :, 0], (maps[..., :2].sum(-1) + maps[..., 2] / 2).unflatten(1, (30, 3)).mean(2) / 2.5
-    )
-    torch.testing.assert_close(found.parts["part"], found.map)
-    assert found.cell == 27.0 * (30 * 24) / (90 * 60)
-    assert replace(found, map=None).map is None
