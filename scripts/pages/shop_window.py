@@ -14,6 +14,7 @@ from scripts.pages.results_page import REAL_DATA, FinishedRun
 BEGIN, END = "<!-- figures: begin (make figures) -->", "<!-- figures: end -->"
 LEDGER = "fewshot_ledger.json"
 KS = ("1", "4", "all")
+USUAL_SIZE = 224  # of the images in the table beside anomalib
 METHODS = ("fewshot", "anomalydino", "patchcore, ResNet-18", "promptad, ViT-Tiny memory")
 BUILT_IN = ("demo-all-", "fewshot-", "demo-window-", "demo-formation_")  # how the shown runs' folders begin
 
@@ -83,8 +84,11 @@ def _mean_over(classes: Sequence[str], rows: Iterable[tuple[str, Mapping[str, An
 
 
 def _peer_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Both sides of each detector that anomalib has, with all images, over the categories that both have seen."""
-    both = [row for row in rows if "anomalib" in row]
+    """Both sides of each detector that anomalib has, with all images, over the categories that both have seen.
+
+    Narrowed networks are left out: what they reach says nothing of the method.
+    """
+    both = [row for row in rows if "anomalib" in row and "widths" not in row]
     for model in dict.fromkeys(row["model"] for row in both):
         ratios = dict.fromkeys(row["coreset_ratio"] for row in both if row["model"] == model)
         kinds = [[r for r in both if (r["model"], r["coreset_ratio"]) == (model, ratio)] for ratio in ratios]
@@ -92,6 +96,7 @@ def _peer_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         names = list(dict.fromkeys(row["category"] for row in some))
         share = some[0]["coreset_ratio"]
         kind = model if share is None else f"{model}, {100 * share:g} % of the patches"
+        kind += "" if some[0]["size"] == USUAL_SIZE else f", {some[0]['size']} px"
         sides = [_mean_over(names, ((row["category"], row[side]) for row in some)) for side in ("here", "anomalib")]
         where = ", ".join(name.split("/")[1] for name in names)
         yield f"| {kind}: here / anomalib 2.7 ({where}) | - | - | {' / '.join(sides)} |"

@@ -85,13 +85,20 @@ def test_shop_window_says_what_the_files_say(tmp_path: Path) -> None:
     ]
     (tmp_path / LEDGER).write_text(json.dumps({"machine": {"git_commit": "c0de"}, "rows": rows}))
     sides = {"here": {"image_auroc": 0.9}, "anomalib": {"image_auroc": 0.8}}
-    peers = [{"model": "padim", "coreset_ratio": None, "category": name, "seed": 0} | sides for name in ("a/x", "b/y")]
-    peers.append({"model": "patchcore", "coreset_ratio": 0.1, "category": "a/x", "seed": 0} | sides)
+    peers = [
+        {"model": "padim", "category": name, "seed": 0, "coreset_ratio": None, "size": 224} | sides
+        for name in ("a/x", "b/y")
+    ]
+    peers.append({"model": "patchcore", "category": "a/x", "seed": 0, "coreset_ratio": 0.1, "size": 128} | sides)
+    peers.append(
+        {"model": "draem", "category": "a/x", "seed": 0, "coreset_ratio": None, "size": 64, "widths": [8, 4]} | sides
+    )
     (tmp_path / "real_detectors.json").write_text(json.dumps({"rows": peers}))
     said = real_categories(tmp_path)
     assert "| fewshot | 77.5 | not measured | not measured |" in said  # 0.85 and 0.70; not the drawn
     assert "| padim: here / anomalib 2.7 (x, y) | - | - | 90.0 / 80.0 |" in said
-    assert "| patchcore, 10 % of the patches: here / anomalib 2.7 (x) | - | - | 90.0 / 80.0 |" in said
+    assert "| patchcore, 10 % of the patches, 128 px: here / anomalib 2.7 (x) | - | - | 90.0 / 80.0 |" in said
+    assert "draem" not in said  # narrowed networks say nothing of the method
     report = {"machine": {"commit": "f00d"}, "coreset": {"ratio": 153.04}}
     (tmp_path / "memory_bank.json").write_text(json.dumps(report))
     (tmp_path / "detect.json").write_text(json.dumps({"machine": {"commit": "f00d"}}))  # measured in part
