@@ -11,7 +11,9 @@ import difflib
 import errno
 import gc
 import json
+import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, fields
@@ -168,9 +170,17 @@ class _Parser(argparse_dataclass.ArgumentParser):  # type: ignore[misc]
         raise AssertionError("unreachable")
 
 
+def as_word(path: Path | str) -> str:
+    """A path as one word of a shell."""
+    text = str(path)
+    if os.name == "nt":
+        return f'"{text}"' if " " in text else text
+    return shlex.quote(text)
+
+
 def _unknown(token: str, cls: Any) -> str:
     if not _is_option(token):
-        return f"unexpected argument {token!r} (every option is named; --help lists them)"
+        return f"unexpected argument {token!r} (options have names, see --help; what has blanks stands in quotes)"
     if foreign := cls.foreign(token.lstrip("-").replace("-", "_")):
         return f"{token}: {as_flags(foreign, cls)}"
     lowered = {name.lower(): _flag(f) for f in fields(cls) for name in [*f.metadata["aliases"], _flag(f)]}

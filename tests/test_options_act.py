@@ -61,7 +61,7 @@ CONTEXT: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("detectors", "top_share"): ({}, 0.5),  # there are 16 patches
     ("detectors", "nearest_images"): ({}, 1),
     ("detectors", "tile"): ({"image_size": [96, 96]}, 64),
-    ("detectors", "overlap"): ({"image_size": [96, 96], "tile": 64}, 16),
+    ("detectors", "overlap"): ({"image_size": [96, 96], "tile": 64}, 32),
     ("detectors", "keep_aspect"): ({"image_size": [64, 32]}, True),  # drawn pictures are squares
     ("promptad", "tile"): ({"image_size": [96, 96]}, 64),
     ("promptad", "overlap"): ({"image_size": [96, 96], "tile": 64}, 32),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from anomaly_lib.command_line import PROGRAM
+from anomaly_lib.command_line import PROGRAM, as_word
 from anomaly_lib.config import Options, arg, override
 from anomaly_lib.options import CacheArgs
 from anomaly_lib.systems.registry import SYSTEMS
@@ -129,7 +129,7 @@ def write_demo_files(args: DemoArgs) -> None:
     getattr(importlib.import_module(module), function)(folder, seed=args.seed)
     count = sum(1 for path in folder.rglob("*") if path.is_file())
     print(f"wrote {count} files to {folder}")
-    print(f"next: {PROGRAM} {then} {folder}")
+    print(f"next: {PROGRAM} {then} {as_word(folder)}")
 
 
 def new_detector(args: NewDetectorArgs) -> None:
@@ -138,7 +138,7 @@ def new_detector(args: NewDetectorArgs) -> None:
     for path in write_detector(args.name, Path(args.output)):
         print(path)
     plugin = Path(args.output) / "detectors" / f"{args.name}.py"
-    print(f"next: {PROGRAM} train detector --plugin {plugin} --model {args.name}")
+    print(f"next: {PROGRAM} train detector --plugin {as_word(plugin)} --model {args.name}")
 
 
 def cache(args: CacheInfoArgs) -> None:

@@ -66,7 +66,11 @@ def read_folders(
     found = {name: path for name, path in found.items() if own or _is_class(path)}
     if not found:
         names = "/, ".join(NORMAL_NAMES)
-        raise UserError(f"data_path={root}: found no {names}/ folder with normal images, nor images and nothing else")
+        there = ", ".join(sorted(f"{path.name}/" for path in root.iterdir() if path.is_dir())[:5])
+        raise UserError(
+            f"data_path={root}: found no {names}/ folder with normal images, nor images and nothing else"
+            + (f"; it holds {there}" if there else "")
+        )
     items = [item for name, path in found.items() for item in _read_class(path, name, train_share, seed)]
     return _only_classes(items, classes, root)
 
@@ -95,11 +99,19 @@ def read_list(table: Path | str) -> list[Item]:
 
 
 def _normal_folder(folder: Path) -> Path | None:
-    return next((folder / name for name in NORMAL_NAMES if (folder / name).is_dir()), None)
+    return next((place for name in NORMAL_NAMES if (place := _inner(folder, name)).is_dir()), None)
+
+
+def _inner(folder: Path, name: str) -> Path:
+    """The folder of this name in `folder`, which may be written in capitals too."""
+    place = folder / name
+    if place.is_dir() or not folder.is_dir():
+        return place
+    return next((path for path in sorted(folder.iterdir()) if path.name.lower() == name and path.is_dir()), place)
 
 
 def _has_splits(folder: Path) -> bool:
-    return _normal_folder(folder / "train") is not None and (folder / "test").is_dir()
+    return _normal_folder(_inner(folder, "train")) is not None and _inner(folder, "test").is_dir()
 
 
 def _all_good(folder: Path) -> bool:
@@ -115,7 +127,7 @@ def _is_class(folder: Path) -> bool:
 
 def _read_class(folder: Path, name: str, train_share: float, seed: int) -> list[Item]:
     if _has_splits(folder):
-        train, test = (_read_groups(folder / split, folder, name) for split in ("train", "test"))
+        train, test = (_read_groups(_inner(folder, split), folder, name) for split in ("train", "test"))
         if wrong := next((item for item in train if item.label), None):
             raise UserError(f"{wrong.path.parent}: train/ holds normal images only ({', '.join(NORMAL_NAMES)})")
         return [replace(item, split="train") for item in train] + test
@@ -141,9 +153,9 @@ def _read_groups(groups: Path, folder: Path, name: str) -> list[Item]:
     normal = _normal_folder(groups)
     items = [Item(path, 0, name, "test") for path in (list_images(normal) if normal else [])]
     for group in sorted(path for path in groups.iterdir() if path.is_dir()):
-        if group == normal or group.name in MASK_FOLDERS:
+        if group == normal or group.name.lower() in MASK_FOLDERS:
             continue
-        truths = [folder / masks / inner for masks in MASK_FOLDERS for inner in (group.name, ".")]
+        truths = [_inner(folder, masks) / inner for masks in MASK_FOLDERS for inner in (group.name, ".")]
         for path in list_images(group):
             masks = (find_mask(truth, path) for truth in truths if truth.is_dir())
             items.append(Item(path, 1, name, "test", group.name, next((m for m in masks if m is not None), None)))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from anomaly_lib.command_line import PROGRAM
+from anomaly_lib.command_line import PROGRAM, as_word
 from anomaly_lib.types import RunResult
 
 
@@ -25,7 +25,7 @@ def closing_lines(result: RunResult, *, remarks: Sequence[str], decision: str | 
         lines.append(f"decision: {decision}")
     lines.append(f"run folder: {result.run_dir}")
     if result.checkpoint is not None:
-        lines += [f"checkpoint: {result.checkpoint}", f"next: {PROGRAM} report {result.checkpoint}"]
+        lines += [f"checkpoint: {result.checkpoint}", f"next: {PROGRAM} report {as_word(result.checkpoint)}"]
     return lines
 
 

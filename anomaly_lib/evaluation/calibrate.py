@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from anomaly_lib.command_line import PROGRAM
+from anomaly_lib.command_line import PROGRAM, as_word
 from anomaly_lib.data.base import Item
 from anomaly_lib.data.images import read_image
 from anomaly_lib.detect.calibration import KEPT, decision_from
@@ -48,7 +48,7 @@ def calibrate(args: CalibrateArgs, systems: Registry, say: Callable[[str], objec
     save_checkpoint(output, {**checkpoint.content, "extra": extra}, system=checkpoint.system)
     say(f"decision: {decision.describe()}")
     say(f"checkpoint: {output}")
-    say(f"next: {PROGRAM} predict --checkpoint {output} NEW_FILES")
+    say(f"next: {PROGRAM} predict --checkpoint {as_word(output)} NEW_FILES")
     return 0
 
 

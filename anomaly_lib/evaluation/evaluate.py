@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from anomaly_lib.command_line import PROGRAM
+from anomaly_lib.command_line import PROGRAM, as_word
 from anomaly_lib.detect.alarms import alarm_line, alarm_table
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.decision import CALIBRATE
@@ -70,7 +70,7 @@ def evaluate(args: EvaluateArgs, systems: Registry, say: Callable[[str], object]
 
         say(f"report: {write_evaluation_report(Path(args.report), done, table)} (open it in a browser)")
     if done[0].scores.image is not None:
-        say(f"next: {PROGRAM} predict NEW_IMAGES --checkpoint {found[0][0]}")
+        say(f"next: {PROGRAM} predict NEW_IMAGES --checkpoint {as_word(found[0][0])}")
     return 0
 
 

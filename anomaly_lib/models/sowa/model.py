@@ -282,14 +282,24 @@ class AnomalyCLIP(nn.Module):
 def logistic_fit(x: Tensor, y: Tensor, *, fixed: Tensor | None = None, steps: int = 25, ridge: float = 1e-6) -> Tensor:
     """Logistic regression of y [N] in [0, 1] on x [N, F] by Newton's method: F slopes and an offset.
 
-    `fixed` [N] is added to the logits as it is.
+    `fixed` [N] is added to the logits as it is. A step that makes the loss larger is halved until it does not: where
+    the curve is flat it would leave for infinity.
     """
     rows = torch.cat([x, x.new_ones(len(x), 1)], dim=1).double()  # [N, F + 1]
     truth, base = y.double(), 0.0 if fixed is None else fixed.double()
     weights = rows.new_zeros(rows.shape[1])
     penalty = ridge * torch.eye(len(weights), dtype=rows.dtype, device=rows.device)
+
+    def loss(weights: Tensor) -> Tensor:
+        logits = rows @ weights + base
+        return (F.softplus(logits) - truth * logits).mean() + ridge * weights.square().sum() / 2
+
     for _ in range(steps):
         p = torch.sigmoid(rows @ weights + base)
         curve = (rows * (p * (1 - p))[:, None]).T @ rows / len(rows) + penalty
-        weights = weights - torch.linalg.solve(curve, rows.T @ (p - truth) / len(rows) + penalty @ weights)
+        step = torch.linalg.solve(curve, rows.T @ (p - truth) / len(rows) + penalty @ weights)
+        halvings, most = 0, loss(weights) + 1e-9
+        while halvings < 50 and not loss(weights - step) <= most:
+            step, halvings = step / 2, halvings + 1
+        weights = weights - step
     return weights

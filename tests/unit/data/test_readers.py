@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from anomaly_lib.data import Item, load_pixels, open_dataset, read_meta, write_demo, write_meta
+from anomaly_lib.data.layouts import read_folders
 from anomaly_lib.errors import UserError
 
 
@@ -215,3 +216,19 @@ def test_real_data_sets(real_data: Path) -> None:
     anomalous = [i for i in items if i.label]
     shares = [load_pixels(i)[1].mean() for i in anomalous[::9]]
     assert 0 < min(shares) < max(shares) < 0.5
+
+
+def test_folders_may_be_written_in_capitals(tmp_path: Path) -> None:
+    for place in ("Parts/OK", "Parts/NOK", "Other/Train/Good", "Other/Test/Good", "Other/Test/Bad"):
+        (tmp_path / place).mkdir(parents=True)
+        for name in ("a", "b", "c"):
+            Image.new("RGB", (8, 8)).save(tmp_path / place / f"{name}.PNG")
+    parts = read_folders(tmp_path / "Parts")
+    assert sorted((item.label, item.split) for item in parts) == [(0, "test"), *[(0, "train")] * 2, *[(1, "test")] * 3]
+    other = read_folders(tmp_path, classes=["Other"])
+    assert {(item.split, item.label, item.defect) for item in other} == {
+        ("train", 0, "good"), ("test", 0, "good"), ("test", 1, "Bad"),
+    }  # fmt: skip
+    (tmp_path / "Parts" / "OK").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"found no good/, .*; it holds NOK/$"):
+        read_folders(tmp_path / "Parts")

@@ -213,6 +213,15 @@ def test_sparc_differs_only_in_where_the_linear_map_stands(clip: ClipBackbone) -
     assert all(text.count("{}") == 1 and text.endswith(".") for text in ENSEMBLE_TEMPLATES)
 
 
+def test_logistic_fit_does_not_leave_for_infinity() -> None:
+    """Sixty-four patches of which four are a little defective: the offset is the logit of their mean share."""
+    share = torch.zeros(64)
+    share[:4] = torch.tensor([0.01, 0.6, 0.02, 0.05])
+    values = torch.linspace(0.2, 0.4, 64)  # all far on one side: the curve is flat there
+    offset = float(logistic_fit(values.new_zeros(64, 0), share, fixed=47 * values)[0])
+    assert abs(float(torch.sigmoid(47 * values.double() + offset).mean()) - float(share.mean())) < 1e-4
+
+
 def test_logistic_fit_equals_scikit_learn() -> None:
     from sklearn.linear_model import LogisticRegression
 
