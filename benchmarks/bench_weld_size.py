@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from harness import BenchmarkArgs, finish, machine
@@ -69,6 +69,11 @@ class DrawnTokens:
         named = {name: drawn(name) for name in ("video", "audio", "sensors")}
         return {**named, "images": [drawn("images")], "views": views, "present": present}
 
+    def modality(self, runs: Sequence[WeldRun], name: str) -> Tensor:
+        """Tokens of one modality."""
+        tokens = self.batch(runs)["images"][0].mean(2) if name == "images" else self.batch(runs)[name]
+        return cast(Tensor, tokens)
+
     def seen_by(self, _: object) -> "DrawnTokens":
         """No encoder learns."""
         return self
@@ -77,7 +82,7 @@ class DrawnTokens:
         """What filling and describing a store comes to."""
         return []
 
-    prepare = fit_sensors = read_sensors = nothing
+    prepare = fill = fit_sensors = read_sensors = nothing
 
 
 def write_manifest(root: Path, train: int) -> None:
@@ -107,6 +112,7 @@ def bench(args: Args) -> None:
         )  # fmt: skip
         started = time.process_time()
         pool = pool_of(features, open_runs(options), steps=4)
+        pool.below = features
         rows["pool of features"] = {"core_seconds": time.process_time() - started, "peak_mb": highest_resident()}
         models = ladder() | {"D": cross_attention}
         for model in args.models:

@@ -94,6 +94,22 @@ class OneClass(nn.Module):
         return (self.net(x) - x).square().mean(-1)  # type: ignore[no-any-return]
 
 
+class TokenClasses(nn.Module):
+    """Tokens of one modality [B, L, D] -> logits [B, classes]: the head of baseline B, norm and linear of the mean.
+
+    `encoder` makes the tokens where that is trained along, e.g. a `SensorEncoder` of series [B, S, channels].
+    """
+
+    def __init__(self, dim: int, *, classes: int = 12, encoder: nn.Module | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, classes))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens if self.encoder is None else self.encoder(tokens)
+        return self.head(tokens.mean(1))  # type: ignore[no-any-return]
+
+
 def pool_modalities(batch: Mapping[str, Tensor], names: Sequence[str], *, steps: int = 16) -> dict[str, Tensor]:
     """One vector by modality [B, D]: the mean token; of the sensor series, which has no encoder, `steps` mean levels
     of each channel, so that its course over time stays."""

@@ -5,7 +5,7 @@ something only where last blocks learn.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,11 @@ def image_outputs(settings: WeldSettings) -> list[str | int]:
     if not settings.patch_only or any(branch.pool == "cls" for branch in branches):
         outputs += [f"prefix.{block}" for block in blocks]
     return outputs
+
+
+def photo_vectors(branches: Sequence[Tensor]) -> Tensor:
+    """One vector for each photo [B, V, C * branches] from tokens [B, V, N, C] of every branch."""
+    return torch.cat([tokens.mean(2) for tokens in branches], dim=-1)
 
 
 @dataclass
@@ -109,7 +114,7 @@ class WeldEncoders:
         return {"video": self._pooled(found["patch_tokens"], frames.shape[1]), "has_video": batch["has_video"]}
 
     def _video_tokens(self, rows: dict[str, Tensor], frames: int) -> dict[str, Tensor]:
-        if "video" not in self.cut:
+        if "video" not in self.cut or "video" not in rows:
             return rows
         return {**rows, "video": self._pooled(self._top("video")(rows["video"])["patch_tokens"], frames)}
 
@@ -149,7 +154,9 @@ class WeldEncoders:
         return {"audio": self.audio.encode(spectrum.transpose(1, 2))["tokens"], "has_audio": batch["has_audio"]}
 
     def _audio_tokens(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {**rows, "audio": self._top("audio")(rows["audio"])["tokens"]} if "audio" in self.cut else rows
+        if "audio" not in self.cut or "audio" not in rows:
+            return rows
+        return {**rows, "audio": self._top("audio")(rows["audio"])["tokens"]}
 
     def audio_over_time(self, weights: Tensor) -> Tensor:
         """Attention to audio tokens [B, N] without class tokens, summed over frequency: [B, time patches]."""
@@ -178,7 +185,7 @@ class WeldEncoders:
         return answer
 
     def _image_tokens(self, rows: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
-        if "images" not in self.cut:
+        if "state" not in rows:
             return rows
         state = rows["state"]
         found = self._top("images")(state.flatten(0, 1), size)
@@ -219,6 +226,6 @@ class WeldEncoders:
         return (*(f"branch{i}" for i in low), *(() if first is None else ("state",)), "views")
 
     def tokens_of(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rows of the stores as tokens: blocks that learn run here, with gradients where they are on."""
+        """Rows of some or all stores as tokens: blocks that learn run here, with gradients where they are on."""
         rows = self._audio_tokens(self._video_tokens(rows, self.settings.video_frames))
         return self._image_tokens(rows, self.settings.photo_size)

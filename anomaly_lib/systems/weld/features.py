@@ -31,7 +31,7 @@ from anomaly_lib.systems.weld.data.runs import (
     sensor_series,
 )
 from anomaly_lib.systems.weld.data.signal import SENSOR_COLUMNS
-from anomaly_lib.systems.weld.encoders import WeldEncoders
+from anomaly_lib.systems.weld.encoders import WeldEncoders, photo_vectors
 from anomaly_lib.systems.weld.options import WeldSettings
 from anomaly_lib.types import Sample
 
@@ -200,15 +200,27 @@ class WeldFeatures:
         """What `CausalFiLM.forward` takes, on the device; in `training` inputs are changed as the options say."""
         return self.tokens(self.read(runs, training=training))
 
-    def read(self, runs: Sequence[WeldRun], *, training: bool = False) -> dict[str, Tensor]:
-        """What the stores keep of runs, on the device, and their sensors; where inputs are changed, made anew."""
+    def modality(self, runs: Sequence[WeldRun], part: str) -> Tensor:
+        """Tokens [B, L, C] of one modality, read alone; of the photos one mean vector each, branches side by side."""
+        with autocast_for(self.device, self.precision if self.encoders.cut else "fp32"):
+            rows = self.encoders.tokens_of(self.read(runs, parts=[part]))
+        if part != "images":
+            return rows[part].float()
+        return photo_vectors([rows[f"branch{i}"].float() for i in range(len(self.encoders.branches))])
+
+    def read(
+        self, runs: Sequence[WeldRun], *, training: bool = False, parts: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """What the stores of `parts` (None = all) keep of runs, on the device, and their sensors; where inputs are
+        changed, made anew."""
+        parts = list(self.stores) if parts is None else parts
         seeds = disturbances(len(runs), self.disturb if training else 0.0)
         changes = self.augment if training else None
         if self.cache == "off" or changes is not None:
-            rows = self._encode_now(runs, changes, seeds)
+            rows = self._encode_now(runs, parts, changes, seeds)
         else:
             keys = [run_key(run) for run in runs]
-            rows = {name: rows for store in self.stores.values() for name, rows in store.rows(keys).items()}
+            rows = {name: rows for part in parts for name, rows in self.stores[part].rows(keys).items()}
         series = [self.sensors(run) for run in runs]
         changed = [torch.from_numpy(disturbed(one.numpy(), s)) for (one, _), s in zip(series, seeds, strict=True)]
         rows["sensors"] = torch.stack([normalise_sensors(one, self.sensor_statistics) for one in changed])
@@ -231,15 +243,15 @@ class WeldFeatures:
         }
 
     def _encode_now(
-        self, runs: Sequence[WeldRun], changes: Augment | None, seeds: Sequence[int | None]
+        self, runs: Sequence[WeldRun], parts: Sequence[str], changes: Augment | None, seeds: Sequence[int | None]
     ) -> dict[str, Tensor]:
         rows: dict[str, Tensor] = {}
-        for part, encode in self.encode_part.items():
+        for part in parts:
             samples = self._load_parts(runs, part, seeds)
             if changes is not None:
                 samples = [changes(sample) for sample in samples]
             with torch.no_grad():
-                rows |= encode(self._to_device(_stack(samples)))
+                rows |= self.encode_part[part](self._to_device(_stack(samples)))
         return rows
 
     def _load_parts(self, runs: Sequence[WeldRun], part: str, seeds: Sequence[int | None]) -> list[dict[str, Tensor]]:

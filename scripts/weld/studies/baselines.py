@@ -1,13 +1,14 @@
-"""The models of the baseline ladder, each fitted on one shared pool of features: A late-fused auto-encoders, B single
-modalities, C late and mid fusion, D cross-attention (`ladder.py` makes the table of them).
+"""The models of the baseline ladder, each fitted on one shared pool of features: A late-fused auto-encoders, B frozen
+encoders, C mid fusion, D cross-attention (`single.py`: encoders that learn, and late fusion; `ladder.py`: the table).
 
-Models that need no defects (A, B, C-late) train on good runs; C-mid and D are supervised and use every class in TRAIN.
-The weights of A and C-late are searched on VAL.
+Models that need no defects (A, frozen B) train on good runs; the others are supervised and use every class in TRAIN.
+The weights of A are searched on VAL.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypedDict
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_lib.engine.amp import pick_device
+from anomaly_lib.engine.optim import param_groups
 from anomaly_lib.metrics.knn import knn_vote
 from anomaly_lib.models.weld.baselines import (
     AudioConvAE,
@@ -53,6 +55,8 @@ class Pool:
     present: dict[str, Tensor]  # [N, 4] bool by split
     pooled: dict[str, dict[str, Tensor]]  # one vector a run and modality, by split
     clips: dict[str, Tensor]  # video tokens averaged over space [N, time steps, D], by split
+    series: dict[str, Tensor] = field(default_factory=dict)  # of the sensors [N, S, channels], by split
+    below: WeldFeatures | None = None  # for encoders that learn: the states below their last blocks, once asked for
     spectra: dict[str, Tensor] = field(default_factory=dict)  # by run, as many as `SPECTRA_KEPT` allows
 
     def labels(self, split: str) -> Tensor:
@@ -84,6 +88,7 @@ def prepare(args: TrainingsArgs) -> Pool:
     device = pick_device(args.device)
     runs = open_runs(args)
     features = build_features(args, device)
+    features.fit_sensors(select_runs(runs, "train"), args.sensor_norm)
     features.prepare(runs)
     return pool_of(features, runs, steps=max(1, args.video_frames // 2))
 
@@ -96,24 +101,27 @@ def pool_of(features: WeldFeatures, runs: Sequence[WeldRun], *, steps: int) -> P
     chosen = {split: select_runs(runs, split) for split in ("train", "val", "test")}
     pool = Pool(features, chosen, {}, {}, {})
     for split, part in chosen.items():
-        present, clips, pooled = [], [], []
+        present, clips, pooled, series = [], [], [], []
         for batch in quad_batches(features, part):
             present.append(batch["present"].cpu())
+            series.append(batch["sensors"].cpu())
             clips.append(batch["video"].unflatten(1, (steps, -1)).mean(2).cpu())
             pooled.append({name: one.cpu() for name, one in pool_modalities(batch, MODALITIES).items()})
-        pool.present[split], pool.clips[split] = torch.cat(present), torch.cat(clips)
+        pool.present[split], pool.clips[split], pool.series[split] = map(torch.cat, (present, clips, series))
         pool.pooled[split] = {name: torch.cat([one[name] for one in pooled]) for name in MODALITIES}
     return pool
 
 
 def fit(
-    module: nn.Module, loss: Callable[[Tensor], Tensor], count: int, *, epochs: int, batch_size: int, peak_lr: float
-) -> None:
-    """Adam under one cycle; `loss` is given the indices of a batch."""
+    module: nn.Module, loss: Callable[[Tensor], Tensor], count: int, *, epochs: int, batch_size: int, peak_lr: float,
+    lr_of: Mapping[str, float] = MappingProxyType({}),
+) -> None:  # fmt: skip
+    """Adam under one cycle; `loss` is given the indices of a batch. `lr_of`: as in `param_groups`."""
     size = min(batch_size, count)
     batches = max(1, count // size)
-    optimizer = torch.optim.Adam(module.parameters(), lr=peak_lr)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_lr, total_steps=epochs * batches)
+    optimizer = torch.optim.Adam(param_groups(module, 0.0, lr_of=dict(lr_of)), lr=peak_lr)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=epochs * batches)
     module.train()
     for _ in range(epochs):
         for indices in torch.randperm(count)[: batches * size].split(size):
@@ -138,7 +146,8 @@ def protocol(args: LadderArgs) -> Protocol:
 
 
 def parameters(*modules: nn.Module) -> int:
-    return sum(p.numel() for module in modules for p in module.parameters())
+    """How many learn."""
+    return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
 
 
 @torch.no_grad()
@@ -197,6 +206,11 @@ def model_a(pool: Pool, args: LadderArgs) -> Fitted:
 def combine(pool: Pool, columns: Sequence[Scores], names: Sequence[str], size: int) -> Fitted:
     """Convex combination of standardised scores, weights searched on VAL."""
     ready = [standardised(pool, scores, name) for scores, name in zip(columns, names, strict=True)]
+    return weighted(pool, ready, names, size)
+
+
+def weighted(pool: Pool, ready: Sequence[Scores], names: Sequence[str], size: int) -> Fitted:
+    """Convex combination of scores on one scale, weights searched on VAL."""
     stacked = {split: torch.stack([scores[split] for scores in ready], dim=1).double() for split in ready[0]}
     weights, _ = best_weights(stacked["val"], pool.labels("val"))
     scores = {split: values @ weights for split, values in stacked.items()}
@@ -216,12 +230,6 @@ def one_class(good: Tensor, *, epochs: int = 50, batch_size: int = 8, peak_lr: f
     head.fit_scale(good)
     fit(head, lambda i: head(good[i]).mean(), len(good), epochs=epochs, batch_size=batch_size, peak_lr=peak_lr)
     return head
-
-
-def late(pool: Pool, args: LadderArgs) -> Fitted:
-    """Convex combination of the four one-class scores."""
-    parts = [one_modality(pool, args, name) for name in MODALITIES]
-    return combine(pool, [part.scores for part in parts], MODALITIES, sum(part.parameters for part in parts))
 
 
 def mid(pool: Pool, args: LadderArgs) -> Fitted:

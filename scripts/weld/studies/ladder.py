@@ -14,19 +14,11 @@ import numpy as np
 from anomaly_lib.engine.memory import PeakMemory
 from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.metrics import auroc, average_precision, f1_max, macro_f1, youden
-from anomaly_lib.models.weld.quad_config import MODALITIES
 from anomaly_lib.systems.weld.data.manifest import CLASSES
-from scripts.weld.studies.baselines import (
-    Fitted,
-    Pool,
-    cross_attention,
-    late,
-    mid,
-    model_a,
-    one_modality,
-    prepare,
-)
+from anomaly_lib.systems.weld.options import ENCODERS
+from scripts.weld.studies.baselines import Fitted, Pool, cross_attention, mid, model_a, one_modality, prepare
 from scripts.weld.studies.options import FUSIONS, LadderArgs
+from scripts.weld.studies.single import late, sensors_alone, tuned
 from scripts.weld.studies.study_rows import StudyRows
 
 COLUMNS = {"auroc": "AUROC", "auprc": "AUPRC", "macro_f1": "macro-F1, good/defect", "class_f1": "macro-F1, 12 classes"}
@@ -34,7 +26,9 @@ COLUMNS = {"auroc": "AUROC", "auprc": "AUPRC", "macro_f1": "macro-F1, good/defec
 
 def ladder() -> dict[str, Callable[[Pool, LadderArgs], Fitted]]:
     """Every model by its name in the table."""
-    single = {f"B-{name}": (lambda pool, args, name=name: one_modality(pool, args, name)) for name in MODALITIES}
+    frozen = {f"B-{name}": (lambda pool, args, name=name: one_modality(pool, args, name)) for name in ENCODERS}
+    learnt = {f"B-{name}-tuned": (lambda pool, args, name=name: tuned(pool, args, name)) for name in ENCODERS}
+    single = {**frozen, **learnt, "B-sensors": sensors_alone}
     return {"A": model_a, **single, "C-late": late, "C-mid": mid, "D": cross_attention}
 
 

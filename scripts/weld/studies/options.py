@@ -7,9 +7,12 @@ from typing import Any, ClassVar, Optional, TypeVar
 
 from anomaly_lib.config import Options, Preset, Switch, arg, default_of, override
 from anomaly_lib.errors import OptionError
+from anomaly_lib.systems.weld.options import LEARNING
 from anomaly_lib.systems.weld.supcon.options import Args as QuadArgs
 
-MODELS = ("A", "B-video", "B-images", "B-audio", "B-sensors", "C-late", "C-mid", "D")
+TUNED = ("B-video-tuned", "B-images-tuned", "B-audio-tuned")
+MODELS = ("A", "B-video", "B-images", "B-audio", *TUNED, "B-sensors", "C-late", "C-mid", "D")
+LEARN = {"models": (*TUNED, "C-late", "fusion")}
 FUSIONS = ("C-late", "C-mid", "D")
 
 # extension -> variant of model D -> the options that switch it on
@@ -104,6 +107,9 @@ class LadderArgs(TrainingsArgs):
     spectrum_fft: int = arg(2048, "A: samples of an STFT window", at_least=16)
     spectrum_frames: int = arg(256, "A: spectrum frames of a run", at_least=2)
     audio_width: int = arg(1024, "A: channels of the audio auto-encoder", at_least=1)
+    tuned_training: str = arg("last", "B tuned: what learns in the encoder", choices=LEARNING, needs=LEARN)
+    tuned_blocks: int = arg(1, "B tuned: in how many last blocks", at_least=1, needs=LEARN)
+    tuned_lr: float = arg(1e-6, "B tuned: one-cycle peak of these blocks", at_least=0, needs=LEARN)
     video_window: int = arg(1, "A: steps of the video score's moving average (2 s at the sampling used)", at_least=1)
 
     PRESETS: ClassVar[Sequence[Preset]] = (
@@ -111,6 +117,7 @@ class LadderArgs(TrainingsArgs):
             when={"data_path": None},
             then={"baseline_batch": 8, "spectrum_fft": 512, "spectrum_frames": 64, "audio_width": 128},
         ),
+        Preset(when={"dummy": True}, then={"tuned_lr": 1e-4}),
     )
 
 

@@ -10,7 +10,7 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.models.weld.quad_config import ALIASES, MODALITIES
 from anomaly_lib.models.weld.supcon_quad import QuadModal
 from anomaly_lib.systems.weld.data.runs import audio_tensor
-from anomaly_lib.systems.weld.encoders import WeldEncoders
+from anomaly_lib.systems.weld.encoders import WeldEncoders, photo_vectors
 
 RANKS = {"video": (5,), "images": (5,), "audio": (3, 4), "sensors": (3,)}
 WANTED = {
@@ -76,4 +76,4 @@ class WeldInspector(nn.Module):
             return self.encoders.encode_audio({"audio": value, "has_audio": there})["audio"]
         views = batch.get("views", torch.ones(value.shape[:2], dtype=torch.bool))
         found = self.encoders.encode_images({"images": value, "views": views})
-        return torch.cat([found[f"branch{i}"].mean(2) for i in range(len(self.encoders.branches))], dim=-1)
+        return photo_vectors([found[f"branch{i}"] for i in range(len(self.encoders.branches))])

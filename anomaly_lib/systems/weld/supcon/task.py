@@ -17,7 +17,7 @@ from anomaly_lib.models.weld.token_scale import TokenMoments
 from anomaly_lib.systems.weld.data.demo import weld_demo_runs
 from anomaly_lib.systems.weld.data.folds import fold_splits
 from anomaly_lib.systems.weld.data.manifest import WeldRun, assign_splits, read_manifest
-from anomaly_lib.systems.weld.encoders import AST_CLASS_TOKENS
+from anomaly_lib.systems.weld.encoders import AST_CLASS_TOKENS, photo_vectors
 from anomaly_lib.systems.weld.features import WeldFeatures
 from anomaly_lib.systems.weld.supcon.options import Args
 
@@ -98,8 +98,7 @@ def quad_batch(features: WeldFeatures, runs: Sequence[WeldRun], *, training: boo
     `training`: inputs are augmented first, where the options say so.
     """
     batch = features.batch(runs, training=training)
-    images = torch.cat([branch.mean(2) for branch in batch["images"]], dim=-1)  # [B, V, D]
-    named = {**batch, "images": images, "images_mask": batch["views"]}
+    named = {**batch, "images": photo_vectors(batch["images"]), "images_mask": batch["views"]}
     return {name: value for name, value in named.items() if name != "views"}
 
 

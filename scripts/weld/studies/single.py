@@ -1,0 +1,94 @@
+"""Baseline B where encoders learn: one modality under a linear head, the Transformer over the sensors, late fusion.
+
+All are supervised: cross-entropy of the classes, score = 1 - P(good); the document's "fine-tuned" models and their
+fusion. The encoders' frozen lower parts run once: the store keeps the states below the blocks that learn.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomaly_lib.models.weld.baselines import TokenClasses
+from anomaly_lib.models.weld.quad_config import MODALITIES
+from anomaly_lib.models.weld.supcon_quad import SensorEncoder
+from anomaly_lib.systems.weld.data.manifest import CLASSES, WeldRun
+from anomaly_lib.systems.weld.features import WeldFeatures
+from anomaly_lib.systems.weld.inputs import build_features
+from anomaly_lib.systems.weld.options import ENCODERS
+from scripts.weld.studies.baselines import AT_ONCE, Fitted, Pool, fit, parameters, protocol, weighted
+from scripts.weld.studies.options import LadderArgs
+
+
+def tuned(pool: Pool, args: LadderArgs, name: str) -> Fitted:
+    """The encoder of one modality, whose last blocks learn together with a linear head."""
+    own = learning_options(args)
+    features = below(pool, own)
+    tops = features.encoders.learning_copy(own)
+    features = features.seen_by(tops)
+    for runs in pool.runs.values():
+        features.fill(name, runs, AT_ONCE)
+    dim = features.modality(pool.runs["train"][:1], name).shape[-1]
+    net = TokenClasses(dim, classes=len(CLASSES)).to(features.device)
+    learns = nn.ModuleDict({"head": net, **({} if tops is None else {"top": tops[name]})})
+
+    def logits(split: str, indices: Tensor) -> Tensor:
+        runs: list[WeldRun] = [pool.runs[split][i] for i in indices.tolist()]
+        return net(features.modality(runs, name)).cpu()  # type: ignore[no-any-return]
+
+    return supervised(pool, args, name, learns, logits)
+
+
+def sensors_alone(pool: Pool, args: LadderArgs) -> Fitted:
+    """The Transformer encoder over the sensor series, from scratch, in V4's sizes (4 layers, 8 heads, 1024 inside)."""
+    net = TokenClasses(args.sensor_dim, classes=len(CLASSES), encoder=SensorEncoder(args))
+    return supervised(pool, args, "sensors", net, lambda split, indices: net(pool.series[split][indices]))
+
+
+def supervised(
+    pool: Pool, args: LadderArgs, name: str, net: nn.Module, logits: Callable[[str, Tensor], Tensor]
+) -> Fitted:
+    """Fit `net` on the training runs that have the modality; `logits(split, indices)` [B, classes] are its answers.
+
+    A run without the modality says nothing: its score is the share of defects in TRAIN.
+    """
+    labels = pool.classes("train")
+    known = pool.has(name, "train").nonzero().squeeze(1)
+    count = parameters(net)
+
+    def loss(i: Tensor) -> Tensor:
+        return F.cross_entropy(logits("train", known[i]), labels[known[i]])
+
+    fit(net, loss, len(known), lr_of={"top.": args.tuned_lr}, **protocol(args))
+    prior = float((labels > 0).float().mean())
+    scores, voted = {}, torch.empty(0, dtype=torch.long)
+    for split in pool.runs:
+        with torch.no_grad():
+            chunks = torch.arange(len(pool.runs[split])).split(AT_ONCE)
+            found = torch.cat([logits(split, indices) for indices in chunks])
+        scores[split] = torch.where(pool.has(name, split), 1 - found.softmax(1)[:, 0], prior)
+        voted = found.argmax(1) if split == "test" else voted
+    return Fitted(scores, count, classes=voted)
+
+
+def late(pool: Pool, args: LadderArgs) -> Fitted:
+    """Convex combination of the four scores of B: three tuned encoders and the sensors' Transformer."""
+    parts = [sensors_alone(pool, args) if name == "sensors" else tuned(pool, args, name) for name in MODALITIES]
+    return weighted(pool, [part.scores for part in parts], MODALITIES, sum(part.parameters for part in parts))
+
+
+def learning_options(args: LadderArgs) -> LadderArgs:
+    """The options with encoders that learn as the ladder's B do."""
+    own = copy.copy(args)
+    own.encoder_training, own.encoder_blocks = args.tuned_training, args.tuned_blocks
+    own.trained_encoders = list(ENCODERS)
+    return own
+
+
+def below(pool: Pool, args: LadderArgs) -> WeldFeatures:
+    """The features below the blocks that learn, one object for all rows of the ladder."""
+    if pool.below is None:
+        pool.below = build_features(args, pool.features.device)
+    return pool.below
