@@ -59,7 +59,7 @@ def study(made: Made) -> Walk:
 
 @walk_of("scripts/weld/run_baselines.py")
 def baselines(_: Made) -> Walk:
-    with_a = {"models": ["A"]}
+    with_a, with_tuned = {"models": ["A"]}, {"models": ["B-audio-tuned"]}
     return Walk(
         {**SMALL, "models": ["B-sensors"], "baseline_epochs": 2},
         {
@@ -71,6 +71,9 @@ def baselines(_: Made) -> Walk:
             "spectrum_frames": (with_a, 32),
             "audio_width": (with_a, 64),
             "video_window": (with_a, 2),
+            "tuned_training": (with_tuned, "lora"),
+            "tuned_blocks": (with_tuned, 2),
+            "tuned_lr": (with_tuned, 0.01),
         },
         inherited=QuadArgs,
     )

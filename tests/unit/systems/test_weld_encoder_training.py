@@ -155,7 +155,7 @@ def test_the_store_keeps_the_states_below_and_does_not_encode_again(monkeypatch:
     assert torch.equal(features.batch(runs)["video"], first["video"])
 
 
-@pytest.mark.parametrize("kind", ["last", "lora"])
+@pytest.mark.parametrize("kind", ["lora", pytest.param("last", marks=pytest.mark.slow)])
 def test_v4_goes_on_bit_for_bit_and_its_file_is_enough(kind: str, tmp_path: Path) -> None:
     own = {"encoder_training": kind, "demo_train": 2, "encoder_lr": 1e-3, "warmup_epochs": 0}
     whole = train(quad.tiny(epochs=2, output_dir=str(tmp_path / "whole"), **own))
