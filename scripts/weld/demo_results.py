@@ -51,7 +51,7 @@ def trained_alone(
 ) -> "dict[str, Tensor]":
     """Reconstruction error of a one-class auto-encoder of each modality, trained on good runs."""
     from anomaly_lib.systems.weld.causal_film.report import modality_vectors
-    from scripts.weld.studies.baselines import one_class
+    from scripts.weld.studies.single import one_class
 
     known, asked = modality_vectors(features, normal), modality_vectors(features, test)
     return {name: one_class(good)(asked[name]).detach() for name, good in known.items()}

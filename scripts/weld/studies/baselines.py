@@ -1,8 +1,8 @@
-"""The models of the baseline ladder, each fitted on one shared pool of features: A late-fused auto-encoders, B frozen
-encoders, C mid fusion, D cross-attention (`single.py`: encoders that learn, and late fusion; `ladder.py`: the table).
+"""The models of the baseline ladder, each fitted on one shared pool of features: A late-fused auto-encoders, C mid
+fusion, D cross-attention (`single.py`: B and their late fusion; `ladder.py`: the table).
 
 Models that need no defects (A, frozen B) train on good runs; the others are supervised and use every class in TRAIN.
-The weights of A are searched on VAL.
+The weights of A and C-late are searched on VAL.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +21,6 @@ from anomaly_lib.metrics.knn import knn_vote
 from anomaly_lib.models.weld.baselines import (
     AudioConvAE,
     MidFusion,
-    OneClass,
     VideoFcAE,
     best_weights,
     pool_modalities,
@@ -216,20 +215,6 @@ def weighted(pool: Pool, ready: Sequence[Scores], names: Sequence[str], size: in
     scores = {split: values @ weights for split, values in stacked.items()}
     shown = ", ".join(f"{name} {float(w):.2f}" for name, w in zip(names, weights, strict=True))
     return Fitted(scores, size, note=shown)
-
-
-def one_modality(pool: Pool, args: LadderArgs, name: str) -> Fitted:
-    """A one-class auto-encoder on the pooled features of good runs."""
-    head = one_class(pool.pooled["train"][name][pool.good() & pool.has(name, "train")], **protocol(args))
-    return Fitted(standardised(pool, by_split(lambda split: head(pool.pooled[split][name])), name), parameters(head))
-
-
-def one_class(good: Tensor, *, epochs: int = 50, batch_size: int = 8, peak_lr: float = 1e-3) -> OneClass:
-    """The auto-encoder of baseline B, fitted on the vectors [N, D] of good runs."""
-    head = OneClass(dim=good.shape[1])
-    head.fit_scale(good)
-    fit(head, lambda i: head(good[i]).mean(), len(good), epochs=epochs, batch_size=batch_size, peak_lr=peak_lr)
-    return head
 
 
 def mid(pool: Pool, args: LadderArgs) -> Fitted:

@@ -16,9 +16,9 @@ from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.metrics import auroc, average_precision, f1_max, macro_f1, youden
 from anomaly_lib.systems.weld.data.manifest import CLASSES
 from anomaly_lib.systems.weld.options import ENCODERS
-from scripts.weld.studies.baselines import Fitted, Pool, cross_attention, mid, model_a, one_modality, prepare
+from scripts.weld.studies.baselines import Fitted, Pool, cross_attention, mid, model_a, prepare
 from scripts.weld.studies.options import FUSIONS, LadderArgs
-from scripts.weld.studies.single import late, sensors_alone, tuned
+from scripts.weld.studies.single import late, one_modality, sensors_alone, tuned
 from scripts.weld.studies.study_rows import StudyRows
 
 COLUMNS = {"auroc": "AUROC", "auprc": "AUPRC", "macro_f1": "macro-F1, good/defect", "class_f1": "macro-F1, 12 classes"}

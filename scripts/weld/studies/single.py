@@ -1,7 +1,7 @@
-"""Baseline B where encoders learn: one modality under a linear head, the Transformer over the sensors, late fusion.
+"""Baseline B: one modality each, by a frozen encoder, by one that learns, by a Transformer over the sensors; C-late.
 
-All are supervised: cross-entropy of the classes, score = 1 - P(good); the document's "fine-tuned" models and their
-fusion. The encoders' frozen lower parts run once: the store keeps the states below the blocks that learn.
+Frozen encoders get a one-class auto-encoder. Those that learn, the document's "fine-tuned" models, are supervised:
+cross-entropy of the classes, score = 1 - P(good). Their frozen lower parts run once: the store keeps the states there.
 """
 
 import copy
@@ -11,15 +11,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_lib.models.weld.baselines import TokenClasses
+from anomaly_lib.models.weld.baselines import OneClass, TokenClasses
 from anomaly_lib.models.weld.quad_config import MODALITIES
 from anomaly_lib.models.weld.supcon_quad import SensorEncoder
 from anomaly_lib.systems.weld.data.manifest import CLASSES, WeldRun
 from anomaly_lib.systems.weld.features import WeldFeatures
 from anomaly_lib.systems.weld.inputs import build_features
 from anomaly_lib.systems.weld.options import ENCODERS
-from scripts.weld.studies.baselines import AT_ONCE, Fitted, Pool, fit, parameters, protocol, weighted
+from scripts.weld.studies.baselines import (
+    AT_ONCE,
+    Fitted,
+    Pool,
+    by_split,
+    fit,
+    parameters,
+    protocol,
+    standardised,
+    weighted,
+)
 from scripts.weld.studies.options import LadderArgs
+
+# -- encoders that stay frozen ----------------------------------------------------------------------------------------
+
+
+def one_modality(pool: Pool, args: LadderArgs, name: str) -> Fitted:
+    """A one-class auto-encoder on the pooled features of good runs."""
+    head = one_class(pool.pooled["train"][name][pool.good() & pool.has(name, "train")], **protocol(args))
+    return Fitted(standardised(pool, by_split(lambda split: head(pool.pooled[split][name])), name), parameters(head))
+
+
+def one_class(good: Tensor, *, epochs: int = 50, batch_size: int = 8, peak_lr: float = 1e-3) -> OneClass:
+    """The auto-encoder of baseline B, fitted on the vectors [N, D] of good runs."""
+    head = OneClass(dim=good.shape[1])
+    head.fit_scale(good)
+    fit(head, lambda i: head(good[i]).mean(), len(good), epochs=epochs, batch_size=batch_size, peak_lr=peak_lr)
+    return head
+
+
+# -- encoders that learn ----------------------------------------------------------------------------------------------
 
 
 def tuned(pool: Pool, args: LadderArgs, name: str) -> Fitted:

@@ -9,10 +9,10 @@ from anomaly_lib.models.weld.baselines import TokenClasses
 from anomaly_lib.models.weld.supcon_quad import SensorEncoder
 from anomaly_lib.systems.weld.data.manifest import CLASSES
 from anomaly_lib.systems.weld.features import run_key
-from scripts.weld.studies.baselines import Fitted, Pool, combine, fit, one_class, prepare, standardised, weighted
+from scripts.weld.studies.baselines import Fitted, Pool, combine, fit, prepare, standardised, weighted
 from scripts.weld.studies.ladder import row_of, table
 from scripts.weld.studies.options import LadderArgs
-from scripts.weld.studies.single import late, sensors_alone, tuned
+from scripts.weld.studies.single import late, one_class, sensors_alone, tuned
 
 
 def pool_of(classes: list[int], present: list[bool] | None = None) -> Pool:
