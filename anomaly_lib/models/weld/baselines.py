@@ -72,42 +72,54 @@ def windowed_max(scores: Tensor, window: int) -> Tensor:
     return F.avg_pool1d(scores[:, None], window, stride=1).squeeze(1).amax(1)
 
 
-class OneClass(nn.Module):
-    """Pooled frozen features [B, D] -> reconstruction error [B]: the small one-class head of baseline B."""
+class Standardise(nn.Module):
+    """z-score vectors [B, D] by those of training; the identity until they are fitted."""
 
-    def __init__(self, *, dim: int, hidden: int = 128, bottleneck: int = 32) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
         self.mean: Tensor
         self.std: Tensor
-        self.net = nn.Sequential(*_dense([dim, hidden, bottleneck, hidden]), nn.Linear(hidden, dim))
 
-    def fit_scale(self, features: Tensor) -> None:
-        """Standardise by the training features [N, D]; constant channels keep their unit."""
-        self.mean.copy_(features.mean(0))
-        std = features.std(0, unbiased=False)
+    def fit(self, vectors: Tensor) -> None:
+        """By the vectors [N, D]; constant channels keep their unit."""
+        self.mean.copy_(vectors.mean(0))
+        std = vectors.std(0, unbiased=False)
         self.std.copy_(torch.where(std < 1e-6, torch.ones_like(std), std))
 
+    def forward(self, vectors: Tensor) -> Tensor:
+        return (vectors - self.mean) / self.std
+
+
+class OneClass(nn.Module):
+    """Pooled frozen features [B, D] -> reconstruction error [B]: the small one-class head of baseline B."""
+
+    def __init__(self, *, dim: int, hidden: int = 128, bottleneck: int = 32) -> None:
+        super().__init__()
+        self.scale = Standardise(dim)
+        self.net = nn.Sequential(*_dense([dim, hidden, bottleneck, hidden]), nn.Linear(hidden, dim))
+
     def forward(self, features: Tensor) -> Tensor:
-        x = (features - self.mean) / self.std
+        x = self.scale(features)
         return (self.net(x) - x).square().mean(-1)  # type: ignore[no-any-return]
 
 
 class TokenClasses(nn.Module):
-    """Tokens of one modality [B, L, D] -> logits [B, classes]: the head of baseline B, norm and linear of the mean.
+    """Tokens of one modality [B, L, D] -> logits [B, classes]: the head of baseline B, linear of the scaled mean.
 
     `encoder` makes the tokens where that is trained along, e.g. a `SensorEncoder` of series [B, S, channels].
+    `scale.fit` takes mean tokens of the training runs, of which those of one encoder differ little between runs.
     """
 
     def __init__(self, dim: int, *, classes: int = 12, encoder: nn.Module | None = None) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, classes))
+        self.scale, self.head = Standardise(dim), nn.Linear(dim, classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = tokens if self.encoder is None else self.encoder(tokens)
-        return self.head(tokens.mean(1))  # type: ignore[no-any-return]
+        return self.head(self.scale(tokens.mean(1)))  # type: ignore[no-any-return]
 
 
 def pool_modalities(batch: Mapping[str, Tensor], names: Sequence[str], *, steps: int = 16) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.models.weld.baselines import OneClass, TokenClasses
 from anomaly_lib.models.weld.quad_config import MODALITIES
 from anomaly_lib.models.weld.supcon_quad import SensorEncoder
@@ -43,7 +44,7 @@ def one_modality(pool: Pool, args: LadderArgs, name: str) -> Fitted:
 def one_class(good: Tensor, *, epochs: int = 50, batch_size: int = 8, peak_lr: float = 1e-3) -> OneClass:
     """The auto-encoder of baseline B, fitted on the vectors [N, D] of good runs."""
     head = OneClass(dim=good.shape[1])
-    head.fit_scale(good)
+    head.scale.fit(good)
     fit(head, lambda i: head(good[i]).mean(), len(good), epochs=epochs, batch_size=batch_size, peak_lr=peak_lr)
     return head
 
@@ -59,8 +60,10 @@ def tuned(pool: Pool, args: LadderArgs, name: str) -> Fitted:
     features = features.seen_by(tops)
     for runs in pool.runs.values():
         features.fill(name, runs, AT_ONCE)
-    dim = features.modality(pool.runs["train"][:1], name).shape[-1]
-    net = TokenClasses(dim, classes=len(CLASSES)).to(features.device)
+    known = pool.pooled["train"][name][pool.has(name, "train")]
+    net = TokenClasses(known.shape[1], classes=len(CLASSES))
+    net.scale.fit(known)
+    net.to(features.device)
     learns = nn.ModuleDict({"head": net, **({} if tops is None else {"top": tops[name]})})
 
     def logits(split: str, indices: Tensor) -> Tensor:
@@ -104,7 +107,10 @@ def supervised(
 
 def late(pool: Pool, args: LadderArgs) -> Fitted:
     """Convex combination of the four scores of B: three tuned encoders and the sensors' Transformer."""
-    parts = [sensors_alone(pool, args) if name == "sensors" else tuned(pool, args, name) for name in MODALITIES]
+    parts = []
+    for name in MODALITIES:
+        seed_everything(args.seed)  # so that these are the rows of B
+        parts.append(sensors_alone(pool, args) if name == "sensors" else tuned(pool, args, name))
     return weighted(pool, [part.scores for part in parts], MODALITIES, sum(part.parameters for part in parts))
 
 

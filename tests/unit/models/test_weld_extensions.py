@@ -163,7 +163,7 @@ def test_one_class_scores_strangers_higher():
     torch.manual_seed(0)
     normal = torch.randn(64, 4) @ torch.randn(4, 20)
     model = OneClass(dim=20, hidden=32, bottleneck=8)
-    model.fit_scale(normal)
+    model.scale.fit(normal)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(200):
         optimizer.zero_grad()
