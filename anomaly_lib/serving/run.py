@@ -64,10 +64,11 @@ def serve(args: ServeArgs, systems: Registry, say: Say) -> int:
 def listening(args: ServeArgs) -> Iterator[tuple[socket.socket, str]]:
     """The socket, bound before anything is loaded, and the server's address."""
     try:
-        family, kind, _, _, place = socket.getaddrinfo(args.host, args.port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, place = socket.getaddrinfo(args.host, args.port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
         raise UserError(f"host={args.host}: {reason_of(error)}; give an address of this machine") from None
-    with socket.socket(family, kind) as listener:
+    # Named TCP, or asyncio does not switch Nagle's algorithm off: every answer would wait 40 ms for an acknowledgement.
+    with socket.socket(family, kind, protocol) as listener:
         if os.name == "posix":  # elsewhere it would let two servers share a port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

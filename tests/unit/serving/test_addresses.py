@@ -17,6 +17,8 @@ import pytest
 from PIL import Image
 
 from anomaly_lib.serving.app import Server
+from anomaly_lib.serving.options import ServeArgs
+from anomaly_lib.serving.run import listening
 from tests.support.serving import Brightness, picture, served, until
 
 
@@ -65,6 +67,12 @@ def test_forms_and_bodies_get_what_is_known(client: httpx.Client) -> None:
     assert raw == {**dark, "name": "x.png"}
     undecided = client.post("/predict?model=b", files=files(51)).json()
     assert list(undecided["results"][0]) == ["name", "sha", "score"]
+
+
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    """asyncio switches Nagle's algorithm off for sockets of TCP alone, and accepted ones are as their listener."""
+    with listening(ServeArgs(port=0)) as (listener, _):
+        assert listener.proto == socket.IPPROTO_TCP
 
 
 def test_pictures(client: httpx.Client) -> None:
