@@ -52,7 +52,7 @@ class DrawnTokens:
         net = {name: SimpleNamespace(width=shape[-1]) for name, shape in SHAPES.items()}
         self.encoders = SimpleNamespace(
             video=net["video"], image=net["images"], audio=net["audio"], branches=(0,), weights={"drawn": "random"},
-            parameter_count=0, learning_copy=lambda _: None,
+            parameter_count=0, learning_copy=lambda _: None, video_steps=4, audio_rows=12,
         )  # fmt: skip
         self.device, self.settings, self.sensor_statistics = torch.device("cpu"), None, None
         self.cache = "off"
