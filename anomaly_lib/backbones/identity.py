@@ -36,6 +36,8 @@ def weights_in_words(name: str, identity: str) -> str:
 
 
 def weight_remarks(weights: Mapping[str, str]) -> list[str]:
-    """The remarks that stand beside a result: which networks are untrained, or nothing."""
+    """The remarks that stand beside a result: which networks are untrained, or know drawn pictures alone."""
     untrained = [name for name, identity in weights.items() if identity == RANDOM]
-    return [f"random weights: {', '.join(untrained)}"] if untrained else []
+    demo = [name for name, identity in weights.items() if name.startswith(DEMO) and identity != RANDOM]
+    said = {f"random weights: {', '.join(untrained)}": untrained, f"demo weights: {', '.join(demo)}": demo}
+    return [line for line, names in said.items() if names]

@@ -27,6 +27,8 @@ SPEC.loader.exec_module(SCRIPT)
 LARGE = {"image_size": [96, 96], "tile": 64}
 OPTIONS: dict[str, dict[str, Any]] = {
     "promptad": {"task": "seg"},
+    "draem": {"model": "draem", "epochs": 8},  # after one epoch nearly all pictures have one score
+    "draem_sevnet": {"model": "draem_sevnet", "epochs": 8},
     "tiled": {"model": "patchcore", **LARGE},
     "tiled promptad": {"task": "cls", "shot": 2, "keep_aspect": True, **LARGE},
     "tiled sowa": {"keep_aspect": True, **LARGE},

@@ -165,4 +165,6 @@ def test_one_network_from_two_files_has_two_entries() -> None:
     assert weights_of(inside, None, same, other) == {"tiny-dinov2": "random", "tiny-dinov2 #2": "a" * 64}
     assert weights_of() == {}
     assert weight_remarks({"a": "random", "b": "0" * 64, "c": "random"}) == ["random weights: a, c"]
+    demo = {"demo-clip": "0" * 64, "b": "random", "c": "1" * 64}
+    assert weight_remarks(demo) == ["random weights: b", "demo weights: demo-clip"]
     assert weight_remarks({"b": "0" * 64}) == []
