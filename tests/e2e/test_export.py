@@ -61,7 +61,7 @@ def pictures(folder: Path, count: int) -> list[str]:
     return files
 
 
-EXPORTED = ["sowa", *OPTIONS, *(entry.name for entry in entries() if not entry.transductive)]
+EXPORTED = dict.fromkeys(["sowa", *OPTIONS, *(entry.name for entry in entries() if not entry.transductive)])
 QUICK = ("patchcore",)
 
 
