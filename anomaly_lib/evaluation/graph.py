@@ -20,6 +20,7 @@ from anomaly_lib.detect.feature_graph import FeatureGraph
 from anomaly_lib.detect.images import ImageDetector
 from anomaly_lib.errors import UserError
 from anomaly_lib.files import atomic_file
+from anomaly_lib.models.deploy import onnx_session
 from anomaly_lib.models.detectors.memory_bank import MemoryBank
 from anomaly_lib.models.sowa.model import AnomalyCLIP
 
@@ -202,13 +203,7 @@ def needs(package: str, extra: str, asked: str) -> None:
 def load_exported(path: Path) -> Answer:
     """What the file itself answers: its inputs, e.g. uint8 RGB [B, H, W, 3] -> arrays by the names of its outputs."""
     if path.suffix == ".onnx":
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        names = [output.name for output in session.get_outputs()]
-        inputs = [one.name for one in session.get_inputs()]
+        session, inputs, names = onnx_session(path)
         return lambda *given: dict(zip(names, session.run(names, dict(zip(inputs, given, strict=True))), strict=True))
     if path.suffix == ".xml":
         import openvino

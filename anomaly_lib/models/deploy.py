@@ -124,16 +124,20 @@ def write_model(model: nn.Module, batch: Mapping[str, Tensor], outputs: Sequence
         stream.write(made.model_proto.SerializeToString())
 
 
+def onnx_session(path: Path) -> tuple[Any, list[str], list[str]]:
+    """An ONNX file opened on the CPU with as many threads as torch has; names of its inputs, names of its outputs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return session, [one.name for one in session.get_inputs()], [one.name for one in session.get_outputs()]
+
+
 def read_model(path: Path) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
     """What a file of `write_model` answers to a batch."""
     if path.suffix == ".onnx":
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        answers = [output.name for output in session.get_outputs()]
-        wanted = [one.name for one in session.get_inputs()]
+        session, wanted, answers = onnx_session(path)
 
         def of_onnx(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
             found = session.run(answers, {name: batch[name].numpy() for name in wanted})
