@@ -17,6 +17,8 @@ from anomaly_lib.types import Prediction
 Values = Union[Sequence[float], Tensor, NDArray[Any]]
 CALIBRATE = f"{PROGRAM} calibrate --checkpoint FILE --normal FOLDER"
 """What gives any detector a decision."""
+SEQUENCES = ("normal", "maxima", "doubtful")  # fields that a checkpoint holds as lists
+NAMED = 3  # doubtful samples that are named
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Decision:
     maxima: tuple[float, ...] = ()  # ascending largest map values of the normal data, for the region
     origin: str = "scores of normal data"  # where `normal` comes from, in words
     stand_ins: bool = False  # `normal` are scores of views of known images, which say less than those of new ones
+    doubtful: tuple[str, ...] = ()  # which of the normal data score far above the rest, worst first
 
     @classmethod
     def of(cls, threshold: float, source: str, normal: Values = ()) -> "Decision | None":
@@ -41,7 +44,9 @@ class Decision:
         return cls(float(threshold), source, tuple(sorted(float(value) for value in normal)))
 
     @classmethod
-    def promising(cls, normal: Values, rate: float, *, of: str, maxima: Values = ()) -> "Decision":
+    def promising(
+        cls, normal: Values, rate: float, *, of: str, maxima: Values = (), doubtful: Sequence[str] = ()
+    ) -> "Decision":
         """At most `rate` false alarms, from scores of normal data the detector has not been fitted on.
 
         Conformal: the threshold lies just above the ceil((n + 1)(1 - rate))-th smallest of n scores, which holds for
@@ -65,6 +70,7 @@ class Decision:
             map_threshold=conformal_threshold(tops, promised_rate(len(tops), rate)[0]) if tops else None,
             maxima=tuple(tops),
             origin=of,
+            doubtful=tuple(doubtful),
         )
 
     @classmethod
@@ -86,7 +92,7 @@ class Decision:
         """The same scores and maxima of normal data with another promise, of the image and of its region."""
         if self.stand_ins:
             raise UserError(f"false_alarms={rate:g}: cannot be promised by a decision {self.source}")
-        return Decision.promising(self.normal, rate, of=self.origin, maxima=self.maxima)
+        return Decision.promising(self.normal, rate, of=self.origin, maxima=self.maxima, doubtful=self.doubtful)
 
     def short_of(self, rate: float) -> list[str]:
         """A line where there are too few scores of normal data to promise `rate`, so that a larger one is promised."""
@@ -103,7 +109,17 @@ class Decision:
         return bool(self.normal) and not self.stand_ins
 
     def describe(self) -> str:
-        return f"anomalous from score {self.threshold:.4g} on ({self.source}{'; oracle' if self.oracle else ''})"
+        oracle = "; oracle" if self.oracle else ""
+        return f"anomalous from score {self.threshold:.4g} on ({self.source}{oracle}{self._doubts()})"
+
+    def _doubts(self) -> str:
+        """The question that one asks whose normal data hold a part that may be none."""
+        if not self.doubtful:
+            return ""
+        shown = ", ".join(self.doubtful[:NAMED]) + (" ..." if len(self.doubtful) > NAMED else "")
+        if len(self.doubtful) == 1:
+            return f"; {shown} scores far above the others: is it normal?"
+        return f"; {len(self.doubtful)} score far above the others: are they normal? {shown}"
 
     def p_values(self, scores: Tensor) -> Tensor | None:
         """[B] share of normal scores at or above each score, the new one counted in: (1 + count) / (n + 1)."""
@@ -133,14 +149,15 @@ class Decision:
 
     def plain(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {**vars(self), "normal": list(self.normal), "maxima": list(self.maxima)}
+        lists = {name: list(getattr(self, name)) for name in SEQUENCES}
+        return {**vars(self), **lists}
 
     @classmethod
     def from_plain(cls, saved: Mapping[str, Any] | None) -> "Decision | None":
         """What a checkpoint holds under ``decision``."""
         if saved is None:
             return None
-        return cls(**{**saved, "normal": tuple(saved["normal"]), "maxima": tuple(saved.get("maxima", ()))})
+        return cls(**{**saved, **{name: tuple(saved.get(name, ())) for name in SEQUENCES}})
 
 
 def in_words(decision: Decision | None, reason: str) -> str:

@@ -38,10 +38,10 @@ def calibrate(args: CalibrateArgs, systems: Registry, say: Callable[[str], objec
     inputs = normal_inputs(detector, args.normal)
     for line in trained_on_lines(detector, checkpoint, inputs):
         say(line)
-    found, skipped = scored(detector, inputs, args)
+    found, places, skipped = scored(detector, inputs, args)
     for line in skipped:
         say(f"skipped: {line}")
-    decision = decision_from(found, args.false_alarms, of=ORIGIN)
+    decision = decision_from(found, args.false_alarms, of=ORIGIN, places=places)
     for line in [*decision.short_of(args.false_alarms), *drift_lines(detector, found)]:
         say(line)
     extra = {**checkpoint.extra, **detector.record_of(decision)}
@@ -52,9 +52,10 @@ def calibrate(args: CalibrateArgs, systems: Registry, say: Callable[[str], objec
     return 0
 
 
-def scored(detector: Detector, inputs: Sequence[Any], args: CalibrateArgs) -> tuple[Prediction, list[str]]:
-    """What the detector says of all inputs, and why some were skipped."""
+def scored(detector: Detector, inputs: Sequence[Any], args: CalibrateArgs) -> tuple[Prediction, list[Path], list[str]]:
+    """What the detector says of all inputs, where these lie, and why others were skipped."""
     found: list[Prediction] = []
+    places: list[Path] = []
     skipped: list[str] = []
     batches = [inputs[first : first + args.batch_size] for first in range(0, len(inputs), args.batch_size)]
     for batch in progress(batches, "normal files"):
@@ -68,10 +69,11 @@ def scored(detector: Detector, inputs: Sequence[Any], args: CalibrateArgs) -> tu
                 continue
             peak = None if one.map is None else one.map.detach().float().cpu().amax((1, 2))[:, None, None]
             found.append(Prediction(one.score.detach().cpu(), peak))  # of a map its peak alone is needed
+            places += [place_of(each) for each in some]
     if not found:
         raise UserError(f"none of the {len(inputs)} normal files can be scored; the first: {skipped[0]}")
     peaks = [one.map for one in found if one.map is not None]
-    return Prediction(torch.cat([one.score for one in found]), torch.cat(peaks) if peaks else None), skipped
+    return Prediction(torch.cat([one.score for one in found]), torch.cat(peaks) if peaks else None), places, skipped
 
 
 def drift_lines(detector: Detector, found: Prediction) -> list[str]:
@@ -109,10 +111,14 @@ def trained_on_lines(detector: Detector, checkpoint: Checkpoint, inputs: Sequenc
         )
 
 
-def name_of(one: Any) -> str:
+def place_of(one: Any) -> Path:
     """Where a sample lies."""
     place: Path = one if isinstance(one, Path) else getattr(one, "path", None) or one.folder
-    return place.as_posix()
+    return place
+
+
+def name_of(one: Any) -> str:
+    return place_of(one).as_posix()
 
 
 def keys_of(one: Any, *, pixels: bool) -> set[str]:

@@ -95,6 +95,21 @@ def test_train_calibrate_predict(
     assert "capsule,crack,found," in (tmp_path / "tables" / "decisions.csv").read_text()
 
 
+def test_a_defective_part_among_the_normal_files_is_named(
+    undecided: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By `calibrate`, and by `fit`, whose own normal images set the decision."""
+    mixed = write(tmp_path / "parts" / "train" / "good", render("capsule", "good", 11, split="more", size=64)[0])
+    Image.new("RGB", (64, 64), (255, 0, 255)).save(mixed / "odd.png")
+    asked = "; good/odd.png scores far above the others: is it normal?)"
+    assert calibrate(undecided, mixed, "--output", str(tmp_path / "decided.pt")) == 0
+    assert asked in capsys.readouterr().out
+    write(tmp_path / "parts" / "test" / "good", render("capsule", "good", 2, size=64)[0])
+    small = ["--backbone", "demo-clip", "--image-size", "64", "--no-figures", "--output-dir", str(tmp_path / "run")]
+    assert main(["fit", str(tmp_path / "parts"), "--model", "fewshot", *small]) == 0
+    assert asked in capsys.readouterr().out
+
+
 def test_in_place_and_too_few(undecided: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = tmp_path / "own.pt"
     own.write_bytes(undecided.read_bytes())

@@ -1,6 +1,8 @@
 """The normal images of a run: which are learned from, and the decision that normal images not learned set."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,7 +55,11 @@ class NormalImages:
     @property
     def names(self) -> list[str]:
         """Paths of those kept from training."""
-        return [self.data.items[place].path.as_posix() for place in self.kept.tolist()]
+        return [path.as_posix() for path in self.paths(self.kept)]
+
+    def paths(self, places: Tensor) -> list[Path]:
+        """Where those at some places lie."""
+        return [self.data.items[place].path for place in places.tolist()]
 
 
 def decide(module: nn.Module, normal: NormalImages, args: Any, device: torch.device) -> Decision | None:
@@ -62,19 +68,20 @@ def decide(module: nn.Module, normal: NormalImages, args: Any, device: torch.dev
         if len(normal.learn) < module.least_images:
             return view_decision(module, normal, args, device)
         learn = normal.images(args, normal.learn)
-        scored = Inputs(module, learn, args, device, learnt=False)
+        scored, places = Inputs(module, learn, args, device, learnt=False), normal.paths(normal.learn)
         if len(normal.learn) < module.refitted_below:
-            return refitted_decision(module, Inputs(module, learn, args, device, learnt=True), scored)
-        return left_out_decision(module, scored)
+            return refitted_decision(module, Inputs(module, learn, args, device, learnt=True), scored, places)
+        return left_out_decision(module, scored, places)
     if not len(normal.kept):
         return None
     kept = Inputs(module, normal.images(args, normal.kept), args, device, learnt=False)
     found = score_all(kept, "normal scores")
-    return decision_from(found, args.false_alarms, of="normal images kept from training")
+    of = "normal images kept from training"
+    return decision_from(found, args.false_alarms, of=of, places=normal.paths(normal.kept))
 
 
 @torch.no_grad()
-def left_out_decision(module: FeatureDetector, scored: Inputs) -> Decision:
+def left_out_decision(module: FeatureDetector, scored: Inputs, places: Sequence[Path]) -> Decision:
     """The decision of a fitted memory or Gaussian: each normal image judged by all the others."""
     size = scored.images.tiles.tile
 
@@ -84,7 +91,7 @@ def left_out_decision(module: FeatureDetector, scored: Inputs) -> Decision:
 
     found = [_peaks(one) for one in scored.judged(range(scored.count), judge, "normal scores")]
     of = "normal images, each left out of what is known"
-    return decision_from(joined(found), scored.args.false_alarms, of=of)
+    return decision_from(joined(found), scored.args.false_alarms, of=of, places=places)
 
 
 def _peaks(found: Prediction) -> Prediction:
@@ -93,7 +100,7 @@ def _peaks(found: Prediction) -> Prediction:
 
 
 @torch.no_grad()
-def refitted_decision(module: FeatureDetector, learnt: Inputs, scored: Inputs) -> Decision:
+def refitted_decision(module: FeatureDetector, learnt: Inputs, scored: Inputs, places: Sequence[Path]) -> Decision:
     """The decision of a memory that judges a left-out image too harshly: each by one that is fitted to the others.
 
     Up to ten images one by one, more of them in five folds.
@@ -115,8 +122,8 @@ def refitted_decision(module: FeatureDetector, learnt: Inputs, scored: Inputs) -
             (one,) = scored.judged([number], judge, "")
             found[number] = _peaks(one)
     whole = joined([found[number] for number in range(count)])
-    how = "each" if folds == count else "a fifth at a time"
-    return decision_from(whole, args.false_alarms, of=f"normal images, {how} judged by a memory of the others")
+    of = f"normal images, {'each' if folds == count else 'a fifth at a time'} judged by a memory of the others"
+    return decision_from(whole, args.false_alarms, of=of, places=places)
 
 
 def view_decision(module: nn.Module, normal: NormalImages, args: Any, device: torch.device) -> Decision:

@@ -41,9 +41,8 @@ def validation_decision(detector: ScoresRuns, runs: Sequence[WeldRun], args: Any
     if not normal:
         return None
     chose = ", which the epoch was chosen on" if getattr(args, "select", "last") == "val" else ""
-    return decision_from(
-        Prediction(detector.score_runs(normal)), args.false_alarms, of=f"normal validation runs{chose}"
-    )
+    found, places = Prediction(detector.score_runs(normal)), [run.folder for run in normal]
+    return decision_from(found, args.false_alarms, of=f"normal validation runs{chose}", places=places)
 
 
 class WeldDetector(Detector):

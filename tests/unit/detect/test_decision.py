@@ -1,6 +1,7 @@
 """A decision keeps its promise: for exchangeable scores the false-alarm rate never exceeds the one it states."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomaly_lib.detect.alarms import alarm_line, alarm_table
+from anomaly_lib.detect.calibration import decision_from, far_out
 from anomaly_lib.detect.decision import Decision, conformal_threshold, promised_rate
 from anomaly_lib.detect.scores import Scores, sample_remarks
 from anomaly_lib.errors import UserError
@@ -126,3 +128,27 @@ def test_alarms_are_counted_beside_the_promise_and_by_kind_of_defect() -> None:
     assert sample_remarks(scores) == []
     few = Scores("demo", "x", values[57:64], labels[57:64], list("abcdefg"), ["nut"] * 7)
     assert sample_remarks(few) == ["only 4 anomalous and 3 normal samples"]
+
+
+def test_a_part_far_above_the_other_normal_ones_is_asked_about_everywhere_the_decision_is_told() -> None:
+    """By hand: quartiles of 1..8 and 20 are 3 and 7, so that the fence is 7 + 3 * 4 = 19."""
+    scores = torch.tensor([1.0, 20.0, 2, 3, 4, 5, 6, 7, 8])
+    places = [Path(f"parts/good/{number}.png") for number in range(9)]
+    decision = decision_from(Prediction(scores), 0.1, of="normal images", places=places)
+    assert decision.doubtful == ("good/1.png",)
+    assert decision.describe().endswith("normal images; good/1.png scores far above the others: is it normal?)")
+    assert decision.at_rate(0.5).doubtful == decision.doubtful
+    assert Decision.from_plain(decision.plain()) == decision
+    scores[1] = 19.0
+    assert not far_out(scores)  # on the fence is not beyond it
+
+
+def test_few_scores_doubt_nobody_and_the_worst_is_named_first() -> None:
+    assert far_out(torch.tensor([0.0, 0, 0, 0, 0, 0, 99])) == []
+    assert far_out(torch.tensor([0.0, 1, 2, 1, 0, 1, 50, 1, 2, 0, 99, 1])) == [10, 6]
+
+
+def test_the_decision_of_a_checkpoint_from_before_doubts_nobody() -> None:
+    saved = Decision.promising([1.0, 2.0], 0.5, of="scores").plain()
+    del saved["doubtful"]
+    assert Decision.from_plain(saved).doubtful == ()

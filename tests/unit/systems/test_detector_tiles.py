@@ -100,7 +100,7 @@ def test_an_image_is_left_out_with_all_its_tiles(model: str, tmp_path: Any) -> N
         return module.fit_features(learnt.whole(range(learnt.count)))
 
     whole = fitted(images)
-    decision = left_out_decision(whole, inputs_of(whole, args, images, learnt=False))
+    decision = left_out_decision(whole, inputs_of(whole, args, images, learnt=False), [])
     expected = []
     for n in range(4):
         twin = fitted(torch.cat([images[:n], images[n + 1 :]]))

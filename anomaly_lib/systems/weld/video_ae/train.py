@@ -83,7 +83,8 @@ def decide(detector: VideoAEDetector, runs: list[WeldRun], kept: list[WeldRun], 
     """What normal runs promise that were not trained on: those `kept` from training, else the validation split's."""
     if not kept:
         return validation_decision(detector, runs, args)
-    return decision_from(Prediction(detector.score_runs(kept)), args.false_alarms, of="normal runs kept from training")
+    found, places = Prediction(detector.score_runs(kept)), [one.folder for one in kept]
+    return decision_from(found, args.false_alarms, of="normal runs kept from training", places=places)
 
 
 def finish(run: Run, state: TrainState, encoder: ClipEncoder, runs: list[WeldRun], kept: list[WeldRun]) -> RunResult:
