@@ -184,6 +184,7 @@ def test_ladder_fills_one_table_and_never_repeats_a_row(tmp_path, capsys):
         "B-audio-tuned",
         "C-late",
         "C-mid",
+        "C-mid-frozen",
         "D",
     ]
     assert "gain over A" in capsys.readouterr().out

@@ -117,9 +117,13 @@ class TokenClasses(nn.Module):
         self.encoder = encoder
         self.scale, self.head = Standardise(dim), nn.Linear(dim, classes)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def features(self, tokens: Tensor) -> Tensor:
+        """What the linear layer reads: [B, L, D] -> [B, D]."""
         tokens = tokens if self.encoder is None else self.encoder(tokens)
-        return self.head(self.scale(tokens.mean(1)))  # type: ignore[no-any-return]
+        return self.scale(tokens.mean(1))  # type: ignore[no-any-return]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.features(tokens))  # type: ignore[no-any-return]
 
 
 def pool_modalities(batch: Mapping[str, Tensor], names: Sequence[str], *, steps: int = 16) -> dict[str, Tensor]:
@@ -136,7 +140,7 @@ def pool_modalities(batch: Mapping[str, Tensor], names: Sequence[str], *, steps:
 
 
 class MidFusion(nn.Module):
-    """Pooled features by name [B, D_m] -> logits [B, classes] by concatenation and one MLP (baseline C).
+    """Features by name [B, D_m] -> logits [B, classes] by concatenation and one MLP (baseline C).
 
     `dims`: D_m by name. `present` [B, M] in the order of `dims`; absent modalities are zero.
     """

@@ -1,5 +1,5 @@
-"""The models of the baseline ladder, each fitted on one shared pool of features: A late-fused auto-encoders, C mid
-fusion, D cross-attention (`single.py`: B and their late fusion; `ladder.py`: the table).
+"""The models of the baseline ladder, each fitted on one shared pool of features: A late-fused auto-encoders, D
+cross-attention, and what fits any of them (`single.py`: B and C, their fusions; `ladder.py`: the table).
 
 Models that need no defects (A, frozen B) train on good runs; the others are supervised and use every class in TRAIN.
 The weights of A and C-late are searched on VAL.
@@ -80,6 +80,7 @@ class Fitted:
     parameters: int
     classes: Tensor | None = None
     note: str = ""
+    features: dict[str, Tensor] = field(default_factory=dict)  # what its last layer reads [N, D], by split
 
 
 def prepare(args: TrainingsArgs) -> Pool:
@@ -217,19 +218,24 @@ def weighted(pool: Pool, ready: Sequence[Scores], names: Sequence[str], size: in
     return Fitted(scores, size, note=shown)
 
 
-def mid(pool: Pool, args: LadderArgs) -> Fitted:
-    """Concatenation of pooled features, one MLP, supervised; score = 1 - P(good)."""
-    pooled, present, labels = pool.pooled["train"], pool.present["train"], pool.classes("train")
-    net = MidFusion({name: pooled[name].shape[1] for name in MODALITIES}, classes=len(CLASSES))
+def joined(pool: Pool, vectors: Mapping[str, Mapping[str, Tensor]], args: LadderArgs) -> Fitted:
+    """One MLP over concatenated vectors, by split and modality, supervised; score = 1 - P(good)."""
+    train, present, labels = vectors["train"], pool.present["train"], pool.classes("train")
+    net = MidFusion({name: train[name].shape[1] for name in MODALITIES}, classes=len(CLASSES))
 
     def loss(i: Tensor) -> Tensor:
-        return F.cross_entropy(net({name: pooled[name][i] for name in MODALITIES}, present[i]), labels[i])
+        return F.cross_entropy(net({name: train[name][i] for name in MODALITIES}, present[i]), labels[i])
 
     fit(net, loss, len(labels), **protocol(args))
     with torch.no_grad():
-        logits = {split: net(pool.pooled[split], pool.present[split]) for split in pool.pooled}
+        logits = {split: net(vectors[split], pool.present[split]) for split in vectors}
     scores = {split: 1 - values.softmax(1)[:, 0] for split, values in logits.items()}
     return Fitted(scores, parameters(net), classes=logits["test"].argmax(1))
+
+
+def mid_frozen(pool: Pool, args: LadderArgs) -> Fitted:
+    """Mid fusion of what D reads: mean tokens of the frozen encoders and mean levels of the sensors."""
+    return joined(pool, pool.pooled, args)
 
 
 def cross_attention(pool: Pool, args: LadderArgs) -> Fitted:

@@ -19,11 +19,11 @@ from anomaly_lib.files import read_json
 from anomaly_lib.metrics import auroc
 from anomaly_lib.systems.weld.inputs import build_features
 from anomaly_lib.systems.weld.supcon.task import apply_freeze
-from scripts.weld.studies.baselines import Pool, fit_model, mid, prepare
+from scripts.weld.studies.baselines import Pool, fit_model, prepare
 from scripts.weld.studies.ladder import spread
 from scripts.weld.studies.of_plain import Plain, measure_plain
 from scripts.weld.studies.options import EXTENSIONS, VARIANTS, ExtensionArgs, LadderArgs, TrainingsArgs
-from scripts.weld.studies.single import late
+from scripts.weld.studies.single import late, mid
 from scripts.weld.studies.study_rows import Row, StudyRows
 
 COLUMNS = {"image_auroc": "AUROC", "knn_accuracy": "k-NN accuracy", "knn_macro_f1": "k-NN macro-F1"}

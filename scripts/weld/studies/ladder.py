@@ -16,9 +16,9 @@ from anomaly_lib.engine.seed import seed_everything
 from anomaly_lib.metrics import auroc, average_precision, f1_max, macro_f1, youden
 from anomaly_lib.systems.weld.data.manifest import CLASSES
 from anomaly_lib.systems.weld.options import ENCODERS
-from scripts.weld.studies.baselines import Fitted, Pool, cross_attention, mid, model_a, prepare
+from scripts.weld.studies.baselines import Fitted, Pool, cross_attention, mid_frozen, model_a, prepare
 from scripts.weld.studies.options import FUSIONS, LadderArgs
-from scripts.weld.studies.single import late, one_modality, sensors_alone, tuned
+from scripts.weld.studies.single import late, mid, one_modality, sensors_alone, tuned
 from scripts.weld.studies.study_rows import StudyRows
 
 COLUMNS = {"auroc": "AUROC", "auprc": "AUPRC", "macro_f1": "macro-F1, good/defect", "class_f1": "macro-F1, 12 classes"}
@@ -29,7 +29,8 @@ def ladder() -> dict[str, Callable[[Pool, LadderArgs], Fitted]]:
     frozen = {f"B-{name}": (lambda pool, args, name=name: one_modality(pool, args, name)) for name in ENCODERS}
     learnt = {f"B-{name}-tuned": (lambda pool, args, name=name: tuned(pool, args, name)) for name in ENCODERS}
     single = {**frozen, **learnt, "B-sensors": sensors_alone}
-    return {"A": model_a, **single, "C-late": late, "C-mid": mid, "D": cross_attention}
+    mixed = {"C-late": late, "C-mid": mid, "C-mid-frozen": mid_frozen}
+    return {"A": model_a, **single, **mixed, "D": cross_attention}
 
 
 def row_of(pool: Pool, fitted: Fitted, *, model: str, seed: int, seconds: float, peak_mb: float) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from anomaly_lib.systems.weld.options import LEARNING
 from anomaly_lib.systems.weld.supcon.options import Args as QuadArgs
 
 TUNED = ("B-video-tuned", "B-images-tuned", "B-audio-tuned")
-MODELS = ("A", "B-video", "B-images", "B-audio", *TUNED, "B-sensors", "C-late", "C-mid", "D")
-LEARN = {"models": (*TUNED, "C-late", "fusion")}
+MODELS = ("A", "B-video", "B-images", "B-audio", *TUNED, "B-sensors", "C-late", "C-mid", "C-mid-frozen", "D")
+LEARN = {"models": (*TUNED, "C-late", "C-mid", "fusion")}
 FUSIONS = ("C-late", "C-mid", "D")
 
 # extension -> variant of model D -> the options that switch it on

@@ -1,4 +1,5 @@
-"""Baseline B: one modality each, by a frozen encoder, by one that learns, by a Transformer over the sensors; C-late.
+"""Baseline B: one modality each, by a frozen encoder, by one that learns, by a Transformer over the sensors; and C, the
+late and mid fusion of the document's four.
 
 Frozen encoders get a one-class auto-encoder. Those that learn, the document's "fine-tuned" models, are supervised:
 cross-entropy of the classes, score = 1 - P(good). Their frozen lower parts run once: the store keeps the states there.
@@ -25,6 +26,7 @@ from scripts.weld.studies.baselines import (
     Pool,
     by_split,
     fit,
+    joined,
     parameters,
     protocol,
     standardised,
@@ -66,52 +68,73 @@ def tuned(pool: Pool, args: LadderArgs, name: str) -> Fitted:
     net.to(features.device)
     learns = nn.ModuleDict({"head": net, **({} if tops is None else {"top": tops[name]})})
 
-    def logits(split: str, indices: Tensor) -> Tensor:
+    def tokens(split: str, indices: Tensor) -> Tensor:
         runs: list[WeldRun] = [pool.runs[split][i] for i in indices.tolist()]
-        return net(features.modality(runs, name)).cpu()  # type: ignore[no-any-return]
+        return features.modality(runs, name)
 
-    return supervised(pool, args, name, learns, logits)
+    return supervised(pool, args, name, net, tokens, learns)
 
 
 def sensors_alone(pool: Pool, args: LadderArgs) -> Fitted:
     """The Transformer encoder over the sensor series, from scratch, in V4's sizes (4 layers, 8 heads, 1024 inside)."""
     net = TokenClasses(args.sensor_dim, classes=len(CLASSES), encoder=SensorEncoder(args))
-    return supervised(pool, args, "sensors", net, lambda split, indices: net(pool.series[split][indices]))
+    return supervised(pool, args, "sensors", net, lambda split, indices: pool.series[split][indices], net)
 
 
 def supervised(
-    pool: Pool, args: LadderArgs, name: str, net: nn.Module, logits: Callable[[str, Tensor], Tensor]
-) -> Fitted:
-    """Fit `net` on the training runs that have the modality; `logits(split, indices)` [B, classes] are its answers.
+    pool: Pool, args: LadderArgs, name: str, net: TokenClasses, tokens: Callable[[str, Tensor], Tensor],
+    learns: nn.Module,
+) -> Fitted:  # fmt: skip
+    """Fit `learns` on the training runs that have the modality; `net`, a part of it, reads `tokens(split, indices)`.
 
     A run without the modality says nothing: its score is the share of defects in TRAIN.
     """
     labels = pool.classes("train")
     known = pool.has(name, "train").nonzero().squeeze(1)
-    count = parameters(net)
+    count = parameters(learns)
 
     def loss(i: Tensor) -> Tensor:
-        return F.cross_entropy(logits("train", known[i]), labels[known[i]])
+        return F.cross_entropy(net(tokens("train", known[i])).cpu(), labels[known[i]])
 
-    fit(net, loss, len(known), lr_of={"top.": args.tuned_lr}, **protocol(args))
+    fit(learns, loss, len(known), lr_of={"top.": args.tuned_lr}, **protocol(args))
     prior = float((labels > 0).float().mean())
-    scores, voted = {}, torch.empty(0, dtype=torch.long)
+    scores, features, voted = {}, {}, torch.empty(0, dtype=torch.long)
     for split in pool.runs:
         with torch.no_grad():
             chunks = torch.arange(len(pool.runs[split])).split(AT_ONCE)
-            found = torch.cat([logits(split, indices) for indices in chunks])
+            read = torch.cat([net.features(tokens(split, indices)) for indices in chunks])
+            features[split], found = read.cpu(), net.head(read).cpu()
         scores[split] = torch.where(pool.has(name, split), 1 - found.softmax(1)[:, 0], prior)
         voted = found.argmax(1) if split == "test" else voted
-    return Fitted(scores, count, classes=voted)
+    return Fitted(scores, count, classes=voted, features=features)
+
+
+# -- the document's fusions of its four B -----------------------------------------------------------------------------
+
+
+def four(pool: Pool, args: LadderArgs) -> tuple[dict[str, Fitted], int]:
+    """Three tuned encoders and the sensors' Transformer by modality, and their parameters."""
+    parts = {}
+    for name in MODALITIES:
+        seed_everything(args.seed)  # so that these are the rows of B
+        parts[name] = sensors_alone(pool, args) if name == "sensors" else tuned(pool, args, name)
+    return parts, sum(part.parameters for part in parts.values())
 
 
 def late(pool: Pool, args: LadderArgs) -> Fitted:
-    """Convex combination of the four scores of B: three tuned encoders and the sensors' Transformer."""
-    parts = []
-    for name in MODALITIES:
-        seed_everything(args.seed)  # so that these are the rows of B
-        parts.append(sensors_alone(pool, args) if name == "sensors" else tuned(pool, args, name))
-    return weighted(pool, [part.scores for part in parts], MODALITIES, sum(part.parameters for part in parts))
+    """Convex combination of the scores of the four."""
+    parts, size = four(pool, args)
+    return weighted(pool, [part.scores for part in parts.values()], MODALITIES, size)
+
+
+def mid(pool: Pool, args: LadderArgs) -> Fitted:
+    """One MLP over the features that the four learned, which rest while it learns."""
+    parts, size = four(pool, args)
+    seed_everything(args.seed)
+    vectors = {split: {name: part.features[split] for name, part in parts.items()} for split in pool.runs}
+    fitted = joined(pool, vectors, args)
+    fitted.parameters += size
+    return fitted
 
 
 def learning_options(args: LadderArgs) -> LadderArgs:

@@ -9,10 +9,10 @@ from anomaly_lib.models.weld.baselines import TokenClasses
 from anomaly_lib.models.weld.supcon_quad import SensorEncoder
 from anomaly_lib.systems.weld.data.manifest import CLASSES
 from anomaly_lib.systems.weld.features import run_key
-from scripts.weld.studies.baselines import Fitted, Pool, combine, fit, prepare, standardised, weighted
+from scripts.weld.studies.baselines import Fitted, Pool, combine, fit, mid_frozen, prepare, standardised, weighted
 from scripts.weld.studies.ladder import row_of, table
 from scripts.weld.studies.options import LadderArgs
-from scripts.weld.studies.single import late, one_class, sensors_alone, tuned
+from scripts.weld.studies.single import four, late, mid, one_class, sensors_alone, tuned
 
 
 def pool_of(classes: list[int], present: list[bool] | None = None) -> Pool:
@@ -123,6 +123,20 @@ def test_late_fusion_weighs_probabilities_as_they_are(small: Pool) -> None:
     column = {split: torch.tensor([0.1, 0.2, 0.9, 0.8]) for split in ("train", "val", "test")}
     fused = weighted(pool, [column, column], ("audio", "video"), 7)
     torch.testing.assert_close(fused.scores["test"], column["test"].double())
+
+
+def test_mid_fusion_joins_what_the_four_learned(small: Pool) -> None:
+    small.below, found = None, []
+    for rate in (0.0, 0.05):
+        found.append(mid(small, LadderArgs(**SMALL, tuned_lr=rate)))
+    assert not torch.equal(found[0].scores["test"], found[1].scores["test"])  # what the blocks learn reaches the MLP
+    parts, size = four(small, LadderArgs(**SMALL, tuned_lr=0.05))
+    widths = {name: part.features["test"].shape[1] for name, part in parts.items()}
+    assert widths == {"video": 32, "images": 32, "audio": 32, "sensors": 16}  # the Transformer's, not the raw levels
+    total = sum(widths.values())
+    assert found[1].parameters == size + 2 * total + 256 * (total + 1) + 12 * 257  # norms and the MLP
+    rested = mid_frozen(small, LadderArgs(**SMALL))
+    assert rested.parameters == 2 * 192 + 256 * 193 + 12 * 257  # 16 levels of 6 channels beside three mean tokens
 
 
 def test_a_rate_of_its_own_under_the_one_cycle() -> None:
