@@ -77,6 +77,7 @@ def test_a_program_from_features_decides_as_the_detector_does(
         {"modulator": "transformer"},
         {"decoder": "linear_attention"},
         {"split_film": True, "view_pool": "mean", "preset": "doc"},
+        {"align": True, "learning_rate": 0.01},
     ],
 )
 def test_one_file_without_torch(options: dict[str, Any], tmp_path: Path) -> None:

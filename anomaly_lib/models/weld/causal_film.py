@@ -5,6 +5,7 @@ sensors -> gamma, beta ;  video, audio tokens -> FiLM -> Z_process -> predicted 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ from anomaly_lib.models.weld.causal_film_parts import (
     SensorModulator,
     projector,
 )
-from anomaly_lib.models.weld.config import SENSOR_CHANNELS, CausalFiLMConfig
+from anomaly_lib.models.weld.config import ATTENTION_HEADS, SENSOR_CHANNELS, CausalFiLMConfig
+from anomaly_lib.models.weld.temporal_aligner import TemporalAligners
 
 
 @dataclass
@@ -40,7 +42,8 @@ class CausalFiLM(nn.Module):
     """The trainable part; frozen backbones run outside, so that their features can be cached.
 
     ``CausalFiLM(config)`` or ``CausalFiLM(preset="doc", d_model=256, ...)``. `video_dim`, `audio_dim`, `image_dim`:
-    widths of the frozen tokens (defaults: V-JEPA 2 ViT-L, AST, DINOv3 ViT-H/16+).
+    widths of the frozen tokens (defaults: V-JEPA 2 ViT-L, AST, DINOv3 ViT-H/16+). For `align`: `video_steps`, how many
+    times the video tokens stand for, and `audio_rows`, `audio_prefix`, frequencies and class tokens of the sound.
     """
 
     def __init__(
@@ -51,6 +54,9 @@ class CausalFiLM(nn.Module):
         audio_dim: int = 768,
         image_dim: int = IMAGE_DIM,
         sensor_channels: int = SENSOR_CHANNELS,
+        video_steps: int = 8,
+        audio_rows: int = 12,
+        audio_prefix: int = 2,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -62,6 +68,12 @@ class CausalFiLM(nn.Module):
         self.process = ProcessEncoder(c)
         self.result = RobustResultEncoder(c, image_dim=image_dim)
         self.decoder = AntiGenDecoder(c)
+        clocks = {"video": {"steps": video_steps}, "audio": {"rows": audio_rows, "prefix": audio_prefix}}
+        self.align: TemporalAligners | None = None
+        if c.align:  # made last: the other weights are drawn as without it
+            self.align = TemporalAligners(
+                c.sensor_hidden, dict.fromkeys(clocks, c.d_model), clocks, heads=ATTENTION_HEADS
+            )
 
     def forward(self, batch: Mapping[str, Any]) -> Encodings:
         """`batch`: video [B, Tv, Dv] and audio [B, Ta, Da] tokens, sensors [B, S, C], images: one [B, V, N, C] per
@@ -95,11 +107,14 @@ class CausalFiLM(nn.Module):
         return {"video": seen, "audio": heard, "view": self.result.view_shares(batch["images"], batch.get("views"))}
 
     def _modulated(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        present = batch.get("present")
-        gamma, beta = self.modulator(batch["sensors"], None if present is None else present[:, 3])
-        video = film(self.video_projector(self._corrupt(batch["video"])), gamma[:, :1], beta[:, :1])
-        audio = film(self.audio_projector(self._corrupt(batch["audio"])), gamma[:, -1:], beta[:, -1:])
-        return video, audio, gamma, beta
+        present, align = batch.get("present"), self.align
+        video = self.video_projector(self._corrupt(batch["video"]))
+        audio = self.audio_projector(self._corrupt(batch["audio"]))
+
+        tokens, known = {"video": video, "audio": audio}, None if present is None else present[:, 3]
+        join = None if align is None else partial(align, tokens=tokens, present=present)
+        gamma, beta = self.modulator(batch["sensors"], known, join)
+        return film(video, gamma[:, :1], beta[:, :1]), film(audio, gamma[:, -1:], beta[:, -1:]), gamma, beta
 
     def encode_result(self, batch: Mapping[str, Any]) -> Tensor:
         """Z_result [B, d]."""

@@ -1,6 +1,6 @@
 """The trainable parts of Causal-FiLM: sensor modulator (L1), process and result encoders (L2), decoder (L3)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -106,13 +106,19 @@ class SensorModulator(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, sensors: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Gamma and beta [B, pairs, d]; where `present` [B] is False the run has no sensors: the identity."""
+    def forward(
+        self, sensors: Tensor, present: Tensor | None = None, join: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Gamma and beta [B, pairs, d]; where `present` [B] is False the run has no sensors: the identity.
+
+        `join` changes the embedded steps [B, S, hidden] before the series is read.
+        """
         batch, d = sensors.shape[0], self.config.d_model
         if self.config.modulator == "none":
             gamma = sensors.new_ones(batch, self.pairs, d)
             return gamma, torch.zeros_like(gamma)
-        context = self._context(self.embed(sensors))  # [B, hidden]
+        steps = self.embed(sensors)
+        context = self._context(steps if join is None else join(steps))  # [B, hidden]
         scale, beta = self.head(context).view(batch, self.pairs, 2 * d).chunk(2, dim=-1)
         if present is not None:
             known = present.view(-1, 1, 1).to(scale.dtype)

@@ -18,7 +18,7 @@ PERCEPTRONS = ("mlp", "bottleneck")
 DECODERS = (*PERCEPTRONS, "linear_attention")
 TARGET_MODES = ("joint", "stopgrad", "ema_target")
 SCORE_KINDS = ("combined", "cosine", "l1", "mean_abs")
-ATTENTION_HEADS = 4  # of the transformer over sensors and of linear attention
+ATTENTION_HEADS = 4  # of the transformer over sensors, of what aligns them and of linear attention
 STAGES = ("best", "doc", "stage1")
 SENSOR_CHANNELS = 6  # pressure, gas flow, feed, current, wire, voltage
 
@@ -105,6 +105,12 @@ class CausalFiLMConfig(PublishedStage, BranchArgs):
         needs={"modulator": "mamba"},
     )
     split_film: Switch = arg(False, "own gamma and beta for video and audio", needs={"modulator": LEARNT})
+    align: Switch = arg(
+        False,
+        "the sensor series takes in what video and sound show at its own time before it modulates them (temporal "
+        "attention)",
+        needs={"modulator": LEARNT},
+    )
     projector_dropout: float = arg(0.0, "dropout where tokens are brought to the width", at_least=0, at_most=0.99)
     process_layers: int = arg(2, "layers of the process encoder", at_least=1)
     process_heads: int = arg(4, "its attention heads", at_least=1)
@@ -145,10 +151,9 @@ class CausalFiLMConfig(PublishedStage, BranchArgs):
             raise OptionError(f"process_heads={self.process_heads}: does not divide d_model={self.d_model}")
         if self.decoder == "linear_attention" and self.d_model % ATTENTION_HEADS:
             raise OptionError(f"d_model={self.d_model}: decoder=linear_attention needs a multiple of {ATTENTION_HEADS}")
-        if self.modulator == "transformer" and self.sensor_hidden % ATTENTION_HEADS:
-            raise OptionError(
-                f"sensor_hidden={self.sensor_hidden}: modulator=transformer needs a multiple of {ATTENTION_HEADS}"
-            )
+        attending = "modulator=transformer" if self.modulator == "transformer" else "align=True" if self.align else ""
+        if attending and self.sensor_hidden % ATTENTION_HEADS:
+            raise OptionError(f"sensor_hidden={self.sensor_hidden}: {attending} needs a multiple of {ATTENTION_HEADS}")
 
 
 @dataclass

@@ -14,7 +14,7 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.fusion import CrossAttention
 from anomaly_lib.models.weld.config import SENSOR_CHANNELS
 from anomaly_lib.models.weld.quad_config import ALIASES, FREEZE_POLICIES, MODALITIES, QuadConfig, heads_of
-from anomaly_lib.models.weld.temporal_aligner import TemporalAligner, token_times
+from anomaly_lib.models.weld.temporal_aligner import TemporalAligners
 from anomaly_lib.models.weld.token_scale import TokenScale
 
 
@@ -184,20 +184,9 @@ class QuadModal(nn.Module):
         )
         self.classifier = _head(c.hidden_dim, num_classes, c.classifier_layers)
         self.score, self.score_sigmoid = nn.Linear(c.hidden_dim, 1), score_sigmoid
-        self.clocks: dict[str, dict[str, int]] = {
-            "video": {"steps": video_steps}, "audio": {"rows": audio_rows, "prefix": audio_prefix},
-        }  # fmt: skip
-        self.align = nn.ModuleDict(
-            {
-                name: TemporalAligner(
-                    query_dim=c.sensor_dim,
-                    memory_dim=self.widths[name],
-                    heads=heads_of(c.sensor_dim),
-                    periods=(0.02, 2.0),
-                )
-                for name in (self.clocks if c.align else ())
-            }
-        )
+        clocks = {"video": {"steps": video_steps}, "audio": {"rows": audio_rows, "prefix": audio_prefix}}
+        read = {name: self.widths[name] for name in (clocks if c.align else ())}
+        self.align = TemporalAligners(c.sensor_dim, read, clocks, heads=heads_of(c.sensor_dim))
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.parameters())
@@ -212,7 +201,7 @@ class QuadModal(nn.Module):
         masks = {name: batch[f"{name}_mask"] for name in tokens if f"{name}_mask" in batch}
         present = self._drop_modalities(batch.get("present"), next(iter(tokens.values())))
         if self.align and "sensors" in tokens:
-            tokens["sensors"] = self._aligned(tokens, masks, present)
+            tokens["sensors"] = self.align(tokens["sensors"], tokens, masks=masks, present=present)
         fused, attention = self.fusion(tokens, masks=masks, present=present, need_weights=need_weights)
         out = self.heads(F.normalize(self.norm(fused), dim=-1))
         return out | {f"attention.{name}": weights for name, weights in attention.items()}
@@ -232,29 +221,6 @@ class QuadModal(nn.Module):
         if self.config.activation_checkpointing and self.training:
             return checkpoint(self.sensor, series, use_reentrant=False)  # type: ignore[no-any-return]
         return self.sensor(series)  # type: ignore[no-any-return]
-
-    def _aligned(self, tokens: Mapping[str, Tensor], masks: Mapping[str, Tensor], present: Tensor | None) -> Tensor:
-        """Sensor tokens [B, S, D] with what video and sound show at their time; an absent modality adds nothing."""
-        own = tokens["sensors"]
-        added = torch.zeros_like(own)
-        for name, aligner in self.align.items():
-            if name not in tokens:
-                continue
-            memory, clock = torch.nan_to_num(tokens[name]), self.clocks[name]
-            here = memory.new_ones(memory.shape[0], dtype=torch.bool)
-            if present is not None:
-                here = present[:, MODALITIES.index(name)].bool()
-            mask = here[:, None].expand(-1, memory.shape[1])
-            if name in masks:
-                mask = mask & masks[name]
-            added = added + aligner(
-                own,
-                memory,
-                query_times=token_times(own.shape[1]).to(own.device),
-                memory_times=token_times(memory.shape[1], **clock).to(own.device),
-                memory_mask=mask,
-            )
-        return own + added
 
     def _drop_modalities(self, present: Tensor | None, like: Tensor) -> Tensor | None:
         """Training only: each present modality vanishes with probability p, but never the last one of a sample."""

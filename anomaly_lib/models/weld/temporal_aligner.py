@@ -1,12 +1,15 @@
 """Cross-modal temporal attention: tokens of one clock read those of another by their times."""
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_lib.fusion import CrossAttention
+from anomaly_lib.models.weld.quad_config import MODALITIES
 
 
 def time_code(seconds: Tensor, dim: int, *, shortest: float = 0.05, longest: float = 60.0) -> Tensor:
@@ -80,6 +83,46 @@ def token_times(length: int, *, steps: int | None = None, rows: int = 1, prefix:
     index = torch.arange(body) % columns if steps is None else torch.arange(body) * steps // max(1, body)
     times = (index + 0.5) / (columns if steps is None else steps)
     return torch.cat([torch.full((prefix,), 0.5), times])
+
+
+class TemporalAligners(nn.ModuleDict):
+    """Sensor tokens take in what each of the other recordings of a run shows at their own time.
+
+    `widths` and `clocks` by modality: the width of its tokens, and how `token_times` reads their times. All recordings
+    are taken to begin and to end together; what differs is learnt as an offset.
+    """
+
+    def __init__(self, dim: int, widths: Mapping[str, int], clocks: Mapping[str, Mapping[str, int]], *, heads: int):
+        super().__init__(
+            {
+                name: TemporalAligner(query_dim=dim, memory_dim=width, heads=heads, periods=(0.02, 2.0))
+                for name, width in widths.items()
+            }
+        )
+        self.clocks = clocks
+
+    def forward(
+        self, own: Tensor, tokens: Mapping[str, Tensor], *, masks: Mapping[str, Tensor] = MappingProxyType({}),
+        present: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """`own` [B, S, D] with what tokens [B, L, width] by modality show; one that is absent, as a whole or in a run
+        (`present` [B, 4] in the order of `MODALITIES`), adds nothing. `masks` [B, L] by modality: True counts."""
+        added = torch.zeros_like(own)
+        for name, aligner in self.items():
+            if name not in tokens:
+                continue
+            memory = torch.nan_to_num(tokens[name])
+            mask = torch.ones(memory.shape[:2], dtype=torch.bool, device=own.device)
+            if present is not None:
+                mask = mask & present[:, MODALITIES.index(name), None].bool()
+            added = added + aligner(
+                own,
+                memory,
+                query_times=token_times(own.shape[1]).to(own.device),
+                memory_times=token_times(memory.shape[1], **self.clocks[name]).to(own.device),
+                memory_mask=mask & masks[name] if name in masks else mask,
+            )
+        return own + added
 
 
 def resample_at(series: Tensor, times: Tensor, *, rate: float) -> Tensor:

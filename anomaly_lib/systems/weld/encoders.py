@@ -163,6 +163,11 @@ class WeldEncoders:
         return weights[:, AST_CLASS_TOKENS:].unflatten(1, (self.audio_rows, -1)).sum(1)
 
     @property
+    def clocks(self) -> dict[str, Any]:
+        """How the times of video and audio tokens are told, by the models' names."""
+        return {"video_steps": self.video_steps, "audio_rows": self.audio_rows, "audio_prefix": AST_CLASS_TOKENS}
+
+    @property
     def audio_rows(self) -> int:
         """How many frequencies the audio tokens stand for."""
         net: Any = self.audio.net

@@ -29,6 +29,8 @@ class WeldSource(Protocol):
     demo_train: int
     demo_good: int
     demo_defects: int
+    folds: int
+    fold: int
 
 
 def data_name(args: WeldSource) -> str:
@@ -50,8 +52,7 @@ def open_runs(args: WeldSource, choice: Choice | None = None) -> list[WeldRun]:
         runs = weld_demo_runs(
             seed=args.demo_seed, train=args.demo_train, good=args.demo_good, per_defect=args.demo_defects
         )
-    fold, folds = getattr(args, "fold", 0), getattr(args, "folds", 0)  # the video auto-encoder has none
-    return fold_splits(runs, folds=folds, fold=fold) if fold and not other else runs
+    return fold_splits(runs, folds=args.folds, fold=args.fold) if args.fold and not other else runs
 
 
 def data_fingerprint(runs: Sequence[WeldRun], args: WeldSource, *more: str | None) -> DataFingerprint:

@@ -19,6 +19,7 @@ from anomaly_lib.metrics import auroc
 from anomaly_lib.systems.weld.causal_film import detector as causal_film
 from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
 from anomaly_lib.systems.weld.inputs import open_runs
+from anomaly_lib.systems.weld.options import FoldArgs
 from anomaly_lib.systems.weld.video_ae import detector as video_ae
 from anomaly_lib.systems.weld.video_ae.options import FusionArgs
 
@@ -45,6 +46,11 @@ def fuse_welds(args: FusionArgs) -> FusionResult:
         _checkpoint("causal_checkpoint", args.causal_checkpoint, causal_film.SYSTEM), device=args.device
     )
     video = video_ae.load(_checkpoint("video_checkpoint", args.video_checkpoint, video_ae.SYSTEM), device=args.device)
+    if (apart := [in_words(one.args) for one in (causal, video)])[0] != apart[1]:
+        raise UserError(
+            f"video_checkpoint={args.video_checkpoint}: trained on {apart[1]}, causal_checkpoint= on {apart[0]}; one "
+            "would be tested on what the other has learnt: give the same fold of both"
+        )
     if args.score_kind:
         causal = causal.scored_by(args.score_kind)
     detectors = {causal.system: causal, video.system: video}
@@ -80,7 +86,9 @@ def fuse_any(args: FusionArgs, detectors: Sequence[Detector]) -> FusionResult:
     named = name_apart(detectors)
     common = [name for name in next(iter(found.values()))[0] if all(name in one for one, _ in found.values())]
     if not common:
-        raise UserError(f"{', '.join(found)}: have no sample in common: they must be detectors of the same data")
+        raise UserError(
+            f"{', '.join(found)}: have no sample in common: they must be detectors of the same data and fold"
+        )
     lost = max(len(one) for one, _ in found.values()) - len(common)
     columns: dict[str, tuple[Tensor, Tensor]] = {
         name: (torch.tensor([one[sample][0] for sample in common]), normal)
@@ -105,6 +113,11 @@ def added_up(
     scores["fusion"] = torch.stack(list(scores.values())).sum(0)
     metrics = {f"{name}_auroc": auroc(values, labels) for name, values in scores.items()}
     return FusionResult(metrics, {k: v.tolist() for k, v in scores.items()}, ids, labels.tolist(), notes)
+
+
+def in_words(args: FoldArgs) -> str:
+    """Which part of the runs a detector was trained on."""
+    return f"fold {args.fold} of {args.folds}" if args.fold else "the data's own splits"
 
 
 def _checkpoint(option: str, path: str | None, system: str) -> Checkpoint:

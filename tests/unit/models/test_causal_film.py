@@ -167,6 +167,42 @@ def test_absent_modalities_do_not_leak_and_never_make_nan() -> None:
     assert not torch.allclose(model(batch).z_process[3], first.z_process[3])
 
 
+def test_aligned_sensors_read_video_and_sound_at_their_own_time() -> None:
+    torch.manual_seed(0)
+    plain = CausalFiLM(**SMALL, branches=SMALL_BRANCHES)
+    torch.manual_seed(0)
+    model = CausalFiLM(**SMALL, branches=SMALL_BRANCHES, align=True, video_steps=3, audio_rows=1, audio_prefix=0)
+    own = model.state_dict()
+    assert {name.split(".")[0] for name in own.keys() - plain.state_dict().keys()} == {"align"}
+    assert all(torch.equal(value, own[name]) for name, value in plain.state_dict().items())  # drawn as without it
+    batch = small_batch()
+    plain.eval(), model.eval()
+    for net in (plain, model):
+        torch.manual_seed(1)
+        nn.init.normal_(net.modulator.head.weight)
+    assert torch.equal(model(batch).z_pred, plain(batch).z_pred)  # the identity at step 0
+    for aligner in model.align.values():
+        nn.init.normal_(aligner.attention.output.weight)
+    first = model(batch)
+    assert not torch.allclose(first.gamma, plain(batch).gamma, atol=1e-3)  # what the sensors say has changed
+    first.z_pred.sum().backward()
+    assert all(abs(float(aligner.offset.grad)) > 0 for aligner in model.align.values())
+    for part, place in (("video", 0), ("audio", 2)):
+        lacking = {**batch, "present": batch["present"].clone()}
+        lacking["present"][0, place] = False
+        one = model(lacking)
+        two = model({**lacking, part: torch.cat([torch.full_like(batch[part][:1], 9.0), batch[part][1:]])})
+        assert torch.equal(one.gamma, two.gamma)  # an absent recording adds nothing
+        assert not torch.equal(one.gamma[0], first.gamma[0])
+        assert torch.equal(one.gamma[1:], first.gamma[1:])
+    lacking = {**batch, "present": torch.tensor([[True, True, True, False]] * 4)}
+    assert torch.equal(model(lacking).gamma, torch.ones(4, 1, 16))  # without sensors nothing is modulated
+    with pytest.raises(ValueError, match="align=True needs a multiple of 4"):
+        CausalFiLMConfig(align=True, sensor_hidden=6)
+    with pytest.raises(ValueError, match="align=True: has no effect"):
+        CausalFiLMConfig(align=True, modulator="none")
+
+
 def test_view_pooling_takes_the_strongest_real_view() -> None:
     encoder = RobustResultEncoder(branches="1.mean", image_dim=8, d_model=8).eval()
     layers = [torch.randn(2, 3, 4, 8)]
@@ -189,6 +225,7 @@ VARIANTS = [
     {"modulator": "transformer", "decoder": "linear_attention"},
     {"split_film": True, "gate_activation": "relu", "decoder_dropout_position": "input"},
     {"feature_noise": 0.1, "encoder_dropout": 0.2, "projector_dropout": 0.1},
+    {"align": True},
 ]
 
 
@@ -197,6 +234,8 @@ def test_every_variant_trains_every_parameter(changes: dict) -> None:
     model = CausalFiLM(**{**SMALL, "branches": SMALL_BRANCHES, **changes})
     if model.config.modulator != "none":
         nn.init.normal_(model.modulator.head.weight, std=0.1)  # zero at step 0: nothing below it would learn yet
+    for aligner in model.align.values() if model.align else ():
+        nn.init.normal_(aligner.attention.output.weight, std=0.1)
     out = model(small_batch(branches=len(model.result.branches)))
     CausalFiLMLoss(d_model=16)(out.z_result, out.z_pred)["loss"].backward()
     for name, parameter in model.named_parameters():

@@ -1,6 +1,7 @@
 """Scores of any two detectors added up: z-scores, ranks, p-values by Fisher; samples are matched by name."""
 
 from math import log
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,9 @@ from anomaly_lib.detect.decision import Decision
 from anomaly_lib.errors import UserError
 from anomaly_lib.fusion.evidence import EVIDENCE
 from anomaly_lib.fusion.names import EVIDENCES
-from anomaly_lib.systems.weld.late_fusion import fuse_any
+from anomaly_lib.systems.registry import SYSTEMS
+from anomaly_lib.systems.weld import late_fusion
+from anomaly_lib.systems.weld.late_fusion import fuse_any, fuse_welds
 from anomaly_lib.systems.weld.video_ae.options import FusionArgs
 
 NORMAL = [1.0, 2.0, 3.0, 4.0]
@@ -87,3 +90,34 @@ def test_what_cannot_be_fused_is_refused() -> None:
     ):
         with pytest.raises(UserError, match=said):
             FusionArgs(**options)
+
+
+def test_two_folds_are_not_fused_since_one_knows_the_others_test_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(folds: int, fold: int) -> Any:
+        return lambda *_, **__: SimpleNamespace(args=SimpleNamespace(folds=folds, fold=fold), system="any")
+
+    monkeypatch.setattr(late_fusion, "_checkpoint", lambda *_: None)
+    monkeypatch.setattr(late_fusion.causal_film, "load", opened(4, 1))
+    for other, told in (((4, 2), "fold 2 of 4"), ((5, 1), "fold 1 of 5"), ((0, 0), "the data's own splits")):
+        monkeypatch.setattr(late_fusion.video_ae, "load", opened(*other))
+        with pytest.raises(
+            UserError, match=f"video_checkpoint=v.pt: trained on {told}, causal_checkpoint= on fold 1 of 4"
+        ):
+            fuse_welds(FusionArgs(causal_checkpoint="c.pth", video_checkpoint="v.pt"))
+
+
+@pytest.mark.slow
+def test_scores_of_one_fold_are_fused_on_its_own_test_runs(tmp_path: Path) -> None:
+    small: dict[str, Any] = {"demo_train": 6, "demo_good": 2, "epochs": 1, "folds": 3}
+    best = {}
+    for system in ("causal_film", "video_ae"):
+        folder = tmp_path / system
+        found = SYSTEMS[system].train(SYSTEMS[system].tiny(**small, fold=2, output_dir=str(folder)))
+        best[system] = str(found.checkpoint)
+    tested = [run.run_id for run in SYSTEMS.load(best["video_ae"]).items().items]
+    pair = FusionArgs(causal_checkpoint=best["causal_film"], video_checkpoint=best["video_ae"])
+    found = fuse_welds(pair)
+    assert found.ids == tested
+    assert len(tested) < 8 + 22
+    named = fuse_any(FusionArgs(checkpoints=list(best.values())), [SYSTEMS.load(path) for path in best.values()])
+    assert named.labels == found.labels

@@ -53,8 +53,9 @@ class CausalFiLMTask(nn.Module):
 def build(args: Args, features: WeldFeatures, *, text: Tensor | None) -> CausalFiLMTask:
     """The trainable part for these encoders; `text` [T] is the CLIP embedding of "a normal weld"."""
     criterion = CausalFiLMLoss(args, d_model=args.d_model, text=text)
-    model, tops = CausalFiLM(args, **features.dims()), features.encoders.learning_copy(args)
-    return CausalFiLMTask(model, criterion, args, tops).to(features.device)
+    encoders = features.encoders
+    model = CausalFiLM(args, **features.dims(), **encoders.clocks)
+    return CausalFiLMTask(model, criterion, args, encoders.learning_copy(args)).to(features.device)
 
 
 @torch.no_grad()

@@ -57,3 +57,22 @@ def fold_splits(runs: Sequence[WeldRun], *, folds: int, fold: int, supervised: b
         return "val" if place == 1 or (run.label and not supervised) else "train"
 
     return [replace(run, split=split(run)) for run in runs]
+
+
+NEEDED = (
+    ("train", (0,), "good run to train on"),
+    ("val", (0,), "good run to validate on"),
+    ("test", (0, 1), "run to test"),
+)
+
+
+def check_fold(runs: Sequence[WeldRun], seen: Sequence[WeldRun], *, folds: int, fold: int, what: str) -> None:
+    """Refuse a fold of `runs` that lacks what it needs among those `seen`, which have `what`."""
+    known = {run.run_id for run in seen}
+    there = {(run.split, run.label) for run in fold_splits(runs, folds=folds, fold=fold) if run.run_id in known}
+    for split, labels, need in NEEDED:
+        if not any((split, label) in there for label in labels):
+            raise UserError(
+                f"folds={folds}: fold {fold} would have no {need}: of {len(runs)} runs {len(known)} have {what}; give "
+                "fewer folds, or leave folds= out"
+            )

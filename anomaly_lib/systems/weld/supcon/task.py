@@ -17,7 +17,7 @@ from anomaly_lib.models.weld.token_scale import TokenMoments
 from anomaly_lib.systems.weld.data.demo import weld_demo_runs
 from anomaly_lib.systems.weld.data.folds import fold_splits
 from anomaly_lib.systems.weld.data.manifest import WeldRun, assign_splits, read_manifest
-from anomaly_lib.systems.weld.encoders import AST_CLASS_TOKENS, photo_vectors
+from anomaly_lib.systems.weld.encoders import photo_vectors
 from anomaly_lib.systems.weld.features import WeldFeatures
 from anomaly_lib.systems.weld.supcon.options import Args
 
@@ -65,9 +65,7 @@ def build(args: Args, features: WeldFeatures) -> QuadTask:
         video_dim=encoders.video.width,
         image_dim=encoders.image.width * len(encoders.branches),
         audio_dim=encoders.audio.width,
-        video_steps=encoders.video_steps,
-        audio_rows=encoders.audio_rows,
-        audio_prefix=AST_CLASS_TOKENS,
+        **encoders.clocks,
     )
     if args.adapters != "none":
         add_adapters(model, ["fusion.project", "fusion.attend"], kind=args.adapters, rank=args.adapter_rank)

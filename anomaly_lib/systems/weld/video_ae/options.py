@@ -9,7 +9,7 @@ from anomaly_lib.errors import OptionError
 from anomaly_lib.fusion.names import EVIDENCES
 from anomaly_lib.models.weld.config import SCORE_KINDS
 from anomaly_lib.options import BackboneArgs, CacheArgs, DataArgs, HoldOutArgs, OptimArgs, RunArgs, TrackArgs
-from anomaly_lib.systems.weld.options import WeldDemoArgs, check_weld_data
+from anomaly_lib.systems.weld.options import FoldArgs, WeldDemoArgs, check_weld_data
 
 TINY_BACKBONE = "tiny-dinov2"
 
@@ -25,7 +25,7 @@ class ClipArgs(BackboneArgs):
 
 
 @dataclass
-class Args(RunArgs, TrackArgs, DataArgs, WeldDemoArgs, ClipArgs, OptimArgs, CacheArgs, HoldOutArgs):
+class Args(RunArgs, TrackArgs, DataArgs, WeldDemoArgs, FoldArgs, ClipArgs, OptimArgs, CacheArgs, HoldOutArgs):
     """Video auto-encoder on normal welds."""
 
     dataset: str = override(DataArgs, "dataset", "demo", choices=["demo", "weld"])

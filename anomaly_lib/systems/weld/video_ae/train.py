@@ -14,6 +14,8 @@ from anomaly_lib.engine.optim import step
 from anomaly_lib.engine.resume import resumed
 from anomaly_lib.engine.run import Run
 from anomaly_lib.models.weld.video_ae import VideoAE
+from anomaly_lib.systems.weld.cross_validation import cross_validate
+from anomaly_lib.systems.weld.data.folds import check_fold
 from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
 from anomaly_lib.systems.weld.detector import validation_decision
 from anomaly_lib.systems.weld.figures import auroc_line
@@ -24,17 +26,23 @@ from anomaly_lib.systems.weld.video_ae.options import Args
 from anomaly_lib.types import Prediction, RunResult
 
 BEST = "best_model.pt"
+VIDEO = "a readable video"
 
 
-def train(args: Args) -> RunResult:
-    """Fit the auto-encoder on normal clips; the epoch with the lowest training loss is kept."""
+def train(args: Args, *, encoder: ClipEncoder | None = None) -> RunResult:
+    """Fit the auto-encoder on normal clips; the epoch with the lowest training loss is kept.
+
+    The clip `encoder` of the same options may be handed in, so that several runs share one encoding.
+    """
     single_process_only("the video auto-encoder", "its trained part is small; start it without torchrun")
     args, device = resumed(SYSTEM, args), pick_device(args.device)
+    if args.folds and not args.fold:
+        return every_fold(args, encoder or ClipEncoder.of(args, device))
     runs = open_runs(args)
     with Run.open(SYSTEM, args, name=data_name(args), data=data_fingerprint(runs, args), kept=[BEST]) as run:
         if run.finished:
             return run.repeat()
-        encoder = ClipEncoder.of(args, device)
+        encoder = encoder or ClipEncoder.of(args, device)
         run.opening(
             "Video auto-encoder of normal welds",
             weights=weights_of(encoder.backbone),
@@ -42,7 +50,9 @@ def train(args: Args) -> RunResult:
             data=data_words(args),
         )
         if args.on_error == "skip":
-            runs, skipped = encoder.readable(runs)
+            everything, (runs, skipped) = runs, encoder.readable(runs)
+            if args.fold:
+                check_fold(everything, runs, folds=args.folds, fold=args.fold, what=VIDEO)
             run.note(skipped=skipped)
             run.log.line(f"{len(skipped)} runs without a readable video are skipped (listed in run.json)")
         learn, kept = split_normal(args, run, runs)
@@ -64,6 +74,19 @@ def train(args: Args) -> RunResult:
                 state.best = {"loss": mean, "epoch": epoch + 1}
             run.end_epoch(state, epoch, {"loss": mean}, best=BEST if better else None)
         return finish(run, state, encoder, runs, kept)
+
+
+def every_fold(args: Args, encoder: ClipEncoder) -> RunResult:
+    """Train and test every fold; whether each has runs with a video is known before the first one."""
+    runs = open_runs(args)
+    seen = runs if args.on_error == "fail" else encoder.readable(runs)[0]
+    for number in range(1, args.folds + 1):
+        check_fold(runs, seen, folds=args.folds, fold=number, what=VIDEO)
+    encoder(seen)
+    return cross_validate(
+        SYSTEM, args, data_name(args), lambda one: train(one, encoder=encoder),
+        lambda path: load(Checkpoint(path, load_checkpoint(path, system=SYSTEM)), encoder=encoder),
+    )  # fmt: skip
 
 
 def split_normal(args: Args, run: Run, runs: list[WeldRun]) -> tuple[list[WeldRun], list[WeldRun]]:
