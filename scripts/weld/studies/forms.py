@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from anomaly_lib.files import atomic_file
 from anomaly_lib.metrics import auroc
+from anomaly_lib.models.adapters import merge_adapters
 from anomaly_lib.models.deploy import prune_linears, quantize_linears, read_model, write_model
 from anomaly_lib.systems.weld.data.manifest import WeldRun, select_runs
 from anomaly_lib.systems.weld.supcon.detector import QuadDetector
@@ -67,7 +68,9 @@ def deployment(
     batch = {name: value[:AT_ONCE] for name, value in whole.items()}
     labels = torch.tensor([run.label for run in test])
     model = detector.task.model.eval()
-    forms = {name: form_of(name, model, batch, folder, pruning=pruning) for name in names}
+    plain = copy.deepcopy(model)
+    merge_adapters(plain)  # LoRA costs nothing in use, and pruning and int8 see the weights that act
+    forms = {name: form_of(name, plain, batch, folder, pruning=pruning) for name in names}
     wanted = model(batch)["features"]
     times: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(repeats):  # in turn, so that a busy moment of the machine meets all of them

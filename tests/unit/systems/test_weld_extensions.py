@@ -1,9 +1,13 @@
 """The table of the extension study on numbers small enough to check by hand, and the forms and pictures of a model."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from anomaly_lib.models.adapters import LoRALinear, add_adapters
 from anomaly_lib.systems.weld.data.manifest import select_runs
 from anomaly_lib.systems.weld.inputs import build_features
 from anomaly_lib.systems.weld.supcon.detector import QuadDetector
@@ -127,3 +131,20 @@ def test_every_form_of_a_model_is_a_file_that_answers_alike(detector: QuadDetect
         assert rows[name]["auroc"] == rows["float32"]["auroc"]
     assert rows["int8"]["bytes"] < rows["float32"]["bytes"]
     assert 0 < rows["int8"]["largest_change"] < 0.02 < rows["pruned"]["largest_change"]
+
+
+def test_lora_is_folded_into_what_is_deployed(detector: QuadDetector, tmp_path) -> None:
+    """A file holds the plain layers alone, whose weights have the learnt product in them."""
+    task = copy.deepcopy(detector.task)
+    adapted = add_adapters(task.model, ["fusion"], rank=2)
+    for path in adapted:
+        nn.init.normal_(task.model.get_submodule(path).up, std=0.2)
+    lora = copy.copy(detector)
+    lora.task = task
+    (row,) = deployment(lora, open_runs(lora.args), tmp_path, pruning=0.5, names=["float32"], repeats=1)
+    assert row["largest_change"] < 1e-5
+    written = torch.load(tmp_path / "float32.pt", weights_only=True)
+    plain = detector.task.model.state_dict()
+    assert list(written) == list(plain)
+    assert all((written[f"{path}.weight"] - plain[f"{path}.weight"]).abs().max() > 0.01 for path in adapted)
+    assert not any(isinstance(one, LoRALinear) and one.merged for one in task.model.modules())
