@@ -35,8 +35,9 @@ def encoding_costs(features: WeldFeatures, runs: Sequence[WeldRun], *, batch_siz
                 f"{in_bytes(left * store.layout.row_bytes)} in {place}"
             )
     if lines:
-        took = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} s"
-        lines.append(f"about {took} of encoding; a batch of {batch_size} reads {in_bytes(batch_size * size)}")
+        lines.append(
+            f"about {in_time(seconds)} of encoding; a batch of {batch_size} reads {in_bytes(batch_size * size)}"
+        )
     return lines
 
 
@@ -45,10 +46,10 @@ def learning_words(
 ) -> list[str]:
     """One line for each encoder that learns: which blocks, how many parameters, and the memory of a step."""
     lines = []
-    nets = {"video": features.encoders.video, "images": features.encoders.image, "audio": features.encoders.audio}
     for part, top in (tops or {}).items():
         learning = sum(p.numel() for p in top.parameters() if p.requires_grad)
         first, count = features.encoders.cut[part].first, args.encoder_blocks
+        name = features.encoders.nets[part].name
         how = f"LoRA of rank {args.encoder_rank} in the last" if args.encoder_training == "lora" else "the last"
         layout = features.stores[part].layout
         room = ""
@@ -57,10 +58,15 @@ def learning_words(
             kept = count + ACTIVATIONS if args.encoder_recompute else count * ACTIVATIONS
             room = f", activations of a batch about {in_bytes(4 * values * kept)}"
         lines.append(
-            f"{part}: {how} {count} of {first + count} blocks of {nets[part].name} learn: {learning:,} parameters "
+            f"{part}: {how} {count} of {first + count} blocks of {name} learn: {learning:,} parameters "
             f"receive gradients at {args.encoder_lr:g}; with their optimiser {in_bytes(4 * FOLD * learning)}{room}"
         )
     return lines
+
+
+def in_time(seconds: float) -> str:
+    """``7 minutes``."""
+    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def in_bytes(size: int) -> str:

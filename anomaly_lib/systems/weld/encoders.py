@@ -65,6 +65,11 @@ class WeldEncoders:
     used: Mapping[str, TopBlocks] | None = None
 
     @property
+    def nets(self) -> dict[str, FrozenBackbone]:
+        """The backbone of each modality."""
+        return {"video": self.video, "audio": self.audio, "images": self.image}
+
+    @property
     def branches(self) -> tuple[Branch, ...]:
         """What is read of the photographs; one tensor of `encode_images` each."""
         return parse_branches(self.settings.branches)
@@ -140,7 +145,10 @@ class WeldEncoders:
 
     def below_audio(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the store keeps: the tokens, or the state [B, N, C] below the blocks that learn."""
-        spectrum = batch["audio"]
+        return {"audio": self.audio.encode(self._spectra(batch["audio"]))["tokens"], "has_audio": batch["has_audio"]}
+
+    def _spectra(self, spectrum: Tensor) -> Tensor:
+        """[B, 1, mels, F] as AST reads them: [B, time, mel]."""
         if spectrum.shape[-2] != self.settings.mels:  # resized, turned axes would run and mean nothing
             raise UserError(
                 f"audio of shape {tuple(spectrum.shape)}: expected [B, 1, {self.settings.mels} mel bins, frames]; "
@@ -150,8 +158,7 @@ class WeldEncoders:
         if self.settings.legacy_audio_axes:
             # The original's slip: AST takes (mel, time) without complaint. The content is turned, not the shape.
             spectrum = F.interpolate(spectrum.transpose(2, 3), tuple(spectrum.shape[-2:]))
-        spectrum = spectrum.squeeze(1)
-        return {"audio": self.audio.encode(spectrum.transpose(1, 2))["tokens"], "has_audio": batch["has_audio"]}
+        return spectrum.squeeze(1).transpose(1, 2)
 
     def _audio_tokens(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         if "audio" not in self.cut or "audio" not in rows:
@@ -229,6 +236,25 @@ class WeldEncoders:
         first = self.cut["images"].first if "images" in self.cut else None
         low = [i for i, b in enumerate(self.branches) if first is None or block_of(b, self.settings) < first]
         return (*(f"branch{i}" for i in low), *(() if first is None else ("state",)), "views")
+
+    def clips(self, part: str, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the encoder of a modality reads of the runs that have it, as clips [N, T, C, H, W].
+
+        Each photograph is a clip of one frame, a spectrum one of one channel with frequency as rows.
+        """
+        if part == "images":
+            return batch["images"][batch["views"].bool()].unsqueeze(1)
+        inputs = batch[part][batch[f"has_{part}"].bool()]
+        return inputs if part == "video" else self._spectra(inputs).transpose(1, 2)[:, None, None]
+
+    def patch_tokens(self, part: str, clips: Tensor) -> Tensor:
+        """Patch tokens [N, P, C] of `clips` behind the blocks that learn, with gradients where those are on."""
+        if part == "images":
+            return self.photo_tokens(clips.squeeze(1))
+        if part == "video":
+            return self._top("video")(self.video.encode(clips)["tokens"])["patch_tokens"]
+        state = self.audio.encode(clips[:, 0, 0].transpose(1, 2))["tokens"]
+        return self._top("audio")(state)["tokens"][:, AST_CLASS_TOKENS:]
 
     def tokens_of(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rows of some or all stores as tokens: blocks that learn run here, with gradients where they are on."""

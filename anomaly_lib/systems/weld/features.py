@@ -75,7 +75,6 @@ class WeldFeatures:
             "audio": encoders.below_audio,
             "images": encoders.below_images,
         }
-        nets = {"video": encoders.video, "audio": encoders.audio, "images": encoders.image}
         self.stores = {
             part: FeatureStore(
                 FeatureSpec(
@@ -90,7 +89,7 @@ class WeldFeatures:
                 cache=cache,
                 notice=notice,
             )
-            for part, net in nets.items()
+            for part, net in encoders.nets.items()
         }
         self._sensors: dict[str, tuple[Tensor, bool]] = {}
         self.by_position: set[str] = set()  # runs whose sensor columns have none of the known names
@@ -221,11 +220,19 @@ class WeldFeatures:
         else:
             keys = [run_key(run) for run in runs]
             rows = {name: rows for part in parts for name, rows in self.stores[part].rows(keys).items()}
-        series = [self.sensors(run) for run in runs]
-        changed = [torch.from_numpy(disturbed(one.numpy(), s)) for (one, _), s in zip(series, seeds, strict=True)]
-        rows["sensors"] = torch.stack([normalise_sensors(one, self.sensor_statistics) for one in changed])
-        rows["has_sensors"] = torch.tensor([there for _, there in series])
+        rows |= self._series(runs, seeds)
         return {name: row.float() if row.is_floating_point() else row for name, row in self._to_device(rows).items()}
+
+    def clips(self, runs: Sequence[WeldRun], part: str) -> Tensor:
+        """What the encoder of `part` reads of training runs, decoded and changed anew: see `WeldEncoders.clips`.
+
+        Of "sensors" the series [N, S, C].
+        """
+        seeds = disturbances(len(runs), self.disturb)
+        if part == "sensors":
+            found = self._to_device(self._series(runs, seeds))
+            return found["sensors"][found["has_sensors"]]
+        return self.encoders.clips(part, self._inputs(runs, part, self.augment, seeds))
 
     def tokens(self, rows: dict[str, Tensor]) -> dict[str, Any]:
         """A batch of what `read` answers; blocks that learn run here."""
@@ -247,18 +254,29 @@ class WeldFeatures:
     ) -> dict[str, Tensor]:
         rows: dict[str, Tensor] = {}
         for part in parts:
-            samples = self._load_parts(runs, part, seeds)
-            if changes is not None:
-                samples = [changes(sample) for sample in samples]
+            inputs = self._inputs(runs, part, changes, seeds)
             with torch.no_grad():
-                rows |= self.encode_part[part](self._to_device(_stack(samples)))
+                rows |= self.encode_part[part](inputs)
         return rows
+
+    def _inputs(
+        self, runs: Sequence[WeldRun], part: str, changes: Augment | None, seeds: Sequence[int | None]
+    ) -> dict[str, Tensor]:
+        samples = self._load_parts(runs, part, seeds)
+        return self._to_device(_stack(samples if changes is None else list(map(changes, samples))))
 
     def _load_parts(self, runs: Sequence[WeldRun], part: str, seeds: Sequence[int | None]) -> list[dict[str, Tensor]]:
         if not self.threads:
             return [self.load_part(run, part, seed) for run, seed in zip(runs, seeds, strict=True)]
         with ThreadPoolExecutor(self.threads) as pool:
             return list(pool.map(lambda run, seed: self.load_part(run, part, seed), runs, seeds))
+
+    def _series(self, runs: Sequence[WeldRun], seeds: Sequence[int | None]) -> dict[str, Tensor]:
+        """Normalised sensors [B, S, C] and which runs have them [B]."""
+        series = [self.sensors(run) for run in runs]
+        changed = [torch.from_numpy(disturbed(one.numpy(), s)) for (one, _), s in zip(series, seeds, strict=True)]
+        normal = torch.stack([normalise_sensors(one, self.sensor_statistics) for one in changed])
+        return {"sensors": normal, "has_sensors": torch.tensor([there for _, there in series])}
 
     def _to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}

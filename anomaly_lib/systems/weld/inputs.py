@@ -99,10 +99,9 @@ def build_features(args: WeldInputArgs, device: torch.device) -> WeldFeatures:
 
 def cut_encoders(encoders: WeldEncoders, args: WeldInputArgs) -> None:
     """Take the last blocks off the encoders that learn."""
-    nets = {"video": encoders.video, "images": encoders.image, "audio": encoders.audio}
     for part in args.learning():
         try:
-            encoders.cut[part] = cut_top(nets[part], args.encoder_blocks)
+            encoders.cut[part] = cut_top(encoders.nets[part], args.encoder_blocks)
         except UserError as error:
             option = f"{part.removesuffix('s')}_backbone"
             raise UserError(f"{option}={getattr(args, option)}: {error}") from None

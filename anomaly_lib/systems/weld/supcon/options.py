@@ -10,7 +10,9 @@ from anomaly_lib.metrics.names import KNN_METRICS
 from anomaly_lib.models.weld.config import BranchArgs
 from anomaly_lib.models.weld.quad_config import ADAPTERS, FREEZE_POLICIES, MODALITIES, QuadConfig
 from anomaly_lib.options import DataArgs, DecisionArgs, EvalArgs, OptimArgs, RunArgs, TrackArgs
-from anomaly_lib.systems.weld.options import WeldDemoArgs, WeldEncoderArgs, WeldInputArgs, WeldSettings
+from anomaly_lib.systems.weld.options import ENCODERS, WeldDemoArgs, WeldEncoderArgs, WeldInputArgs, WeldSettings
+
+PRETRAININGS = ("simclr", "masked", "pixels")
 
 
 @dataclass
@@ -52,13 +54,18 @@ class SupConArgs(Options):
         at_least=0,
     )  # fmt: skip
     pretrain: str = arg(
-        "none", "first learn without labels: two noisy views of a run attract, or hidden tokens are rebuilt",
-        choices=["none", "simclr", "masked"],
+        "none", "first learn without labels: simclr = two noisy views of a run attract; masked = hidden tokens are "
+        "rebuilt; pixels = hidden patches of the frames, photos and spectra themselves, by encoders that learn",
+        choices=["none", *PRETRAININGS],
     )  # fmt: skip
     pretrain_on: list[str] = arg(
-        list(MODALITIES), "from which modalities", choices=list(MODALITIES), needs={"pretrain": ("simclr", "masked")}
+        list(MODALITIES), "from which modalities", choices=list(MODALITIES), needs={"pretrain": PRETRAININGS}
     )
-    pretrain_epochs: int = arg(5, "epochs of --pretrain", at_least=1, needs={"pretrain": ("simclr", "masked")})
+    pretrain_epochs: int = arg(5, "epochs of --pretrain", at_least=1, needs={"pretrain": PRETRAININGS})
+    pretrain_ratio: float = arg(
+        0.6, "share of the patches that pixels hides (as SimMIM)", at_least=0.01, at_most=0.99,
+        needs={"pretrain": "pixels"},
+    )  # fmt: skip
 
 
 @dataclass
@@ -127,11 +134,29 @@ class Args(
         if self.batch_size < 2:
             raise OptionError(f"batch_size={self.batch_size}: contrast needs at least 2 runs")
         stepwise = {
-            "pretrain=masked": self.pretrain == "masked" and "sensors" in self.pretrain_on,
+            f"pretrain={self.pretrain}": self.pretrain in ("masked", "pixels") and "sensors" in self.pretrain_on,
             "next_step_weight": self.next_step_weight > 0,
         }
+        if self.pretrain == "pixels":
+            check_pixels(self)
         for name in [name for name, wanted in stepwise.items() if wanted and self.sensor_stride > 1]:
             raise OptionError(f"sensor_stride={self.sensor_stride}: {name} predicts every sensor step, give 1")
+
+
+def check_pixels(args: Args) -> None:
+    """Refuse to rebuild the inputs of encoders that do not learn."""
+    named = [name for name in ENCODERS if name in args.pretrain_on]
+    if not args.learning() or not named:
+        raise OptionError(
+            "pretrain=pixels: has no effect without encoder_training=last|lora" if named else
+            "pretrain_on=sensors: pretrain=pixels is for encoders; give pretrain=masked"
+        )  # fmt: skip
+    if deaf := [name for name in named if name not in args.learning()]:
+        what = " and ".join(deaf)
+        raise OptionError(
+            f"pretrain_on={' '.join(args.pretrain_on)}: pretrain=pixels rebuilds {what} by an encoder that learns; "
+            f"name {what} in trained_encoders= too, or not here"
+        )
 
 
 def tiny(**changes: Any) -> Args:

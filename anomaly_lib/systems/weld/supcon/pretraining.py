@@ -1,19 +1,83 @@
-"""What V4 learns before its training, without labels: contrast of noisy views, or hidden tokens and sensor steps."""
+"""What V4 learns before its training, without labels: contrast of noisy views, or hidden parts rebuilt.
 
+What is rebuilt are tokens (`masked`), or what was recorded (`pixels`), by encoders that learn.
+"""
+
+import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from anomaly_lib.backbones.patches import PatchGrid
 from anomaly_lib.data.samplers import BalancedBatchSampler, StratifiedBatchSampler
+from anomaly_lib.engine.amp import autocast_for, make_scaler
 from anomaly_lib.engine.optim import step
 from anomaly_lib.losses.contrastive import supcon_loss
+from anomaly_lib.models.weld.masked_patches import MaskedPatches
 from anomaly_lib.models.weld.quad_config import MODALITIES
 from anomaly_lib.models.weld.tasks import MaskedSensors, MaskedTokens, two_views
+from anomaly_lib.systems.weld.costs import in_time
 from anomaly_lib.systems.weld.data.manifest import WeldRun
 from anomaly_lib.systems.weld.features import WeldFeatures
 from anomaly_lib.systems.weld.supcon.options import Args
-from anomaly_lib.systems.weld.supcon.task import QuadTask, quad_batch
+from anomaly_lib.systems.weld.supcon.task import QuadTask, fit_scale, quad_batch
+
+
+class Contrast(nn.Module):
+    """SimCLR on two noisy views of the tokens of each run; blocks of encoders that learn receive its gradients."""
+
+    def __init__(self, args: Args, task: QuadTask, features: WeldFeatures, names: Sequence[str]) -> None:
+        super().__init__()
+        self.args, self.model, self.features, self.names = args, task.model, features, names
+
+    def forward(self, runs: Sequence[WeldRun]) -> Tensor:
+        views = two_views(quad_batch(self.features, runs, training=True), self.names)
+        seen = torch.stack([self.model(view)["features"] for view in views], dim=1)  # [B, 2, D]
+        return supcon_loss(seen, temperature=self.args.temperature)
+
+
+class Masked(nn.Module):
+    """Masked auto-encoding of tokens and sensor steps; blocks of encoders that learn are left as they are: the tokens
+    they make are the target.
+    """
+
+    def __init__(self, task: QuadTask, features: WeldFeatures, names: Sequence[str]) -> None:
+        super().__init__()
+        self.features, self.tasks = features, masked_tasks(task, names)
+
+    def forward(self, runs: Sequence[WeldRun]) -> Tensor:
+        with torch.no_grad():
+            batch = quad_batch(self.features, runs, training=True)
+        return torch.stack([part(batch) for part in self.tasks]).mean()
+
+
+class Pixels(nn.Module):
+    """Masked auto-encoding of recorded values, each modality by its own encoder; of the sensors by theirs."""
+
+    def __init__(self, args: Args, task: QuadTask, features: WeldFeatures, names: Sequence[str]) -> None:
+        super().__init__()
+        self.features = features
+        self.sensors = MaskedSensors(task.model.sensor) if "sensors" in names else None
+        self.parts = nn.ModuleDict({n: self._task(n, args.pretrain_ratio) for n in names if n != "sensors"})
+
+    def _task(self, name: str, ratio: float) -> MaskedPatches:
+        encoders, settings = self.features.encoders, self.features.settings
+        net, grey = encoders.nets[name], name == "audio" or (name == "video" and settings.video_norm == "half")
+        grid = PatchGrid.of(net)
+
+        def read(clips: Tensor) -> Tensor:
+            with autocast_for(clips.device, self.features.precision):
+                return encoders.patch_tokens(name, clips).float()
+
+        values = grid.values(settings.video_frames if name == "video" else 1, 1 if grey else 3)
+        return MaskedPatches(read, grid, width=net.width, values=values, ratio=ratio)
+
+    def forward(self, runs: Sequence[WeldRun]) -> Tensor:
+        losses = [part(self.features.clips(runs, name)) for name, part in self.parts.items()]
+        if self.sensors is not None:
+            losses.append(self.sensors({"sensors": self.features.clips(runs, "sensors")}))
+        return torch.stack(losses).mean()
 
 
 def pretrain(
@@ -24,26 +88,54 @@ def pretrain(
     sampler: StratifiedBatchSampler | BalancedBatchSampler,
     say: Callable[[str], object],
 ) -> None:
-    """SimCLR on two noisy views of each run, or masked auto-encoding, from the modalities of ``pretrain_on``."""
+    """Epochs of what ``pretrain`` says, from the modalities of ``pretrain_on``."""
     names = [name for name in MODALITIES if name in args.pretrain_on]
-    masked = masked_tasks(task, names if args.pretrain == "masked" else []).to(features.device)
-    learner: nn.Module = masked if args.pretrain == "masked" else task.model
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=args.learning_rate)
+    learner = learner_of(args, task, features, names).to(features.device)
+    if isinstance(learner, Pixels):
+        say(pixel_words(args, learner, runs))
+    optimizer = optimizer_of(args, task, learner)
+    scaler = make_scaler(features.device, args.precision)
     learner.train()
     for epoch in range(args.pretrain_epochs):
         sampler.set_epoch(epoch)
         total, count = 0.0, 0
         for indices in sampler:
-            with torch.no_grad():  # blocks of an encoder that learn are left to the main training
-                batch = quad_batch(features, [runs[i] for i in indices], training=True)
-            if args.pretrain == "masked":
-                loss = torch.stack([part(batch) for part in masked]).mean()
-            else:
-                seen = [task.model(view)["features"] for view in two_views(batch, names)]
-                loss = supcon_loss(torch.stack(seen, dim=1), temperature=args.temperature)  # of [B, 2, D]
-            step(loss, optimizer, clip=args.grad_clip)
+            loss = learner([runs[i] for i in indices])
+            step(loss, optimizer, scaler=scaler, clip=args.grad_clip)
             total, count = total + float(loss.detach()), count + 1
         say(f"{args.pretrain} ({', '.join(names)}) epoch {epoch + 1}: loss {total / count:.4f}")
+    if isinstance(learner, Pixels) and args.scale_tokens:
+        fit_scale(task, features, runs)  # the encoders' tokens are others now
+
+
+def learner_of(args: Args, task: QuadTask, features: WeldFeatures, names: Sequence[str]) -> nn.Module:
+    """The module that makes a loss of runs."""
+    if args.pretrain == "pixels":
+        return Pixels(args, task, features, names)
+    return Masked(task, features, names) if args.pretrain == "masked" else Contrast(args, task, features, names)
+
+
+def optimizer_of(args: Args, task: QuadTask, learner: nn.Module) -> torch.optim.Optimizer:
+    """AdamW; blocks of encoders at their own rate, where the learner passes gradients into them."""
+    groups = [{"params": list(learner.parameters()), "lr": args.learning_rate}]
+    if task.tops is not None and not isinstance(learner, Masked):
+        low = [p for part, top in task.tops.items() if part in args.pretrain_on for p in top.parameters()]
+        groups.append({"params": [p for p in low if p.requires_grad], "lr": args.encoder_lr})
+    return torch.optim.AdamW(groups)
+
+
+@torch.no_grad()
+def pixel_words(args: Args, learner: Pixels, runs: Sequence[WeldRun]) -> str:
+    """What the pre-training will take, by one run through it; random numbers to come stay what they are."""
+    with torch.random.fork_rng():
+        started = time.monotonic()
+        learner(runs[:1])
+        seconds = time.monotonic() - started
+    epochs = args.pretrain_epochs
+    return (
+        f"cost: pretrain=pixels decodes and encodes {len(runs)} runs anew in each of {epochs} epochs: about "
+        f"{in_time(epochs * len(runs) * seconds)}, and backward through the blocks that learn; nothing of it is stored"
+    )
 
 
 def masked_tasks(task: QuadTask, names: Sequence[str]) -> nn.ModuleList:
