@@ -85,6 +85,10 @@ CONTEXT: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("weld_supcon", "metric"): ({"demo_good": 6, "demo_defects": 2, "epochs": 1}, "manhattan"),
     ("weld_supcon", "select"): ({"epochs": 4}, "last"),
     ("weld_supcon", "pretrain_on"): ({"pretrain": "masked"}, ["audio"]),
+    ("weld_supcon", "pretrain_ratio"): (
+        {"pretrain": "pixels", "pretrain_on": ["audio"], "encoder_training": "last", "encoder_lr": 0.01},
+        0.2,
+    ),
     ("weld_supcon", "warmup_epochs"): ({"epochs": 6}, 1),
     ("weld_supcon", "warmup_start_lr"): ({"epochs": 6}, 1e-4),
     ("weld_supcon", "min_lr"): ({"epochs": 6}, 1e-4),

@@ -258,7 +258,7 @@ def test_test_server_script(tmp_path):
     [
         ({"adapters": "lora"}, "adapters=lora: has no effect without freeze=sensor|heads"),
         ({"next_step_weight": 0.1, "sensor_stride": 2}, "sensor_stride=2: next_step_weight predicts every sensor step"),
-        ({"pretrain_on": ["audio"]}, "pretrain_on=audio: has no effect without pretrain=simclr|masked"),
+        ({"pretrain_on": ["audio"]}, "pretrain_on=audio: has no effect without pretrain=simclr|masked|pixels"),
         ({"dataset": "weld"}, "dataset=weld: give data_path="),
         ({"batch_size": 1}, "batch_size=1: contrast needs at least 2 runs"),
         ({"pretrain": "masked", "sensor_stride": 2}, "sensor_stride=2: pretrain=masked predicts every sensor step"),

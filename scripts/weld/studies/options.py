@@ -34,6 +34,10 @@ TRAINED: dict[str, dict[str, dict[str, Any]]] = {
             for name in ("video", "images", "audio", "sensors")
         },
         "masked-first": {"pretrain": "masked"},
+        **{  # beside encoder-last
+            f"pixels-{name}-first": {"encoder_training": "last", "pretrain": "pixels", "pretrain_on": [name]}
+            for name in ("video", "images", "audio")
+        },
     },
     "multi-task": {
         "reconstruction": {"reconstruct_weight": 0.1},
