@@ -1,6 +1,6 @@
 """Large boards in tiles and resized: AUROC, peak memory and time, each run a process of its own.
 
-    python benchmarks/bench_tiles.py [--models patchcore promptad-cls] [--output benchmarks/results/tiles.json]
+    python benchmarks/bench_tiles.py [--models patchcore promptad-cls sowa] [--output benchmarks/results/tiles.json]
 
 A board is a panel of 4 x 4 drawn circuit boards, 2048 pixels wide; on an anomalous one a single board has a defect.
 """
@@ -28,14 +28,21 @@ from anomaly_lib.systems.registry import SYSTEMS
 
 MARKS = ("<!-- bench_tiles begins -->", "<!-- bench_tiles ends -->")
 SIDE = 4  # boards of a panel
-SYSTEM = {"patchcore": "detectors", "fewshot": "detectors", "promptad-cls": "promptad", "promptad-seg": "promptad"}
+SYSTEM = {
+    "patchcore": "detectors",
+    "fewshot": "detectors",
+    "promptad-cls": "promptad",
+    "promptad-seg": "promptad",
+    "sowa": "sowa",
+}
+OTHERS = ["grid", "capsule"]  # SOWA's adapters learn from other classes, which have masks; of the panels it remembers
 
 
 @dataclass
 class Args(BenchmarkArgs):
     """Large boards."""
 
-    models: list[str] = arg(["patchcore", "promptad-cls"], "which detectors", choices=list(SYSTEM))
+    models: list[str] = arg(["patchcore", "promptad-cls", "sowa"], "which detectors", choices=list(SYSTEM))
     size: int = arg(2048, "width of a panel in pixels", at_least=64)
     train: int = arg(4, "normal panels to learn from", at_least=2)
     test: int = arg(6, "normal and as many anomalous panels to be scored", at_least=1)
@@ -79,6 +86,10 @@ def one_run(options: dict[str, Any]) -> dict[str, float]:
     model = options.pop("name")
     if SYSTEM[model] == "promptad":
         options |= {"task": model.rpartition("-")[2], "epochs": 10, "shot": 2}
+    elif model == "sowa":
+        panels = {"eval_dataset": options.pop("dataset"), "eval_data_path": options.pop("data_path")}
+        options |= {"dataset": "demo", "train_classes": OTHERS, **panels, "epochs": 2, "select": "last", "shot": 2}
+        options |= {"cache": "disk", "cache_dir": f"{options['output_dir']}-cache"}  # many tiles of the other classes
     else:
         options["model"] = model
     before, core = time.perf_counter(), time.process_time()
@@ -138,7 +149,8 @@ def table(report: dict[str, Any]) -> str:
             f"{row['peak_mib']:.0f} MiB | {row['core_seconds']:.0f} |"
         )
     note = (
-        f"{report['train']} panels of {report['size']} px to learn from (PromptAD two of them), {report['test']} "
+        f"{report['train']} panels of {report['size']} px to learn from (PromptAD and SOWA two of them; SOWA's "
+        f"adapters learn from {' and '.join(OTHERS)} of the built-in data), {report['test']} "
         f"normal and {report['test']} anomalous ones to score, the packaged demo CLIP, one thread, training and "
         f"scoring together. `python benchmarks/bench_tiles.py`, commit {report['machine']['commit']}."
     )

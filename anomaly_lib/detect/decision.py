@@ -12,6 +12,7 @@ from torch import Tensor
 from anomaly_lib.command_line import PROGRAM
 from anomaly_lib.errors import UserError
 from anomaly_lib.metrics.regions import without_specks
+from anomaly_lib.ops.predictions import stacked
 from anomaly_lib.types import Prediction
 
 Values = Union[Sequence[float], Tensor, NDArray[Any]]
@@ -134,7 +135,8 @@ class Decision:
         score, region = prediction.score, None
         anomalous = score.double() >= self.threshold  # in float32 the step above the last normal score would vanish
         if prediction.map is not None and self.map_threshold is not None:
-            region = torch.stack([self.region(one, prediction.cell) for one in prediction.map.detach().cpu()])
+            maps = prediction.map.detach().cpu()
+            region = stacked((self.region(one, prediction.cell)[None] for one in maps), len(maps))
         p_values = self.p_values(score)
         return replace(prediction, anomalous=anomalous, p_value=p_values, threshold=self.threshold, region=region)
 

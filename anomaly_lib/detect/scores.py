@@ -15,6 +15,7 @@ from anomaly_lib.metrics import auroc, image_metrics, pixel_auroc, pixel_metrics
 from anomaly_lib.metrics.inputs import to_numpy
 from anomaly_lib.metrics.own import METRICS, own_metrics
 from anomaly_lib.metrics.prediction import classification_metrics, regression_metrics
+from anomaly_lib.ops.predictions import stacked
 from anomaly_lib.types import Prediction
 
 RANKING = ("auroc", "ap", "f1_max")
@@ -61,7 +62,9 @@ class Scores:
         places = np.flatnonzero(rows)
 
         def some(values: Any) -> Any:
-            return None if values is None else to_numpy(values)[places]
+            if values is None or to_numpy(values).ndim < 3:
+                return None if values is None else to_numpy(values)[places]
+            return to_numpy(stacked((torch.from_numpy(one)[None] for one in planes(values, rows)), len(places)))
 
         picture = self.image
         return replace(
@@ -148,19 +151,32 @@ def _figures(scores: Scores, rows: np.ndarray) -> dict[str, float]:
     labels = to_numpy(scores.labels)[rows]
     found = image_metrics(to_numpy(scores.scores)[rows], labels)
     metrics = {f"image_{name}": float(found[name]) for name in RANKING}
-    masks = None if scores.masks is None else to_numpy(scores.masks)[rows]
-    if masks is not None and masks.any() and scores.maps is not None:
-        pixels = pixel_metrics(to_numpy(scores.maps)[rows], masks)
+    masks = [] if scores.masks is None else planes(scores.masks, rows)
+    marked = any(mask.any() for mask in masks)
+    if marked and scores.maps is not None:
+        pixels = pixel_metrics(planes(scores.maps, rows), masks)
         metrics |= {f"pixel_{name}": float(pixels[name]) for name in PIXEL}
-    maps = None if scores.maps is None or not METRICS else to_numpy(scores.maps)[rows]
-    metrics |= own_metrics(to_numpy(scores.scores)[rows], labels, maps, masks)
+    metrics |= own_figures(scores, rows)
     for name, part in scores.parts.items():
-        values = to_numpy(part)[rows]
-        if values.ndim == 1:
-            metrics[f"{name}_auroc"] = float(auroc(values, labels))
-        elif masks is not None and masks.any():
-            metrics[f"{name}_pixel_auroc"] = float(pixel_auroc(values, masks))
+        if to_numpy(part).ndim == 1:
+            metrics[f"{name}_auroc"] = float(auroc(to_numpy(part)[rows], labels))
+        elif marked:
+            metrics[f"{name}_pixel_auroc"] = float(pixel_auroc(planes(part, rows), masks))
     return metrics
+
+
+def planes(values: Any, rows: np.ndarray) -> list[np.ndarray]:
+    """Maps or masks [H, W] of the samples where `rows` [N] is true; none is copied."""
+    stack = to_numpy(values)
+    return [stack[index] for index in np.flatnonzero(rows)]
+
+
+def own_figures(scores: Scores, rows: np.ndarray) -> dict[str, float]:
+    """What the metrics that a plugin has registered say of some samples."""
+    if not METRICS:
+        return {}
+    maps, masks = (None if one is None else to_numpy(one)[rows] for one in (scores.maps, scores.masks))
+    return own_metrics(to_numpy(scores.scores)[rows], to_numpy(scores.labels)[rows], maps, masks)
 
 
 def _mean(rows: list[dict[str, float]], name: str) -> float:

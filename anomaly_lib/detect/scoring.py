@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from anomaly_lib.detect.decision import Decision
-from anomaly_lib.detect.scores import Evaluated, Scores
+from anomaly_lib.detect.scores import Evaluated, Scores, own_figures, planes
 from anomaly_lib.detect.tables import Cell, Table
 from anomaly_lib.metrics import (
     auroc,
@@ -18,7 +18,6 @@ from anomaly_lib.metrics import (
     pixel_metrics,
 )
 from anomaly_lib.metrics.inputs import to_numpy
-from anomaly_lib.metrics.own import METRICS, own_metrics
 from anomaly_lib.metrics.prediction import regression_metrics
 from anomaly_lib.types import Prediction
 
@@ -81,18 +80,13 @@ def group_metrics(
     if decision is not None:
         row |= {name: float(metrics[name]) for name in AT_THRESHOLD}
     row |= _pixel_columns(evaluation, rows, bootstrap, tuple(fpr_limits))
-    maps, masks = (
-        None if values is None or not METRICS else to_numpy(values)[rows]
-        for values in (evaluation.maps, evaluation.masks)
-    )
-    return row | own_metrics(scores, labels, maps, masks)
+    return row | own_figures(evaluation, rows)
 
 
 def _pixel_columns(evaluation: Scores, rows: np.ndarray, bootstrap: int, limits: tuple[float, ...]) -> dict[str, Cell]:
     if evaluation.maps is None or evaluation.masks is None:
         return {}
-    chosen = np.flatnonzero(rows)
-    maps, masks = to_numpy(evaluation.maps)[chosen], to_numpy(evaluation.masks)[chosen]
+    maps, masks = planes(evaluation.maps, rows), planes(evaluation.masks, rows)
     if not bootstrap:
         found = pixel_metrics(maps, masks, fpr_limits=limits)
         return {f"pixel_{name}": float(value) for name, value in found.items() if not name.endswith("_threshold")}

@@ -8,7 +8,7 @@ import numpy as np
 
 from anomaly_lib import viz
 from anomaly_lib.detect.figures import overlays
-from anomaly_lib.detect.scores import Evaluated, Scores
+from anomaly_lib.detect.scores import Evaluated, Scores, planes
 from anomaly_lib.evaluation.options import EvaluateArgs
 from anomaly_lib.metrics import auroc, pixel_curve
 from anomaly_lib.metrics.inputs import to_numpy
@@ -52,8 +52,8 @@ def _figures(one: Evaluated, args: EvaluateArgs) -> dict[str, Any]:
     if evaluation.maps is not None and evaluation.masks is not None and to_numpy(evaluation.masks).any():
         curves = {}
         for group in sorted(set(evaluation.groups)):
-            rows = np.flatnonzero(np.array(evaluation.groups) == group)
-            curves[group] = pixel_curve(to_numpy(evaluation.maps)[rows], to_numpy(evaluation.masks)[rows])
+            rows = np.array(evaluation.groups) == group
+            curves[group] = pixel_curve(planes(evaluation.maps, rows), planes(evaluation.masks, rows))
         figures["aupro"] = viz.aupro_curves(curves, fpr_limit=args.fpr_limits[0], title=evaluation.name)
     if evaluation.image is not None:
         figures |= _picture_figures(one)

@@ -18,6 +18,7 @@ from anomaly_lib.engine.amp import pick_device
 from anomaly_lib.engine.checkpoint import Checkpoint
 from anomaly_lib.errors import UserError
 from anomaly_lib.models.detectors.registry import entry_of
+from anomaly_lib.ops.predictions import stacked
 from anomaly_lib.systems.detectors.build import TrainedPart, build
 from anomaly_lib.systems.detectors.data import image_transform, input_channels, open_class, tiles_of, with_channels
 from anomaly_lib.systems.detectors.inputs import Inputs, images_of, score_all, score_images
@@ -69,7 +70,7 @@ class ClassicalDetector(ImageDetector):
         inputs = Inputs(self.model, images, self.args, self.device, learnt=False)
         found = score_all(inputs, "test", selection.choice.batch_size)
         known = all(item.has_truth for item in test.items)
-        masks = torch.stack([self._mask(test, i) for i in range(len(test))]) if known else None
+        masks = stacked((self._mask(test, i)[None] for i in range(len(test))), len(test)) if known else None
         parts = {name: part.numpy() for name, part in found.parts.items()}
         return self.scores_of(selection.name, test.items, found, masks, parts=parts)
 

@@ -14,7 +14,7 @@ from anomaly_lib.engine.amp import autocast_for
 from anomaly_lib.engine.log import progress
 from anomaly_lib.features import FeatureSpec, FeatureStore, extract, tile_keys
 from anomaly_lib.models.detectors.contract import FeatureDetector, Features
-from anomaly_lib.ops.predictions import joined
+from anomaly_lib.ops.predictions import gathered, joined
 from anomaly_lib.ops.tiles import Tiles
 from anomaly_lib.systems.detectors.data import image_transform, stack_images, tiles_of
 from anomaly_lib.types import Prediction
@@ -202,7 +202,7 @@ def score_all(inputs: Inputs, title: str, size: int | None = None) -> Prediction
             return module(batch)  # type: ignore[no-any-return]
         return module.score_features(batch, inputs.images.tiles.tile)  # type: ignore[operator, no-any-return]
 
-    return joined(list(inputs.judged(range(inputs.count), judge, title, size)))
+    return gathered(inputs.judged(range(inputs.count), judge, title, size), inputs.count)
 
 
 @torch.no_grad()

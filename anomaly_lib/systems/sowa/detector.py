@@ -22,6 +22,7 @@ from anomaly_lib.errors import UserError
 from anomaly_lib.models.sowa.model import AnomalyCLIP
 from anomaly_lib.models.sowa.scores import Memory, detect
 from anomaly_lib.models.sowa.text import OneClass
+from anomaly_lib.ops.predictions import stacked
 from anomaly_lib.systems.sowa.data import (
     TestData,
     known,
@@ -102,7 +103,7 @@ class SowaDetector(ImageDetector):
         memories = remember(self.model, self.taps, support)
         found = score_items(self.model, self.taps, items, memories, args, batch_size=choice.batch_size)
         known_truth = all(item.has_truth for item in items)
-        masks = torch.stack([self.taps.mask(item) for item in items]) if known_truth else None
+        masks = stacked((self.taps.mask(item)[None] for item in items), len(items)) if known_truth else None
         notes = [TRANSDUCTIVE] if memories and args.score_scaling == "transductive" else []
         notes += [f"skipped {one['path']}: {one['reason']}" for one in data.skipped]
         notes += [] if self.decision is None else self._why_undecided(selection)
