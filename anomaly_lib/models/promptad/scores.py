@@ -37,6 +37,11 @@ class ImageFeatures:
         taps = [tap[rows] for tap in self.taps]
         return ImageFeatures(taps, self.grid, self.tap_grid, self.pooled[rows], self.tokens[rows])
 
+    @property
+    def size_in_bytes(self) -> int:
+        """Memory that the features take."""
+        return sum(tensor.nbytes for tensor in (*self.taps, self.pooled, self.tokens))
+
     def gallery_rows(self) -> list[Tensor]:
         """All patches of all images, [N * P', C] per tap: what a memory holds."""
         return [tap.flatten(0, 1) for tap in self.taps]

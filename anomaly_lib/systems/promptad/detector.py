@@ -28,7 +28,7 @@ from anomaly_lib.types import Prediction
 SYSTEM = "promptad"
 ORACLE = "oracle: epoch chosen on the test set"
 EXTENDED = "extension: the fused score of pasted defects was a part of the loss"
-IN_MEMORY = 256  # images whose features are held at a time while a data set is scored
+HELD = 2**29  # bytes of features that are held at a time while a data set is scored
 # Two runs that agree in these use the same frozen towers and transforms.
 TOWER_OPTIONS = (
     "backbone", "weights", "pretrained_dataset", "image_size", "visual_backbone", "visual_weights", "memory_layers",
@@ -87,12 +87,16 @@ class PromptADDetector(ImageDetector):
         return Selection(name, items, choice)
 
     def branches(self, items: Sequence[Item], *, together: int) -> Branches:
-        """Branch scores of the images of a data set before fusion, `together` of them encoded at a time."""
-        step = max(1, IN_MEMORY // len(self.towers.tiles))
-        parts = [items[start : start + step] for start in range(0, len(items), step)]
-        return Branches.concatenate([
-            self.model.branches(self.towers.features(part, test=True, together=together)) for part in parts
-        ])  # fmt: skip
+        """Branch scores of the images of a data set before fusion, `together` of them encoded at a time.
+
+        The first image tells how large features are, in tiles for instance, and so how many are held at a time.
+        """
+        parts, done, step = [], 0, 1
+        while done < len(items):
+            features = self.towers.features(items[done : done + step], test=True, together=together)
+            parts.append(self.model.branches(features))
+            done, step = done + step, max(1, HELD * step // features.size_in_bytes)
+        return Branches.concatenate(parts)
 
     def scores_from(self, selection: Selection, branches: Branches) -> Scores:
         """Scores of these images from their branch scores; each branch stands beside their fusion."""

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from anomaly_lib.models.promptad.scores import ImageFeatures, Scoring, visual_sc
 from anomaly_lib.systems.promptad.analysis import averages
 from anomaly_lib.systems.promptad.comparison import compare
 from anomaly_lib.systems.promptad.data import _choose, open_task, synthetic_anomalies, truth_of
-from anomaly_lib.systems.promptad.detector import decision_of
+from anomaly_lib.systems.promptad.detector import PromptADDetector, decision_of
 from anomaly_lib.systems.promptad.gate import find_checkpoints
 from anomaly_lib.systems.promptad.options import Args, GateArgs, SegArgs, tiny
 
@@ -191,6 +192,24 @@ def test_leave_one_out_never_sees_the_image_itself() -> None:
     one_a_class = model.left_out_branches(support, support)  # views equal to their images: no distance
     torch.testing.assert_close(one_a_class.visual, torch.zeros(3), atol=1e-6, rtol=0)
     assert len(ImageFeatures.concatenate([support, support[[0]]])) == 4
+
+
+@pytest.mark.parametrize(("held", "sizes"), [(1, [1] * 7), (3, [1, 3, 3]), (2**20, [1, 6])])
+def test_features_are_held_by_their_size(held: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large ones, e.g. those of many tiles, a few images at a time; what is found is the same."""
+    model, features = _supported(k=7)
+    asked = []
+
+    def some(items: list[int], **_: object) -> ImageFeatures:
+        asked.append(len(items))
+        return features[items]
+
+    detector = PromptADDetector.__new__(PromptADDetector)
+    detector.model, detector.towers = model, SimpleNamespace(features=some)
+    monkeypatch.setattr("anomaly_lib.systems.promptad.detector.HELD", held * features[[0]].size_in_bytes)
+    found, wanted = detector.branches(list(range(7)), together=2), model.branches(features)
+    assert asked == sizes
+    torch.testing.assert_close(found.plain(), wanted.plain())
 
 
 @pytest.mark.parametrize(
