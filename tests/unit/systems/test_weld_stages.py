@@ -29,6 +29,7 @@ def test_preset_is_its_stage_line_by_line(preset: str) -> None:
     assert len(table) == len(lines) + 1
     assert not [row for row in table if "differs" in row]
     assert not args.legacy_video  # slips are no part of a stage
+    assert not args.align  # nor are extensions
     assert args.ema_warmup
 
 
