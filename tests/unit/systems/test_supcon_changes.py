@@ -10,9 +10,10 @@ from anomaly_lib.models.weld.tasks import MaskedSensors, MaskedTokens
 from anomaly_lib.systems.weld.data.augment import augment_weld
 from anomaly_lib.systems.weld.features import WeldFeatures
 from anomaly_lib.systems.weld.inputs import build_features
+from anomaly_lib.systems.weld.supcon import task as supcon_task
 from anomaly_lib.systems.weld.supcon.options import tiny
 from anomaly_lib.systems.weld.supcon.pretraining import masked_tasks, pretrain
-from anomaly_lib.systems.weld.supcon.task import build, open_runs, quad_batch
+from anomaly_lib.systems.weld.supcon.task import build, objective, open_runs, quad_batch
 from anomaly_lib.systems.weld.supcon.train import make_sampler, train
 
 
@@ -73,6 +74,24 @@ def test_drawn_defects_are_learnt_from_but_are_nobodys_neighbours(shared: WeldFe
     assert not torch.equal(plain["model"][name], drawn["model"][name])
     assert torch.equal(plain["model"]["model.scale.images.mean"], drawn["model"]["model.scale.images.mean"])
     assert "8 training runs with drawn defects" in (tmp_path / "2" / "log.txt").read_text()
+
+
+def test_mixed_features_are_learnt_with_both_labels(shared: WeldFeatures, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = open_runs(tiny())[:4]
+    shared.prepare(runs)
+    batch, labels = quad_batch(shared, runs), torch.tensor([0, 1, 2, 3])
+    args = tiny(mixup=0.2)
+    task = build(args, shared).eval()
+
+    def halves(features: torch.Tensor, alpha: float) -> tuple[torch.Tensor, torch.Tensor, float]:
+        assert alpha == 0.2
+        return features.flip(0), torch.tensor([3, 2, 1, 0]), 0.25
+
+    monkeypatch.setattr(supcon_task, "mixup", halves)
+    found = objective(args, task, batch, labels, None)["ce"]
+    logits = task.model.heads(task.model(batch)["embedding"].flip(0))["logits"]
+    ce = torch.nn.functional.cross_entropy
+    torch.testing.assert_close(found, 0.25 * ce(logits, labels) + 0.75 * ce(logits, labels.flip(0)))
 
 
 @pytest.mark.parametrize(("names", "kinds"), [

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from anomaly_lib.errors import UserError
+from anomaly_lib.models.weld.temporal_aligner import token_times
 from anomaly_lib.systems.weld.causal_film.options import Args, tiny
+from anomaly_lib.systems.weld.causal_film.task import build
 from anomaly_lib.systems.weld.costs import encoding_costs, in_bytes
 from anomaly_lib.systems.weld.inputs import build_features, moved_weights, open_runs, usable
 
@@ -97,3 +99,18 @@ def test_photos_are_looked_for_without_reading_the_tokens(monkeypatch: pytest.Mo
 def test_published_encoders_keep_half_precision_rows() -> None:
     assert Args(data_path="x").feature_dtype == "fp16"
     assert Args().feature_dtype == Args(data_path="x", dummy=True).feature_dtype == "fp32"
+
+
+@pytest.mark.parametrize("pool", ["none", "spatial"])
+def test_aligned_sensors_know_when_each_token_of_their_encoders_lies(pool: str) -> None:
+    args = tiny(align=True, video_frames=6, audio_frames=64, video_token_pool=pool)
+    features, runs = build_features(args, CPU), open_runs(args)[:2]
+    features.prepare(runs)
+    clocks = build(args, features, text=None).model.align.clocks
+    assert clocks["video"] == {"steps": 3}  # a step of two frames
+    batch = features.batch(runs)
+    times = token_times(batch["video"].shape[1], **clocks["video"])
+    assert times.unique(return_counts=True)[1].tolist() == [batch["video"].shape[1] // 3] * 3
+    columns = (batch["audio"].shape[1] - clocks["audio"]["prefix"]) / clocks["audio"]["rows"]
+    assert columns == int(columns) > 1  # the spectrum's patches, row after row
+    assert token_times(batch["audio"].shape[1], **clocks["audio"])[-1] == 1 - 0.5 / columns
