@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
+    "align": {"align": True},
     "joint": {"target_mode": "joint"},
     "sensor-train": {"sensor_norm": "train"},
     "no-sensors": {"modulator": "none"},
