@@ -56,12 +56,12 @@ def options(size: str, *, batch_size: int, recompute: bool) -> QuadArgs:
     frames, frame_side, photo_side = SIZES[size]
     for name in NETS.values():  # the embeddings below are built, too, and not used
         KNOWN[f"last-of-{name}"] = Known(KNOWN[name].family, "", {**KNOWN[name].config, "num_hidden_layers": 1})
-    named = {f"{part}_backbone": f"last-of-{name}" for part, name in NETS.items()}
-    untrained = {f"{part}_weights": "random" for part in NETS}
+    encoders: dict[str, Any] = {f"{part}_weights": "random" for part in NETS}
+    encoders |= {f"{part}_backbone": f"last-of-{name}" for part, name in NETS.items()}
     return QuadArgs(
         data_path=".", dataset="weld", cache="ram", device="cpu", branches="1.mean", video_frames=frames,
         video_size=frame_side, image_size=[photo_side], batch_size=batch_size, encoder_training="last",
-        encoder_recompute=recompute, **named, **untrained,
+        encoder_recompute=recompute, **encoders,
     )  # fmt: skip
 
 

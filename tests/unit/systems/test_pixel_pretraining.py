@@ -169,6 +169,7 @@ def test_a_run_stopped_while_it_pretrains_ends_as_one_that_was_not(
 
     def counted(self: Pixels, runs: Any, *, forward: Any = Pixels.forward) -> Tensor:
         steps[0] += 1
+        assert {run.split for run in runs} == {"train"}
         if steps[0] == 3:  # after the pass that measures and the first epoch
             raise KeyboardInterrupt
         return cast(Tensor, forward(self, runs))
