@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import anomaly_lib
 from anomaly_lib.detect.choice import Choice
 from anomaly_lib.detect.scores import summary
 from anomaly_lib.engine.checkpoint import load_checkpoint
@@ -235,6 +236,39 @@ def test_resume_is_bit_exact_with_the_feature_queue(tmp_path, monkeypatch):
     whole |= {name: whole["extra"][name] for name in ("queue", "bank")}
     cut |= {name: cut["extra"][name] for name in ("queue", "bank")}
     for key in ("model", "optimizer", "history", "best", "early_stop", "queue", "bank"):
+        torch.testing.assert_close(whole[key], cut[key], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("changes", [
+    {"pretrain": "simclr"},
+    {"pretrain": "masked", "pretrain_on": ["video", "sensors"]},
+    {"pretrain": "pixels", "pretrain_on": ["audio", "sensors"], "encoder_training": "last"},
+])  # fmt: skip
+def test_a_run_killed_while_it_pre_trains_loses_nothing(changes, tmp_path, monkeypatch):
+    """After its first epoch of two, and after its last: before any epoch of the training itself."""
+
+    def asked(name):
+        return tiny(epochs=1, pretrain_epochs=2, output_dir=str(tmp_path / name), **changes)
+
+    train(asked("whole"))
+    original = Run.save
+
+    def broken(*args, **more):
+        original(*args, **more)
+        raise KeyboardInterrupt("killed")
+
+    monkeypatch.setattr(Run, "save", broken)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(asked("cut"))
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="stopped before the first epoch ended; give its command again"):
+        anomaly_lib.load(tmp_path / "cut" / "checkpoint.pt")
+    train(asked("cut"))
+    said = (tmp_path / "cut" / "log.txt").read_text()
+    assert said.count("epoch 1: loss") == said.count("epoch 2: loss") == 1  # no epoch was done twice
+    whole, cut = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "cut"))
+    for key in ("model", "optimizer", "history"):
         torch.testing.assert_close(whole[key], cut[key], rtol=0, atol=0, equal_nan=True)
 
 

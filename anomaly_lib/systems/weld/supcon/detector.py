@@ -145,6 +145,8 @@ def load(
     """
     if which == "ema":
         raise UserError(f"{checkpoint.path}: which=ema: this run averaged no parameters; give which=raw")
+    if "bank" not in checkpoint.extra:
+        raise UserError(f"{checkpoint.path}: its run stopped before the first epoch ended; give its command again")
     args = Args.from_saved({**checkpoint.args, **moved_weights(weights)})
     if features is None:
         features = build_features(args, pick_device(device))

@@ -4,7 +4,8 @@ What is rebuilt are tokens (`masked`), or what was recorded (`pixels`), by encod
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from anomaly_lib.backbones.patches import PatchGrid
 from anomaly_lib.data.samplers import BalancedBatchSampler, StratifiedBatchSampler
 from anomaly_lib.engine.amp import autocast_for, make_scaler
+from anomaly_lib.engine.checkpoint import Stateful
 from anomaly_lib.engine.optim import step
+from anomaly_lib.engine.seed import rng_state, set_rng_state
 from anomaly_lib.losses.contrastive import supcon_loss
 from anomaly_lib.models.weld.masked_patches import MaskedPatches
 from anomaly_lib.models.weld.quad_config import MODALITIES
@@ -87,16 +90,33 @@ def pretrain(
     runs: Sequence[WeldRun],
     sampler: StratifiedBatchSampler | BalancedBatchSampler,
     say: Callable[[str], object],
+    *,
+    done: Mapping[str, Any] | None = None,
+    keep: Callable[[dict[str, Any]], object] = lambda _: None,
 ) -> None:
-    """Epochs of what ``pretrain`` says, from the modalities of ``pretrain_on``."""
+    """Epochs of what ``pretrain`` says, from the modalities of ``pretrain_on``.
+
+    `keep` is given what a run needs to go on from here, beside `task`: every ``save_every`` epochs, and at the end.
+    `done` is what it was given last by the run that is gone on with.
+    """
+    done = done or {"epochs": 0}
+    if done["epochs"] == args.pretrain_epochs:
+        set_rng_state(done["rng"])
+        return
     names = [name for name in MODALITIES if name in args.pretrain_on]
     learner = learner_of(args, task, features, names).to(features.device)
     if isinstance(learner, Pixels):
         say(pixel_words(args, learner, runs))
     optimizer = optimizer_of(args, task, learner)
     scaler = make_scaler(features.device, args.precision)
+    parts: dict[str, Stateful] = {"learner": learner, "optimizer": optimizer, "scaler": scaler}
+    if done["epochs"]:
+        for name, part in parts.items():
+            part.load_state_dict(done[name])
+        set_rng_state(done["rng"])
+        say(f"{args.pretrain}: continuing after epoch {done['epochs']}")
     learner.train()
-    for epoch in range(args.pretrain_epochs):
+    for epoch in range(done["epochs"], args.pretrain_epochs):
         sampler.set_epoch(epoch)
         total, count = 0.0, 0
         for indices in sampler:
@@ -104,8 +124,12 @@ def pretrain(
             step(loss, optimizer, scaler=scaler, clip=args.grad_clip)
             total, count = total + float(loss.detach()), count + 1
         say(f"{args.pretrain} ({', '.join(names)}) epoch {epoch + 1}: loss {total / count:.4f}")
+        if epoch + 1 < args.pretrain_epochs and (epoch + 1) % args.save_every == 0:
+            states = {name: dict(part.state_dict()) for name, part in parts.items()}
+            keep({"epochs": epoch + 1, "rng": rng_state(), **states})
     if isinstance(learner, Pixels) and args.scale_tokens:
         fit_scale(task, features, runs)  # the encoders' tokens are others now
+    keep({"epochs": args.pretrain_epochs, "rng": rng_state()})
 
 
 def learner_of(args: Args, task: QuadTask, features: WeldFeatures, names: Sequence[str]) -> nn.Module:

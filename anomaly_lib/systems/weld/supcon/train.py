@@ -126,9 +126,22 @@ def train(args: Args, *, features: WeldFeatures | None = None) -> RunResult:
         state = learner.state(sensor_statistics=features.sensor_statistics)
         first = run.restore(state)
         if first == 0 and args.pretrain != "none":
-            pretrain(args, learner.task, features, splits.train, make_sampler(args, splits.train), run.log.line)
+            pretrain_or_go_on(args, run, state, learner.task, features, splits.train)
         loop(args, run, state, learner, features, splits, first)
         return finish(args, run, state, learner.task, features, splits)
+
+
+def pretrain_or_go_on(
+    args: Args, run: Run, state: TrainState, task: QuadTask, features: WeldFeatures, runs: list[WeldRun]
+) -> None:
+    """Pre-train, from where the checkpoint has left it; its epochs are those before the first one."""
+
+    def keep(progress: dict[str, Any]) -> None:
+        state.extra["pretraining"] = progress
+        run.save(state, 0)
+
+    done = state.extra.get("pretraining")
+    pretrain(args, task, features, runs, make_sampler(args, runs), run.log.line, done=done, keep=keep)
 
 
 def opening(run: Run, args: Args, runs: list[WeldRun], features: WeldFeatures) -> Splits:
