@@ -148,11 +148,12 @@ def table(report: dict[str, Any]) -> str:
             f"| {row['detector']} | {seen} | {100 * row['image_auroc']:.1f} | {100 * row['pixel_auroc']:.1f} | "
             f"{row['peak_mib']:.0f} MiB | {row['core_seconds']:.0f} |"
         )
+    commits = dict.fromkeys(row.get("commit", report["machine"]["commit"]) for row in report["rows"])
     note = (
         f"{report['train']} panels of {report['size']} px to learn from (PromptAD and SOWA two of them; SOWA's "
         f"adapters learn from {' and '.join(OTHERS)} of the built-in data), {report['test']} "
         f"normal and {report['test']} anomalous ones to score, the packaged demo CLIP, one thread, training and "
-        f"scoring together. `python benchmarks/bench_tiles.py`, commit {report['machine']['commit']}."
+        f"scoring together. `python benchmarks/bench_tiles.py`, commit {' and '.join(commits)}."
     )
     return "\n".join([*lines, "", note])
 

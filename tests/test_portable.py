@@ -83,3 +83,38 @@ def test_names_are_cut_at_both_kinds_of_slash(monkeypatch: pytest.MonkeyPatch) -
     files.check_name("C:\\" + "\\".join(["part" * 20] * 5))  # one name of 400 letters is refused
     with pytest.raises(UserError, match="longer than any file system"):
         files.check_name("C:\\" + "x" * 400)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from anomaly_lib.files import lock_folder
+lock = lock_folder(Path(sys.argv[1]))
+print(lock is not None, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_is_one_process_s_until_it_dies(tmp_path: Path) -> None:
+    """Whatever its name is, and however the process ends; a lock that only looks at files would stay."""
+    from anomaly_lib.files import lock_folder
+
+    folder = tmp_path / "m\u00fcller & s\u00f6hne (2)" / "run"
+    words = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=PACKAGE.parent
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "True\n"
+        assert lock_folder(folder) is None
+        holder.kill()
+        holder.wait()
+    lock = lock_folder(folder)
+    assert lock is not None
+    lock.close()
+
+
+def test_locks_are_those_of_a_library_that_knows_windows() -> None:
+    """filelock asks msvcrt there; nothing of ours asks fcntl itself."""
+    for path in FILES:
+        assert "fcntl" not in path.read_text(encoding="utf-8"), path

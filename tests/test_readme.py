@@ -75,3 +75,25 @@ def test_python_blocks_run(folder: Path) -> None:
             continue
         done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
+
+
+def test_the_shop_window() -> None:
+    """The way in one picture above the fold, the cast, eight rows of results or more, and others beside them."""
+    pictures = re.findall(r"!\[[^\]]+\]\((\S+)\)", TEXT)
+    assert pictures[0] == "docs/figures/way.png"
+    assert TEXT.index(pictures[0]) < 400
+    assert "docs/figures/cast.svg" in pictures
+    assert [name for name in pictures if not (ROOT / name).is_file()] == []
+    results = TEXT.partition("## Results")[2].partition("\n## ")[0]
+    assert len(re.findall(r"^\|(?! ?-)", results, flags=re.M)) >= 8 + 3  # three heads
+    assert "anomalib 2.7" in results
+    real, drawn = results.index("real categories |"), results.index("| built-in data |")
+    assert real < drawn
+
+
+def test_the_cast_is_one_file_that_fetches_nothing() -> None:
+    text = (ROOT / "docs" / "figures" / "cast.svg").read_text(encoding="utf-8")
+    assert not re.findall(r"<script|(?:href|src)=|url\(|@import", text)
+    assert "anomaly-lib" in text
+    seconds = [float(value) for value in re.findall(r"([0-9.]+)s\b", text)]
+    assert 10 <= max(seconds) <= 40

@@ -72,6 +72,8 @@ def test_one_file_decides_as_the_detector_does(system: str, tmp_path: Path, caps
     """From the file's bytes alone: no flipped decision on 200 pictures, scores to 1e-4."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
+    from anomaly_lib.evaluation import runner
+
     checkpoint = train(system, tmp_path)
     assert SCRIPT.main(["--checkpoint", str(checkpoint), "--repeats", "1", "--tolerance", "1e-4"]) == 0
     assert "milliseconds" in capsys.readouterr().out
@@ -91,7 +93,9 @@ def test_one_file_decides_as_the_detector_does(system: str, tmp_path: Path, caps
     np.testing.assert_allclose(together["score"], detector.predict(three).score.numpy(), rtol=1e-4)
 
     about = json.loads(path.with_suffix(".json").read_text())
+    assert about == runner.Detector(path).about  # the file itself holds what stands beside it
     assert about["checkpoint"] == {"name": checkpoint.name, "sha256": file_sha256(checkpoint)}
+    assert about["commit"]
     assert about["classes"] == detector.class_names
     assert about["outputs"] == list(found)
     assert about["cell"] == wanted.cell
@@ -180,6 +184,14 @@ def test_what_cannot_be_exported_says_so(tmp_path: Path, capsys: pytest.CaptureF
     assert "none.pt" in capsys.readouterr().err
     assert SCRIPT.main(["--checkpoint", "x.pt", "--format", "torch", "--precision", "int8"]) == 2
     assert "precision" in capsys.readouterr().err
+
+
+def test_the_runner_is_short() -> None:
+    """Sixty lines that a person reads before it goes onto the line, and nothing of ours or of torch."""
+    text = (ROOT / "anomaly_lib" / "evaluation" / "runner.py").read_text(encoding="utf-8")
+    assert len([line for line in text.splitlines() if line.strip()]) <= 60
+    assert "import torch" not in text
+    assert "from anomaly_lib" not in text
 
 
 @pytest.mark.parametrize(("mode", "message"), [("I;16", "more than 8 bits"), (None, "cannot identify")])

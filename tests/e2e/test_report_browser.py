@@ -157,6 +157,34 @@ def test_heat_opacity_truth_and_names(browser: ReportBrowser, page: Path) -> Non
     assert browser.run("[...document.images].every(i => i.naturalWidth > 0)")
 
 
+def test_the_keyboard_goes_from_image_to_image(browser: ReportBrowser, page: Path) -> None:
+    by_score = [i.path for i in sorted(demo_run("first", 30, 0).images, key=lambda i: -i.score)]
+    browser.open(page)
+
+    def press(key: str, on: str = "document.activeElement") -> str | None:
+        browser.run(f"{on}.dispatchEvent(new KeyboardEvent('keydown', {{key: '{key}', bubbles: true}}))")
+        found: str | None = browser.run("document.activeElement.dataset.path || null")
+        return found
+
+    assert [press("ArrowRight") for _ in range(3)] == by_score[:3]
+    assert press("ArrowLeft") == by_score[1]
+    columns = browser.run("columns")
+    assert press("ArrowDown") == by_score[1 + columns]
+    assert press("End") == by_score[-1]  # far below: it is drawn and scrolled to
+    box = "document.getElementById('scroll').getBoundingClientRect()"
+    assert browser.run(f"document.activeElement.getBoundingClientRect().bottom <= {box}.bottom + 1")
+    assert press("ArrowDown") == by_score[-1]
+    assert press("Home") == by_score[0]
+    assert browser.run(f"document.activeElement.getBoundingClientRect().top >= {box}.top")
+    press("h")
+    assert browser.run("getComputedStyle(document.querySelector('.heat')).opacity") == "0"
+    press("r")
+    assert browser.run("getComputedStyle(document.querySelector('.region')).display") == "none"
+    browser.run("document.getElementById('find').focus()")
+    assert press("ArrowRight") is None  # the field's own
+    assert browser.problems == []
+
+
 def test_two_runs_side_by_side(browser: ReportBrowser, page: Path) -> None:
     browser.open(page)
     browser.set("other", 1)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import anomaly_lib
+from anomaly_lib.__main__ import main
 from anomaly_lib.command_line import parse
 from anomaly_lib.data.demo.items import write_demo
 from anomaly_lib.detect.shown import PICTURES
@@ -76,6 +77,39 @@ def test_a_folder_of_good_images_and_nothing_else(parts: Path, tmp_path: Path) -
     found = anomaly_lib.fit("fewshot", flat, shot=2, output_dir=tmp_path / "run", **OPTIONS)
     assert found.evaluate().scores.labels.tolist() == [0, 0]  # of eight good images six are to be learned
     assert np.isnan(found.evaluate().metrics["image_auroc"])
+
+
+@pytest.mark.parametrize(
+    ("layout", "tested"),
+    [
+        ({"good": 8, "bad": 2}, 4),  # of eight good images six are to be learned
+        ({"train/good": 6, "test/good": 2, "test/bad": 1}, 3),
+        ({"Train/OK": 6, "Test/Normal": 2, "Test/Scratch": 2}, 4),
+        ({"": 8}, 2),
+        ({"list": 8}, 2),
+    ],
+)
+def test_the_command_takes_folders_of_every_layout(
+    layout: dict[str, int], tested: int, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures, data = iter(good_files(parts) * 2), tmp_path / "my parts"
+    listed = []
+    for place, count in layout.items():
+        (data / place).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            file = data / place / f"{number}.png"
+            file.write_bytes(next(pictures).read_bytes())
+            listed.append(f"{file.relative_to(data).as_posix()},good")
+    if "list" in layout:
+        data = data / "parts.csv"
+        data.write_text("\n".join(["path,truth", *listed]), encoding="utf-8")
+    words = ["--model", "padim", "--backbone", "demo-clip", "--layers", "layer.1", "--image-size", "64", "--no-figures"]
+    assert main(["fit", str(data), *words, "--output-dir", str(tmp_path / "run")]) == 0
+    assert "decision: anomalous from score" in capsys.readouterr().out
+    detector = anomaly_lib.load(next(tmp_path.glob("run/*.pt")))
+    scores = detector.score(detector.items())
+    assert len(scores) == tested
+    assert set(scores.groups) == {"parts" if "list" in layout else "my parts"}
 
 
 def test_an_array_keeps_its_values(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from PIL import Image
 
 from anomaly_lib import load
 from anomaly_lib.errors import OptionError
+from anomaly_lib.evaluation.graph import ExportedDetector
 from anomaly_lib.models.detectors.registry import entries
+from anomaly_lib.options import TileArgs
 from anomaly_lib.systems.detectors.build import FROZEN, build
 from anomaly_lib.systems.detectors.data import image_transform, tiles_of
 from anomaly_lib.systems.detectors.inputs import Images, Inputs, score_all
@@ -48,7 +50,10 @@ def options(folder: Any, model: str, **more: Any) -> Args:
     return tiny(**(given | more))
 
 
-@pytest.mark.parametrize("model", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in TILED])
+SOME = [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in TILED]
+
+
+@pytest.mark.parametrize("model", SOME)
 def test_learnt_decided_and_scored_by_the_image(model: str, tmp_path: Any) -> None:
     """Four tiles of 64 cover 96 x 96. The decision counts images, the map covers one, batches change nothing."""
     write(tmp_path / "parts")
@@ -66,6 +71,34 @@ def test_learnt_decided_and_scored_by_the_image(model: str, tmp_path: Any) -> No
     torch.testing.assert_close(alone.score[0], found.score[1], atol=1e-5, rtol=1e-4)
     scores = detector.score(detector.items())
     assert scores.maps.shape == (4, 96, 96)
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Two detectors that decide alike and say the same of the same boards, as they are and as one exported graph."""
+    assert (one.decision is None) == (other.decision is None)
+    if one.decision is not None:
+        assert one.decision.threshold == pytest.approx(other.decision.threshold, rel=1e-5)
+        np.testing.assert_allclose(one.decision.normal, other.decision.normal, rtol=1e-5)
+        assert one.decision.map_threshold == pytest.approx(other.decision.map_threshold, rel=1e-5)
+    boards = [picture(seed) for seed in (66, 77, 78)]
+    boards[1][40:56, 40:56] = 255
+    pixels = torch.from_numpy(np.stack(boards))
+    found, wanted = one.predict(boards), other.predict(boards)
+    np.testing.assert_allclose(found.score, wanted.score, rtol=1e-5)
+    np.testing.assert_allclose(found.map, wanted.map, rtol=1e-5, atol=1e-6 * float(wanted.map.abs().max()))
+    for mine, theirs in zip(ExportedDetector(one)(pixels), ExportedDetector(other)(pixels), strict=True):
+        atol = 1e-6 * float(theirs.double().abs().max())
+        np.testing.assert_allclose(mine.detach().double(), theirs.detach().double(), rtol=1e-5, atol=atol)
+
+
+@pytest.mark.parametrize("model", SOME)
+def test_one_tile_is_no_tile(model: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learnt, decided, scored and exported: with a tile of the image's size, or a larger one, as without tiles."""
+    write(tmp_path / "parts")
+    plain = {"tile": 0, "overlap": None, "output_dir": str(tmp_path / "plain")}
+    whole = load(train(options(tmp_path, model, **plain)).checkpoint)
+    monkeypatch.setattr(TileArgs, "check", lambda _: None)  # such a tile is refused, for it does nothing
+    assert_same(load(train(options(tmp_path, model, tile=128)).checkpoint), whole)
 
 
 def entry_leaves_out(model: str) -> bool:
