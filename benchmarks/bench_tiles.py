@@ -49,6 +49,9 @@ class Args(BenchmarkArgs):
     image_size: int = arg(512, "of the tiled runs", at_least=64)
     tile: int = arg(128, "side of a tile", at_least=32)
     resized: int = arg(128, "of the other runs", at_least=32)
+    coreset_size: Optional[int] = arg(
+        None, "rows of PatchCore's memory; None = its own share of all", type=int, at_least=1
+    )
     page: Optional[str] = arg(None, "page whose table is renewed", type=str)
     run: Optional[str] = arg(None, "one run as JSON; the program starts itself with it", type=str)
 
@@ -122,6 +125,8 @@ def bench(args: Args) -> None:
         for model in args.models:
             for kind, how in (("resized", {"image_size": [args.resized]}), ("tiled", tiled)):
                 more = {"name": model, "output_dir": f"{name}/{model}-{kind}", "figures": False}
+                if model == "patchcore" and args.coreset_size is not None:
+                    more["coreset_size"] = args.coreset_size
                 words = [sys.executable, __file__, "--run", json.dumps(shared | how | more)]
                 done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
                 if done.returncode:
