@@ -92,7 +92,6 @@ def one_run(options: dict[str, Any]) -> dict[str, float]:
     elif model == "sowa":
         panels = {"eval_dataset": options.pop("dataset"), "eval_data_path": options.pop("data_path")}
         options |= {"dataset": "demo", "train_classes": OTHERS, **panels, "epochs": 2, "select": "last", "shot": 2}
-        options |= {"cache": "disk", "cache_dir": f"{options['output_dir']}-cache"}  # many tiles of the other classes
     else:
         options["model"] = model
     before, core = time.perf_counter(), time.process_time()
@@ -120,11 +119,12 @@ def bench(args: Args) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         draw_panels(Path(name) / "data", args)
-        shared = {"dataset": "mvtec", "data_path": f"{name}/data", "backbone": "demo-clip", "cache": "ram"}
+        shared = {"dataset": "mvtec", "data_path": f"{name}/data", "backbone": "demo-clip"}
         tiled = {"image_size": [args.image_size], "tile": args.tile}
         for model in args.models:
             for kind, how in (("resized", {"image_size": [args.resized]}), ("tiled", tiled)):
                 more = {"name": model, "output_dir": f"{name}/{model}-{kind}", "figures": False}
+                more |= {"cache": "disk", "cache_dir": f"{name}/{model}-{kind}-cache"}  # a board of tiles is 150 MB
                 if model == "patchcore" and args.coreset_size is not None:
                     more["coreset_size"] = args.coreset_size
                 words = [sys.executable, __file__, "--run", json.dumps(shared | how | more)]
