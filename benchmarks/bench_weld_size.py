@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ladder lies 
 
 from anomaly_lib.command_line import command
 from anomaly_lib.config import arg
-from anomaly_lib.engine.memory import highest_resident
+from anomaly_lib.engine.memory import PeakMemory, highest_resident
 from anomaly_lib.systems.weld.data.manifest import CLASSES, WeldRun
 from anomaly_lib.systems.weld.supcon.task import open_runs
 from scripts.weld.studies.baselines import Fitted, cross_attention, pool_of
@@ -117,7 +117,8 @@ def bench(args: Args) -> None:
         models = ladder() | {"D": cross_attention}
         for model in args.models:
             started = time.process_time()
-            fitted: Fitted = models[model](pool, options.seeded(0))
+            with PeakMemory(features.device):  # what the model before has freed goes back first, as in the ladder
+                fitted: Fitted = models[model](pool, options.seeded(0))
             assert all(torch.isfinite(scores).all() for scores in fitted.scores.values())
             rows[model] = {"core_seconds": time.process_time() - started, "peak_mb": highest_resident()}
             print(f"{model:18} {rows[model]['core_seconds']:9.1f} s  peak {rows[model]['peak_mb']:7.0f} MB", flush=True)
