@@ -62,8 +62,10 @@ class Scores:
         places = np.flatnonzero(rows)
 
         def some(values: Any) -> Any:
-            if values is None or to_numpy(values).ndim < 3:
-                return None if values is None else to_numpy(values)[places]
+            if values is None:
+                return None
+            if to_numpy(values).ndim < 3:
+                return to_numpy(values)[places]
             return to_numpy(stacked((torch.from_numpy(one)[None] for one in planes(values, rows)), len(places)))
 
         picture = self.image

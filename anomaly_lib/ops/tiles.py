@@ -37,6 +37,11 @@ class Tiles:
         side, overlap = getattr(args, "tile", 0), getattr(args, "overlap", None)
         return cls.of((size[0], size[-1]), side, side // 4 if overlap is None else overlap)
 
+    @classmethod
+    def seen_size(cls, args: Any) -> Any:
+        """What a network is built for: a tile where options ask for tiles, else a whole picture."""
+        return cls.asked(args, args.image_size).tile if args.tile else args.image_size
+
     @cached_property
     def places(self) -> list[tuple[int, int]]:
         """Upper left corners, row by row."""

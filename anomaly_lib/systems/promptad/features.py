@@ -137,6 +137,6 @@ def make_visual(name: str, args: Args) -> tuple[FrozenBackbone, list[str]]:
 
 
 def _settings(args: Args, weights: str | None) -> dict[str, Any]:
-    sizes = Tiles.asked(args, args.image_size).tile if args.tile else args.image_size
+    sizes = Tiles.seen_size(args)
     size = None if not sizes else (sizes[0], sizes[-1])
     return {"weights": weights, "image_size": size, "download": args.download}

@@ -23,7 +23,7 @@ def frozen_clip(args: Args) -> ClipBackbone:
         args.backbone,
         feature_map_idx=args.feature_map_idx,
         weights=args.weights,
-        image_size=Tiles.asked(args, args.image_size).tile if args.tile else args.image_size,
+        image_size=Tiles.seen_size(args),
         download=args.download,
     )
 
